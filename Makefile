@@ -1,0 +1,49 @@
+# Every target sets up what it needs by itself: `make demo` in a fresh clone is one command.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Byte code is compiled at first import instead of for every file of every package: most are never imported.
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --prefer-binary -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
+	$(BIN)/milp-ray run experiments/demo.yaml --fresh
+
+test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
+	$(PYTEST) -m "not slow and not gpu and not launcher"
+
+test-slow: $(VENV)/.stamp-dev ## the slow tests
+	$(PYTEST) -m "slow and not gpu and not launcher"
+
+check: $(VENV)/.stamp-dev ## lint, format, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.stamp-run ## every benchmark in experiments/benchmarks
+	@set -e; found=; for script in experiments/benchmarks/*.py; do \
+	  [ -e "$$script" ] || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; done; \
+	if [ -z "$$found" ]; then echo "no benchmark in experiments/benchmarks" >&2; exit 1; fi
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  f"milp_ray needs Python 3.11 or later; {sys.executable} is {v.major}.{v.minor}. Use: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (two to three minutes) ..."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV), development tools included ..."
+	$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.stamp-run

@@ -1,0 +1,234 @@
+"""The ``milp-ray`` command: one subcommand a stage, nothing else.
+
+Nothing heavy is imported before a command needs it, so that ``milp-ray --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from milp_ray.config import Config
+    from milp_ray.rundir import RunFolder
+
+EXIT_MISTAKE = 2  # the caller can mend it: a configuration, a path, a users file
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+
+
+class _Commands(TyperGroup):
+    """The one place where a failure becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from milp_ray.errors import MilpError
+
+        try:
+            return super().invoke(ctx)
+        except MilpError as error:
+            typer.secho(str(error), fg=typer.colors.RED, err=True)
+            raise typer.Exit(EXIT_MISTAKE) from None
+        except KeyboardInterrupt as interrupted:
+            typer.secho(
+                f"\n{interrupted or 'interrupted; the same command continues'}",
+                fg=typer.colors.YELLOW,
+                err=True,
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="milp-ray",
+    help="Personal adapters for many users of one frozen language model.",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    # Rich help pages cost a third of a second of imports at every call.
+    rich_markup_mode=None,
+    # A traceback with local variables would print users' texts.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, rich_markup_mode=None)
+users_app = typer.Typer(help="Look at users.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(users_app, name="users")
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; experiments/ holds examples.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that replace the file's, e.g. search.n_trials=24."
+    ),
+]
+Target = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration file whose run is meant.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from milp_ray import __version__
+
+        typer.echo(f"milp-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# -------------------------------------------------------------------------------------------- a whole run
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
+) -> None:
+    """Run every stage, or what is left of them.
+
+    Searches for layouts, chooses one, makes every user's adapter, scores it, and writes a report. After an
+    interruption the same command continues.
+    """
+    from milp_ray import pipeline
+    from milp_ray.config_loader import load_config
+    from milp_ray.rundir import RunFolder
+
+    resolved = load_config(config, overrides or [])
+    pipeline.run_all(RunFolder.create(resolved, fresh=fresh), resolved)
+
+
+@app.command()
+def search(target: Target, overrides: Overrides = None) -> None:
+    """Search for layouts on the cluster."""
+    from milp_ray import pipeline
+
+    pipeline.search(*_run_of(target, overrides))
+
+
+@app.command()
+def choose(target: Target, overrides: Overrides = None) -> None:
+    """Choose one layout of the front."""
+    from milp_ray import pipeline
+
+    pipeline.choose(*_run_of(target, overrides))
+
+
+@app.command()
+def personalize(target: Target, overrides: Overrides = None) -> None:
+    """Make every user's adapter."""
+    from milp_ray import pipeline
+
+    pipeline.personalize(*_run_of(target, overrides))
+
+
+@app.command()
+def evaluate(target: Target, overrides: Overrides = None) -> None:
+    """Score every method on held-out queries."""
+    from milp_ray import pipeline
+
+    pipeline.evaluate(*_run_of(target, overrides))
+
+
+@app.command()
+def report(target: Target, overrides: Overrides = None) -> None:
+    """Write the summary, figures and report."""
+    from milp_ray import pipeline
+
+    pipeline.report(*_run_of(target, overrides))
+
+
+def _run_of(target: Path, overrides: list[str] | None) -> tuple[RunFolder, Config]:
+    """The run that a path means, and its configuration with the overrides applied and recorded."""
+    from milp_ray.config_loader import load_config
+    from milp_ray.rundir import RunFolder
+
+    if target.is_file():
+        config = load_config(target, overrides or [])
+        return RunFolder.create(config), config
+    # A run folder may have been moved since it was made: where it is counts, not where it was.
+    config = load_config(RunFolder.open(target).config_file, overrides or [])
+    return RunFolder.create(config, at=target), config
+
+
+# --------------------------------------------------------------------------------------------- use and look
+
+
+@app.command()
+def generate(
+    target: Target,
+    query: Annotated[str, typer.Argument(metavar="QUESTION", help="What the user asks.")],
+    user: Annotated[str, typer.Option("--user", help="The user's id.")],
+    without: Annotated[bool, typer.Option("--base", help="Answer with the base alone, to compare.")] = False,
+) -> None:
+    """Answer a question with a user's adapter."""
+    from milp_ray import pipeline
+    from milp_ray.rundir import RunFolder
+
+    folder = RunFolder.open(target)
+    typer.echo(pipeline.generate(folder, folder.config(), user, query, personal=not without))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed and what would fail."""
+    from rich.console import Console
+
+    from milp_ray.doctor import doctor as examine
+
+    raise typer.Exit(examine(Console(emoji=False)))
+
+
+@config_app.command("show")
+def config_show(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved configuration.
+
+    The file, the overrides, and every default.
+    """
+    from milp_ray.config_loader import dump_config, load_config
+
+    typer.echo(dump_config(load_config(file, overrides or [])), nl=False)
+
+
+@users_app.command("sample")
+def users_sample(
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="How many users.")] = 1,
+    long: Annotated[bool, typer.Option("--long", help="Users with long histories.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the world.")] = 0,
+) -> None:
+    """Print embedded users.
+
+    Their profile, their history, and queries with the wanted responses.
+    """
+    from milp_ray import users_view
+
+    users_view.print_sample(n, long=long, seed=seed)
+
+
+@users_app.command("check")
+def users_check(file: ConfigFile, overrides: Overrides = None) -> None:
+    """Read users and tell what was found."""
+    from milp_ray import users_view
+    from milp_ray.config_loader import load_config
+
+    users_view.print_check(load_config(file, overrides or []))
+
+
+def main() -> None:
+    """Entry point of the ``milp-ray`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

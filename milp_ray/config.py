@@ -1,0 +1,247 @@
+"""Typed configuration: one frozen section a stage, and YAML that mirrors it key for key.
+
+Functions take the section they need, never the whole. Reading YAML, applying ``key=value`` overrides and
+wording the errors is in :mod:`milp_ray.config_loader`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from milp_ray.objectives import KNOWN_OBJECTIVES
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class BaseSection(Section):
+    """The frozen language model."""
+
+    model: str = "embedded"  # "embedded", a folder, or a Hugging Face model id
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
+    context_length: PositiveInt | None = None  # None: what the model's own configuration states
+    # Names of the linear maps of a feed-forward block, relative to one layer (for example "mlp.up_proj").
+    # None: known by architecture (Llama, Mistral, Qwen, GPT-2, RoBERTa, …).
+    ffn_modules: tuple[str, ...] | None = None
+
+
+class PersonaWorldSection(Section):
+    """How many embedded users to make; see :mod:`milp_ray.users.persona_world`."""
+
+    n_short_users: NonNegativeInt = 12  # histories that fit the embedded base's context
+    n_long_users: NonNegativeInt = 4  # histories several times the context
+    n_examples: PositiveInt = 50  # query → response pairs of a user, all splits together
+
+
+class SplitSection(Section):
+    """Shares of a user's examples, in time order; the rest is test."""
+
+    train: Fraction = 0.7
+    validation: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _leaves_a_test_share(self) -> SplitSection:
+        if self.train + self.validation >= 1.0:
+            raise ValueError(
+                f"train {self.train} + validation {self.validation} leaves nothing for test; "
+                "keep the sum below 1"
+            )
+        return self
+
+
+class UsersSection(Section):
+    """Who is personalised."""
+
+    format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
+    paths: tuple[Path, ...] = ()  # files to read; relative to the working directory
+    limit: PositiveInt | None = None  # at most so many users, in the order of the files
+    persona_world: PersonaWorldSection = PersonaWorldSection()
+    split: SplitSection = SplitSection()
+
+    @model_validator(mode="after")
+    def _files_have_paths(self) -> UsersSection:
+        if self.format != "persona_world" and not self.paths:
+            raise ValueError(f"format {self.format!r} reads files: name at least one under users.paths")
+        return self
+
+
+class PromptSection(Section):
+    """The fixed phrases around a user's texts; the same ones in training, prompting and generation."""
+
+    history: str = "User history:\n"  # the fixed phrase before turns (memory injection and text prompts)
+    profile: str = "User profile:\n"
+    turn_separator: str = "\n"
+    query: str = "Question: {query}\nAnswer:"  # the response follows after one space
+    assistant_turn: str = "Assistant: {text}"  # how a turn of another role than "user" is written
+
+
+class SpaceSection(Section):
+    """The layouts that a search may propose (layers α, number n, rank r)."""
+
+    ranks: tuple[PositiveInt, ...] = (8, 16, 32, 64, 96)
+    factors: tuple[Literal["layers", "number", "rank"], ...] = ("layers", "number", "rank")
+    # What a factor that is not searched is held at; None: all layers, as many LoRAs as active layers,
+    # the smallest rank.
+    fixed_layers: tuple[NonNegativeInt, ...] | None = None
+    fixed_number: NonNegativeInt | None = None
+    fixed_rank: PositiveInt | None = None
+
+
+class LoraAlphaSection(Section):
+    """``lora_alpha`` as a function of the rank r; the update is scaled by lora_alpha / r.
+
+    constant: lora_alpha = value; proportional: lora_alpha = value × r;
+    sqrt: lora_alpha = value × √r (rank-stabilised, Kalajdzievski 2023: the scale falls with 1/√r).
+    """
+
+    rule: Literal["constant", "proportional", "sqrt"] = "proportional"
+    value: PositiveFloat = 2.0
+
+
+class DeepSpeedSection(Section):
+    """What the DeepSpeed engine is given."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_parameters: Literal["none", "cpu"] = "none"  # ZeRO-3 only
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _offload_needs_its_stage(self) -> DeepSpeedSection:
+        if self.offload_parameters != "none" and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
+        return self
+
+
+class TrainingSection(Section):
+    """How one user's adapter is trained; the defaults are the paper's recipe."""
+
+    stages: Literal["sequential", "joint"] = "sequential"  # memory then instruction, or both mixed
+    memory_epochs: NonNegativeInt = 10
+    instruction_epochs: NonNegativeInt = 10  # joint: the larger of the two counts
+    memory_block_turns: PositiveInt | None = None  # turns a memory sequence; None: as many as fit max_length
+    order: Literal["chronological", "shuffled"] = "shuffled"
+    batch_size: PositiveInt = 8
+    gradient_accumulation: PositiveInt = 1
+    learning_rate: PositiveFloat = 5e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    warmup_ratio: Fraction = 0.1
+    max_grad_norm: PositiveFloat = 1.0
+    max_length: PositiveInt | None = None  # tokens a sequence; None: the base's context length
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    lora_alpha: LoraAlphaSection = LoraAlphaSection()
+    # Epochs without a better validation loss after which training ends, best weights kept; None: never early.
+    early_stopping_patience: PositiveInt | None = None
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+
+
+class SurrogateSection(Section):
+    """The SAAS Gaussian process, one an objective (Eriksson and Jankowiak 2021)."""
+
+    inference: Literal["nuts", "map"] = "nuts"  # full Bayesian, or an ensemble of MAP fits (much faster)
+    warmup_steps: PositiveInt = 256  # nuts
+    num_samples: PositiveInt = 128  # nuts
+    thinning: PositiveInt = 16  # nuts
+    n_ensemble: PositiveInt = 4  # map
+
+
+class SearchSection(Section):
+    """The layout search."""
+
+    n_trials: PositiveInt = 200
+    n_initial: PositiveInt = 100  # Sobol points before the surrogate proposes
+    batch_size: PositiveInt = 4  # suggestions made from one fit
+    n_probe_users: PositiveInt = 1  # users a layout is measured on; 1 is the paper's single-user search
+    trial_stages: Literal["memory", "both"] = "memory"  # the paper's trials do memory injection only
+    objectives: tuple[str, ...] = ("validation_loss", "rouge_l")
+    max_concurrent_trials: PositiveInt | None = None  # None: as many as the cluster's resources allow
+    cpus_per_trial: PositiveFloat = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
+    surrogate: SurrogateSection = SurrogateSection()
+
+    @model_validator(mode="after")
+    def _known_objectives(self) -> SearchSection:
+        unknown = [name for name in self.objectives if name not in KNOWN_OBJECTIVES]
+        if unknown or len(self.objectives) < 2 or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError(
+                f"objectives {list(self.objectives)}: "
+                f"give two or more different ones of {list(KNOWN_OBJECTIVES)}"
+            )
+        if self.n_initial > self.n_trials:
+            raise ValueError(f"n_initial {self.n_initial} is above n_trials {self.n_trials}; lower it")
+        return self
+
+
+class ChoiceSection(Section):
+    """Which layout of the Pareto front is used for everybody."""
+
+    rule: Literal["knee", "best_loss", "best_rouge_l", "smallest_within"] = "knee"
+    # smallest_within: the adapter with the fewest parameters whose validation loss is at most this share
+    # above the best one.
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.02
+
+
+class PersonalizeSection(Section):
+    """The batch that makes every user's adapter."""
+
+    n_workers: PositiveInt | None = None  # None: as many as the cluster's resources allow
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
+    max_retries: NonNegativeInt = 2  # of a user whose worker was lost
+
+
+Method = Literal["base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class EvaluationSection(Section):
+    """What is measured on the held-out queries."""
+
+    methods: tuple[Method, ...] = METHODS
+    max_new_tokens: PositiveInt = 48
+    batch_size: PositiveInt = 16  # rows generated at once
+    n_bootstrap: PositiveInt = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class RaySection(Section):
+    """The cluster."""
+
+    address: str | None = None  # None: start Ray in this process; "auto" or ray://… joins a cluster
+    num_cpus: PositiveInt | None = None  # None: what the machine has
+    num_gpus: NonNegativeInt | None = None
+    object_store_mib: PositiveInt = 256
+    include_dashboard: bool = False
+    threads_per_worker: PositiveInt = 1  # torch, OpenMP and BLAS threads
+
+
+class Config(Section):
+    """Everything one run needs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: NonNegativeInt = 0
+    output_dir: Path = Path("runs")
+    base: BaseSection = BaseSection()
+    users: UsersSection = UsersSection()
+    prompt: PromptSection = PromptSection()
+    space: SpaceSection = SpaceSection()
+    training: TrainingSection = TrainingSection()
+    search: SearchSection = SearchSection()
+    choice: ChoiceSection = ChoiceSection()
+    personalize: PersonalizeSection = PersonalizeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    ray: RaySection = RaySection()

@@ -1,0 +1,1 @@
+"""Evaluation: metrics (pure functions), per-user scores, intervals over users, and comparison tables."""

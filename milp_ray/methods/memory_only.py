@@ -1,0 +1,20 @@
+"""Memory only: an adapter trained on the history alone, by next-content prediction (stage 1 of MiLP).
+
+An ablation of the MiLP paper: what of its scores is memory and what is having seen the form of the answers.
+Layout, recipe and seed are those of the full method, so that the data is all that differs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from milp_ray.methods.milp import train_adapter
+from milp_ray.methods.protocol import Answerer
+
+if TYPE_CHECKING:
+    from milp_ray.methods.protocol import FitRequest, Personalizer
+
+
+def fit(request: FitRequest) -> Personalizer:
+    """Train the adapter; the empty layout has none and answers like the base."""
+    return Answerer(request, adapter=train_adapter(request, frozenset({"memory"})))

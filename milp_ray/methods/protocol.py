@@ -1,0 +1,143 @@
+"""What a method is given and what it must do; and the machinery that all of them share.
+
+A personalizer is a frozen base, an adapter or none, and a rule for the context that stands before a query.
+That is all in which the methods differ, so they are built by composition out of :class:`Answerer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from milp_ray.training.text import query_prompt, response_text
+
+if TYPE_CHECKING:
+    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.memory.layout import CanonicalLayout
+    from milp_ray.training.adapters import Adapter
+    from milp_ray.training.base import Base
+    from milp_ray.users.records import Example, UserSplit
+
+Unit = TypeVar("Unit")
+
+
+class Personalizer(Protocol):
+    """A method that is ready to answer one user."""
+
+    def respond(self, queries: Sequence[str]) -> list[str]:
+        """Answer every query by greedy generation, in the order given."""
+        ...
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """(summed negative log-likelihood in nats, tokens) of each example's wanted response."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """Everything a method may use about one user.
+
+    ``split`` comes without test examples (:func:`training_side`); its validation examples are for early
+    stopping alone. ``adapter`` is the user's stored one, which :mod:`milp_ray.methods.milp` uses instead of
+    training.
+    """
+
+    base: Base
+    split: UserSplit
+    layout: CanonicalLayout
+    training: TrainingSection
+    prompt: PromptSection
+    max_new_tokens: int
+    batch_size: int
+    seed: int
+    adapter: Adapter | None = None
+
+
+# The context document before a query, given the query and the tokens to keep free for the answer.
+ContextRule = Callable[[str, int], str]
+
+
+def no_context(query: str, reserve: int) -> str:
+    """The context of the methods that give the model the query alone."""
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """A :class:`Personalizer`: the base with an adapter or without, behind a context rule."""
+
+    request: FitRequest
+    adapter: Adapter | None = None
+    context: ContextRule = no_context
+
+    def respond(self, queries: Sequence[str]) -> list[str]:
+        """See :class:`Personalizer`; all queries in batches of ``batch_size`` prompts."""
+        from milp_ray.training.adapters import attached
+        from milp_ray.training.generation import generate
+
+        request = self.request
+        prompts = [
+            query_prompt(query, request.prompt, self.context(query, request.max_new_tokens)) for query in queries
+        ]
+        with attached(request.base, self.adapter) as model:
+            return generate(
+                request.base,
+                model,
+                prompts,
+                max_new_tokens=request.max_new_tokens,
+                batch_size=request.batch_size,
+            )
+
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """See :class:`Personalizer`; the context makes room for the wanted response where that is longer."""
+        from milp_ray.training.adapters import attached
+        from milp_ray.training.loss import response_losses
+
+        request = self.request
+        contexts = []
+        for example in examples:
+            n_response = count_tokens(request.base, response_text(example.response))
+            contexts.append(self.context(example.query, max(request.max_new_tokens, n_response)))
+        with attached(request.base, self.adapter) as model:
+            return response_losses(
+                request.base,
+                model,
+                examples,
+                request.prompt,
+                contexts=contexts,
+                batch_size=request.batch_size,
+            )
+
+
+def training_side(split: UserSplit) -> UserSplit:
+    """The split without its test examples: what a method may see."""
+    return replace(split, test=())
+
+
+def count_tokens(base: Base, text: str) -> int:
+    """Tokens of a text, without beginning and end tokens."""
+    return base.count_tokens([text])[0]
+
+
+def fits(base: Base, prompt_text: str, reserve: int) -> bool:
+    """Whether a prompt leaves ``reserve`` tokens of the base's context free, start and end tokens counted."""
+    return len(base.start_ids) + count_tokens(base, prompt_text) + reserve + 1 <= base.context_length
+
+
+def most_that_fits(units: Sequence[Unit], render: Callable[[Sequence[Unit]], str], accept: Callable[[str], bool]) -> int:
+    """The largest n for which ``render`` of n units is accepted; 0 where not even one is.
+
+    ``render`` is called with the first n units. More units make a longer text, so bisection finds the limit
+    in log2(len(units)) tokenisations.
+    """
+    if accept(render(units)):
+        return len(units)
+    low, high = 0, len(units)  # low units are accepted (or low is 0), high are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if accept(render(units[:middle])):
+            low = middle
+        else:
+            high = middle
+    return low

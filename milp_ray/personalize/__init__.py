@@ -1,0 +1,1 @@
+"""Many users: the batch on Ray and the adapter store."""

@@ -1,0 +1,117 @@
+"""What an adapter is made from, and the fingerprint by which a rerun knows that nothing of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.memory.layout import CanonicalLayout
+
+if TYPE_CHECKING:
+    from milp_ray.config import BaseSection, PromptSection, TrainingSection
+    from milp_ray.users.records import Example, UserSplit
+
+FINGERPRINT_FORMAT = 1  # raised when training changes so that the same recipe gives other adapters
+
+_WHOLE_FILE_BYTES = 16 << 20  # files up to this size are hashed whole, larger ones by samples
+_SAMPLE_BYTES = 64 << 10
+_N_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything but the user's own data that decides about the bits of an adapter."""
+
+    layout: CanonicalLayout
+    base: BaseSection
+    training: TrainingSection
+    prompt: PromptSection
+    seed: int
+
+    def digest(self) -> str:
+        """Hash of the recipe, the base's files included; computed once for many users."""
+        return _hash(
+            {
+                "format": FINGERPRINT_FORMAT,
+                "layout": self.layout.to_dict(),
+                "base": base_identity(self.base),
+                "training": self.training.model_dump(mode="json"),
+                "prompt": self.prompt.model_dump(mode="json"),
+                "seed": self.seed,
+            }
+        )
+
+    def seed_of(self, user_id: str) -> int:
+        """The user's own seed: the same whatever the other users, the workers and the order."""
+        return int(_hash([self.seed, user_id])[:8], 16) >> 1
+
+    def parts(self, split: UserSplit) -> frozenset[str]:
+        """The parts of training that the user has data for; empty where nothing can be trained."""
+        training = self.training
+        if training.stages == "joint":
+            epochs = max(training.memory_epochs, training.instruction_epochs)
+            memory_epochs = instruction_epochs = epochs
+        else:
+            memory_epochs, instruction_epochs = training.memory_epochs, training.instruction_epochs
+        parts = set()
+        if split.history and memory_epochs:
+            parts.add("memory")
+        if split.train and instruction_epochs:
+            parts.add("instruction")
+        return frozenset(parts)
+
+
+def fingerprint(recipe_digest: str, split: UserSplit) -> str:
+    """Hash of a recipe and of the user's data that training sees; the test examples are not among it."""
+    data = {
+        "history": [[turn.role, turn.text] for turn in split.history],
+        "train": _pairs(split.train),
+        "validation": _pairs(split.validation),  # decides when training stops early
+    }
+    return _hash([recipe_digest, data])
+
+
+def base_identity(section: BaseSection) -> dict[str, Any]:
+    """What tells one base from another: an id and revision, or the content of the folder's files.
+
+    A folder's path says nothing (it may be mounted elsewhere, or hold retrained weights tomorrow). Large
+    weight files are told apart by their size and evenly spread samples of them.
+    """
+    options = {
+        "dtype": section.dtype,
+        "context_length": section.context_length,
+        "ffn_modules": section.ffn_modules,
+    }
+    if section.model == "embedded":
+        folder = Path(str(resources.files("milp_ray.data"))) / "tiny_base"
+    else:
+        folder = Path(section.model).expanduser()
+    if not folder.is_dir():
+        return {"model": section.model, "revision": section.revision, **options}
+    names = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})
+    return {"files": {path.name: [path.stat().st_size, _sample_hash(path)] for path in names}, **options}
+
+
+def _pairs(examples: Iterable[Example]) -> list[list[str]]:
+    return [[example.query, example.response] for example in examples]
+
+
+def _hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def _sample_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE_FILE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for index in range(_N_SAMPLES):
+            file.seek(index * (size - _SAMPLE_BYTES) // (_N_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+        return digest.hexdigest()

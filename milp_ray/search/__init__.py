@@ -1,0 +1,1 @@
+"""The layout search: surrogate and acquisition, Tune searcher, trial, journal, study, front and choice."""

@@ -1,0 +1,135 @@
+"""Raw points of the search space without a surrogate: the initial ones, random new ones, neighbours, all."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
+
+if TYPE_CHECKING:
+    from milp_ray.memory.space import SearchSpace
+
+RawPoint = Mapping[str, Any]
+
+# Random draws before giving up on luck and walking through the space in order.
+_MAX_DRAWS = 2000
+
+
+def initial_points(space: SearchSpace, n_points: int, seed: int) -> list[dict[str, Any]]:
+    """The first raw points of a study: different canonical layouts, none of them empty.
+
+    A scrambled Sobol sequence over the raw factors with one dimension more, the density: a layer is active
+    where its coordinate is below it. Independent fair bits would put nearly all layouts at half the layers,
+    where one cannot learn what few or many layers do. As in the paper no hand-picked points are put in.
+    Fewer points come back where the space has no more.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for point in itertools.islice(_sobol(space, seed, n_points), 64 * n_points + _MAX_DRAWS):
+        _keep_if_new(space, point, found)
+        if len(found) == n_points:
+            return list(found.values())
+    for point in _all_points(space):
+        _keep_if_new(space, point, found)
+        if len(found) == n_points:
+            break
+    return list(found.values())
+
+
+def random_new_point(
+    space: SearchSpace, seen: Collection[str], rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """A raw point whose canonical key is not in ``seen``; ``None`` once every layout has been seen."""
+    if len(seen) >= space.n_canonical:
+        return None
+    for _ in range(_MAX_DRAWS):
+        point = _raw_point(space, rng.random(len(space.parameters()) + 1))
+        if space.layout(point).canonical().key not in seen:
+            return point
+    return next(
+        (point for point in _all_points(space) if space.layout(point).canonical().key not in seen), None
+    )
+
+
+def neighbours(space: SearchSpace, layout: CanonicalLayout) -> list[dict[str, Any]]:
+    """Raw points whose layouts are one step from ``layout``.
+
+    A step turns one layer on or off, moves one LoRA to the layer above or below, or takes another rank; where
+    the layers are held, another number of LoRAs. Steps that leave the space are left out.
+    """
+    mask, rank = layout.mask, layout.rank or _lowest_rank(space)
+    masks: list[tuple[bool, ...]] = []
+    if "layers" in space.factors:
+        masks += [_swapped(mask, (i,)) for i in range(len(mask))]
+        masks += [_swapped(mask, (i, i + 1)) for i in range(len(mask) - 1) if mask[i] != mask[i + 1]]
+    found = [CanonicalLayout(other, rank) for other in masks]
+    points = [point for point in (_raw_or_none(space, other) for other in found) if point is not None]
+    own = _raw_or_none(space, layout) or {}
+    if "number" in space.factors and "layers" not in space.factors:
+        points += [own | {"n_loras": n} for n in range(space.n_layers + 1)]
+    if "rank" in space.factors and not layout.is_empty:
+        points += [own | {"rank": other} for other in space.ranks if other != rank]
+    return points
+
+
+def all_points(space: SearchSpace) -> list[dict[str, Any]]:
+    """One raw point for every canonical layout of the space; only for small spaces."""
+    found: dict[str, dict[str, Any]] = {}
+    for point in _all_points(space):
+        found.setdefault(space.layout(point).canonical().key, point)
+    return list(found.values())
+
+
+def _swapped(mask: tuple[bool, ...], positions: tuple[int, ...]) -> tuple[bool, ...]:
+    return tuple(not bit if index in positions else bit for index, bit in enumerate(mask))
+
+
+def _lowest_rank(space: SearchSpace) -> int:
+    return space.ranks[0] if "rank" in space.factors or space.fixed_rank is None else space.fixed_rank
+
+
+def _raw_or_none(space: SearchSpace, layout: CanonicalLayout) -> dict[str, Any] | None:
+    try:
+        return dict(space.raw(layout))
+    except MilpError:  # for example more LoRAs than a held number allows
+        return None
+
+
+def _keep_if_new(space: SearchSpace, point: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+    layout = space.layout(point).canonical()
+    if not layout.is_empty:
+        found.setdefault(layout.key, point)
+
+
+def _sobol(space: SearchSpace, seed: int, n_points: int) -> Iterator[dict[str, Any]]:
+    from scipy.stats import qmc
+
+    sequence = qmc.Sobol(len(space.parameters()) + 1, rng=seed)
+    block = max(1, n_points - 1).bit_length()  # drawn by powers of two, which keeps the sequence balanced
+    while True:
+        for row in sequence.random_base2(block):
+            yield _raw_point(space, row)
+        block = int(sequence.num_generated).bit_length() - 1
+
+
+def _raw_point(space: SearchSpace, unit: np.ndarray) -> dict[str, Any]:
+    """The raw point at ``unit`` in [0, 1)^(1 + number of parameters); the first coordinate is the density."""
+    density, coordinates = unit[0], unit[1:]
+    point: dict[str, Any] = {}
+    for parameter, u in zip(space.parameters(), coordinates, strict=True):
+        if parameter.kind == "bool":
+            point[parameter.name] = bool(u < density)
+        else:
+            point[parameter.name] = parameter.values[min(int(u * len(parameter.values)), len(parameter.values) - 1)]
+    return point
+
+
+def _all_points(space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """Every raw point, in order; lazily, as there may be very many."""
+    parameters = space.parameters()
+    for values in itertools.product(*(parameter.values for parameter in parameters)):
+        yield {parameter.name: value for parameter, value in zip(parameters, values, strict=True)}

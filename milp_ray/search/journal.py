@@ -1,0 +1,230 @@
+"""The journal of a study: an append-only file of JSON lines, each on the disk before the search goes on.
+
+The journal is the truth of a search. A study killed at any moment resumes from it alone: what
+:func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:
+
+    study_started    digest of what decides the results, the space, objectives, seed
+    trial_suggested  index, batch, raw factors, canonical layout and key, generator (sobol, saas_nehvi, random)
+    trial_started    index
+    trial_completed  index, metrics (objective values, SEMs over the probe users, extras)
+    trial_failed     index, reason (class and place of the error, never a text of a user)
+    study_finished   reason
+
+A line is a line once its newline is written: a last line without one was cut off by a crash, is ignored, and
+is removed before the next line is appended. Any other damage is an error that names the line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
+
+TrialStatus = Literal["suggested", "started", "completed", "failed"]
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What the journal knows about one trial."""
+
+    index: int
+    batch: int  # 0: the initial trials; k ≥ 1: the k-th batch of the surrogate
+    raw: Mapping[str, Any]
+    layout: CanonicalLayout
+    generator: str
+    status: TrialStatus = "suggested"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    time: str | None = None  # when it ended, UTC
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trial is over, for good or ill."""
+        return self.status in ("completed", "failed")
+
+
+@dataclass
+class StudyState:
+    """A study as its journal tells it; ``trials`` are in the order of their index."""
+
+    header: dict[str, Any] | None = None
+    trials: list[TrialRecord] = field(default_factory=list)
+    finished: str | None = None  # the reason, once the study is finished
+
+    def apply(self, event: Event) -> None:
+        """Take one event in.
+
+        A second end of a trial is ignored: what was recorded first stands.
+
+        Raises:
+            KeyError, IndexError, ValueError, TypeError, MilpError: the event does not fit.
+        """
+        kind = event["event"]
+        if kind == "study_started":
+            if self.header is not None:
+                raise ValueError("a second study_started")
+            self.header = dict(event)
+        elif kind == "trial_suggested":
+            if event["index"] != len(self.trials):
+                raise ValueError(f"trial {event['index']} suggested where {len(self.trials)} is next")
+            layout = CanonicalLayout.from_dict(event["layout"])
+            self.trials.append(
+                TrialRecord(event["index"], event["batch"], dict(event["raw"]), layout, event["generator"])
+            )
+            self.finished = None  # a finished study that was given more trials goes on
+        elif kind in ("trial_started", "trial_completed", "trial_failed"):
+            self._apply_to_trial(kind, event)
+        elif kind == "study_finished":
+            self.finished = event["reason"]
+        else:
+            raise ValueError(f"unknown event {kind!r}")
+
+    def _apply_to_trial(self, kind: str, event: Event) -> None:
+        index = event["index"]
+        if not 0 <= index < len(self.trials):
+            raise ValueError(f"trial {index} was never suggested")
+        trial = self.trials[index]
+        if trial.has_ended:
+            return
+        changes: dict[str, Any] = {"status": kind.removeprefix("trial_")}
+        if kind == "trial_completed":
+            changes |= {"metrics": dict(event["metrics"]), "time": event.get("time")}
+        elif kind == "trial_failed":
+            changes |= {"reason": event["reason"], "time": event.get("time")}
+        self.trials[index] = replace(trial, **changes)
+
+    @property
+    def completed(self) -> list[TrialRecord]:
+        """Trials with values, in the order of their index."""
+        return [trial for trial in self.trials if trial.status == "completed"]
+
+    @property
+    def keys(self) -> set[str]:
+        """Canonical keys of all trials so far, failed ones included."""
+        return {trial.layout.key for trial in self.trials}
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events in the journal; a cut-off last line is left out. No file: no events.
+
+    Raises:
+        MilpError: a line is damaged; the message names file and line.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [_parse(line, path, number) for number, line in enumerate(lines[:-1], start=1)]
+
+
+def replay(events: Iterable[Event], path: Path) -> StudyState:
+    """The state that the events add up to.
+
+    Raises:
+        MilpError: an event does not fit those before it; the message names file and line.
+    """
+    state = StudyState()
+    for number, event in enumerate(events, start=1):
+        try:
+            state.apply(event)
+        except (KeyError, ValueError, TypeError, MilpError) as error:
+            raise _damaged(path, number, f"{type(error).__name__}: {error}") from error
+    return state
+
+
+def read_study(path: Path) -> StudyState:
+    """The state of the study whose journal is at ``path``.
+
+    Raises:
+        MilpError: the journal is damaged.
+    """
+    return replay(read_events(path), path)
+
+
+class Journal:
+    """The journal, open for appending by one process at a time.
+
+    Raises:
+        MilpError: the journal is damaged, or another process is writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise MilpError(
+                f"{path} is being written by another search: wait for it to end or stop it"
+            ) from error
+        _cut_off_partial_line(path)
+        _sync_folder(path.parent)
+        self.state = read_study(path)
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Write one event, wait until it is on the disk, and take it into :attr:`state`.
+
+        Raises:
+            ValueError: a number is not finite, or the event does not fit the state.
+        """
+        entry = {"event": event, **fields, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        line = json.dumps(entry, allow_nan=False, separators=(",", ":"))
+        self.state.apply(json.loads(line))
+        self._file.write(line + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and let another process write."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise _damaged(path, number, "it is not JSON") from error
+    if not isinstance(entry, dict) or "event" not in entry:
+        raise _damaged(path, number, "it is not an event")
+    return entry
+
+
+def _damaged(path: Path, number: int, why: str) -> MilpError:
+    return MilpError(
+        f"{path}, line {number} is damaged ({why}). A journal is only ever appended to: restore the file from a "
+        "copy, or remove it to start the search afresh"
+    )
+
+
+def _cut_off_partial_line(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the file's entry in its folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

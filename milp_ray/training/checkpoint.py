@@ -1,0 +1,105 @@
+"""Where a job stands after an epoch, in one file that is whole or not there.
+
+The file is safetensors: weights, moments and the generator's state as tensors, everything else as JSON in
+its header. It is continued only by the very same job: ``fingerprint`` says what the job was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_KEY = "progress"
+Tensors = dict[str, "torch.Tensor"]
+
+
+@dataclass
+class Progress:
+    """How far a job is: ``epoch`` epochs of stage ``stage`` are done.
+
+    ``best_loss`` and ``n_worse`` are early stopping's; ``curve`` has one entry an epoch.
+    """
+
+    fingerprint: str
+    stage: int = 0
+    epoch: int = 0
+    steps: int = 0
+    stage_steps: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    n_worse: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class CheckpointFile:
+    """The checkpoint of one job in a folder that many jobs share."""
+
+    def __init__(self, folder: Path, job_id: str) -> None:
+        # Job ids hold user ids, which may hold anything: slashes, "..", text that must not be seen.
+        name = hashlib.sha256(job_id.encode()).hexdigest()[:32]
+        self.path = folder / f"{name}.safetensors"
+
+    def write(self, progress: Progress, tensors: Tensors) -> None:
+        """Replace the checkpoint, on disk before it counts."""
+        from safetensors.torch import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}.part")
+        save_file(tensors, part, metadata={_KEY: json.dumps(asdict(progress))})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, self.path)
+
+    def read(self, fingerprint: str) -> tuple[Progress, Tensors] | None:
+        """What was written last, or ``None`` if nothing was or it belongs to a job made from other things."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                progress = Progress(**json.loads(file.metadata()[_KEY]))
+                if progress.fingerprint != fingerprint:
+                    return None
+                return progress, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+            return None  # damaged or of another version: the job starts anew
+
+    def remove(self) -> None:
+        """The job is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Copies of an optimizer's parameters (the master weights, under ZeRO) and of its moments."""
+    tensors: Tensors = {}
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            tensors[f"optimizer.{g}.{i}.weights"] = parameter.detach().cpu().clone().contiguous()
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{g}.{i}.state.{key}"] = value.detach().cpu().clone().contiguous()
+    return tensors
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what :func:`optimizer_tensors` gave of an optimizer made the same way."""
+    import torch
+
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            head = f"optimizer.{g}.{i}."
+            with torch.no_grad():
+                parameter.copy_(tensors[head + "weights"])
+            states = {n: t for n, t in tensors.items() if n.startswith(head + "state.")}
+            for name, value in states.items():
+                key = name.removeprefix(head + "state.")
+                # AdamW counts its steps on the CPU, unless its kernel is a fused one.
+                on_device = key != "step" or bool(group.get("fused"))
+                optimizer.state[parameter][key] = value.to(parameter.device if on_device else "cpu")

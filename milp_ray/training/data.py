@@ -1,0 +1,213 @@
+"""From texts to batches: tokenised sequences, the rule for too long ones, and padding.
+
+Everything is tokenised once a job; a batch is padded on the right to its own longest sequence, where causal
+attention needs no mask, because no token sees what stands behind it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from milp_ray.config import PromptSection
+from milp_ray.training.text import history_context, memory_blocks, query_prompt, response_text
+from milp_ray.users.records import Example, UserSplit
+
+if TYPE_CHECKING:
+    import torch
+
+    from milp_ray.training.base import Base
+
+Kind = Literal["memory", "instruction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One tokenised training text.
+
+    ``target_from`` is the index of the first token that is predicted for a loss; all later ones are, too.
+    It is at least 1: the first token of a sequence is predicted by nothing.
+    """
+
+    ids: tuple[int, ...]
+    target_from: int
+    kind: Kind
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return len(self.ids) - self.target_from
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences padded on the right.
+
+    ids: (n_rows, length) int64; keep: (n_rows, length) bool, True where the *next* token is a target;
+    labels: (n_targets,) int64, the targets in the order of ``keep``'s True entries; rows: (n_targets,)
+    int64, the row of each; sequences: one a row.
+    """
+
+    ids: torch.Tensor
+    keep: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    sequences: tuple[Sequence, ...]
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return int(self.labels.shape[0])
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(len(s.ids) for s in self.sequences)
+
+
+def memory_set(
+    split: UserSplit, base: Base, prompt: PromptSection, *, max_length: int, block_turns: int | None
+) -> list[Sequence]:
+    """The user's history as sequences for next-content prediction, oldest first.
+
+    Every block is a history document (:func:`~milp_ray.training.text.history_context`). The fixed phrase and
+    the start token are context only: what is to be remembered is the turns. A block that is longer than
+    ``max_length`` (one huge turn) goes on in further sequences without the phrase.
+    """
+    room = max_length - len(base.start_ids)
+    blocks = memory_blocks(
+        split, prompt, count_tokens=base.count_tokens, max_tokens=room, block_turns=block_turns
+    )
+    documents = base.tokenize([history_context(block, prompt) for block in blocks])
+    phrase = base.tokenize([prompt.history])[0] if blocks else []
+    sequences: list[Sequence] = []
+    for document in documents:
+        n_context = _common_prefix(phrase, document)
+        for start in range(0, len(document), room):
+            ids = (*base.start_ids, *document[start : start + room])
+            first = max(1, len(base.start_ids) + (n_context if start == 0 else 0))
+            if first < len(ids):
+                sequences.append(Sequence(ids, first, "memory"))
+    return sequences
+
+
+def instruction_set(
+    examples: SequenceOf[Example],
+    base: Base,
+    prompt: PromptSection,
+    *,
+    max_length: int,
+    contexts: SequenceOf[str] | None = None,
+) -> list[Sequence]:
+    """Query → response pairs, in the order given; the loss is on the response and its end token only.
+
+    Args:
+        examples: the pairs.
+        base: whose tokenizer is used.
+        prompt: the fixed phrases.
+        max_length: most tokens of a sequence; see :func:`fit` for what is cut.
+        contexts: a document before each question (:mod:`milp_ray.training.text`); ``None``: none.
+    """
+    before = contexts if contexts is not None else [""] * len(examples)
+    prompts = [query_prompt(e.query, prompt, c) for e, c in zip(examples, before, strict=True)]
+    responses = [response_text(e.response) for e in examples]
+    prompt_ids = base.tokenize(prompts)
+    whole_ids = base.tokenize([p + r for p, r in zip(prompts, responses, strict=True)])
+    sequences = []
+    for i, (head, whole) in enumerate(zip(prompt_ids, whole_ids, strict=True)):
+        # The prompt's tokens are those that generation starts from. A tokenizer that would merge across the
+        # seam gets the response tokenised alone.
+        joined = whole[: len(head)] == head
+        tail = whole[len(head) :] if joined else base.tokenize([responses[i]])[0]
+        head, tail = fit(head, [*tail, base.eos_id], max_length - len(base.start_ids))
+        ids = (*base.start_ids, *head, *tail)
+        sequences.append(Sequence(ids, len(ids) - len(tail), "instruction"))
+    return sequences
+
+
+def fit(prompt: list[int], response: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Cut a pair to ``room`` tokens: the response keeps its first three quarters of ``room`` tokens at most
+    (whatever the prompt, so that losses under different prompts are over the same tokens); the prompt keeps
+    its last tokens, as many as are left.
+    """
+    response = response[: max(1, room - max(1, room // 4))]
+    return cut_left(prompt, room - len(response)), response
+
+
+def cut_left(ids: list[int], room: int) -> list[int]:
+    """The last ``room`` tokens: what is nearest to the answer stays."""
+    return ids[-room:] if len(ids) > room else ids
+
+
+def make_batch(sequences: SequenceOf[Sequence], indices: SequenceOf[int], base: Base) -> Batch:
+    """Pad the chosen sequences on the right into one batch on the base's device."""
+    import torch
+
+    chosen = [sequences[i] for i in indices]
+    length = max(len(s.ids) for s in chosen)
+    ids = torch.full((len(chosen), length), base.pad_id, dtype=torch.long)
+    keep = torch.zeros((len(chosen), length), dtype=torch.bool)
+    labels: list[int] = []
+    rows: list[int] = []
+    for row, sequence in enumerate(chosen):
+        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        keep[row, sequence.target_from - 1 : len(sequence.ids) - 1] = True
+        labels.extend(sequence.ids[sequence.target_from :])
+        rows.extend([row] * sequence.n_targets)
+    return Batch(
+        ids=ids.to(base.device),
+        keep=keep.to(base.device),
+        labels=torch.tensor(labels).to(base.device),
+        rows=torch.tensor(rows).to(base.device),
+        sequences=tuple(chosen),
+    )
+
+
+def epoch_plan(
+    sequences: SequenceOf[Sequence], batch_size: int, order: str, rng: random.Random
+) -> list[tuple[int, ...]]:
+    """Which sequences make each batch of one epoch.
+
+    ``chronological``: as they stand, memory and instruction sequences never in one batch (they differ in
+    length by far). ``shuffled``: ties shuffled, sorted into buckets of near-equal length, and the buckets
+    shuffled; ``rng`` alone decides.
+    """
+    indices = list(range(len(sequences)))
+    if order == "chronological":
+        return [chunk for run in _runs_of_kind(sequences) for chunk in chunks(run, batch_size)]
+    rng.shuffle(indices)
+    indices.sort(key=lambda i: len(sequences[i].ids))  # stable: the shuffle decides among equals
+    plan = list(chunks(indices, batch_size))
+    rng.shuffle(plan)
+    return plan
+
+
+def by_length(sequences: SequenceOf[Sequence], batch_size: int) -> list[tuple[int, ...]]:
+    """Batches of near-equal length for measuring, longest first (too little memory shows at once)."""
+    indices = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
+    return list(chunks(indices, batch_size))
+
+
+def chunks(items: SequenceOf[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Consecutive pieces of at most ``size`` items."""
+    for start in range(0, len(items), size):
+        yield tuple(items[start : start + size])
+
+
+def _runs_of_kind(sequences: SequenceOf[Sequence]) -> Iterable[list[int]]:
+    runs: list[list[int]] = []
+    for index, sequence in enumerate(sequences):
+        if not runs or sequences[runs[-1][-1]].kind != sequence.kind:
+            runs.append([])
+        runs[-1].append(index)
+    return runs
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

@@ -1,0 +1,232 @@
+"""The DeepSpeed engine of one training stage, in a process of its own: world size one, no launcher.
+
+Many engines follow each other in one process. DeepSpeed is imported by the first of them, and the process
+group that it wants is made once and kept; everything else is taken down with the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.config import TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.training.base import accelerator_choice
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from milp_ray.training.base import Base
+
+_NEVER = 10**9  # steps between DeepSpeed's own reports
+
+
+def linear_schedule(step: int, n_steps: int, warmup_ratio: float) -> float:
+    """Factor on the learning rate at ``step`` (0-based): up over the warm-up, then down to 0 after the last.
+
+    The warm-up takes ⌈ratio × n_steps⌉ steps; its first step already moves.
+    """
+    n_warmup = math.ceil(warmup_ratio * n_steps)
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    return max(0.0, (n_steps - step) / max(1, n_steps - n_warmup))
+
+
+@contextmanager
+def deepspeed_engine(
+    module: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    base: Base,
+    section: TrainingSection,
+    *,
+    n_steps: int,
+    first_step: int = 0,
+) -> Iterator[Any]:
+    """A DeepSpeed engine around ``module`` that trains ``parameters`` for ``n_steps`` optimizer steps.
+
+    The optimizer is torch's AdamW over ``parameters`` alone, under :func:`linear_schedule`. On leaving, the
+    engine's hooks are taken off the module and its buffers are freed.
+
+    Args:
+        module: called as ``engine(...)``; parameters that ask for no gradient are left alone.
+        parameters: what is trained.
+        base: says device and dtype.
+        section: learning rate, decay, clipping, accumulation and the ``deepspeed`` section.
+        n_steps: optimizer steps of the whole stage, for the schedule.
+        first_step: of these, how many were done before (a stage that is continued).
+
+    Raises:
+        MilpError: the process already uses DeepSpeed on another kind of device.
+    """
+    deepspeed = _prepare_process(base.device)
+    import torch
+
+    optimizer = torch.optim.AdamW(
+        parameters, lr=section.learning_rate, weight_decay=section.weight_decay, **_adamw_kernel(section)
+    )
+    with _single_process_environment(base.device):
+        with _quiet():
+            engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                model_parameters=list(parameters),
+                lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(
+                    wrapped, lambda step: linear_schedule(first_step + step, n_steps, section.warmup_ratio)
+                ),
+                config=deepspeed_config(section, base.dtype),
+                dist_init_required=False,
+            )
+        try:
+            with warnings.catch_warnings():
+                # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
+                warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+                yield engine
+        finally:
+            for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+                if hook is not None:
+                    hook.remove()
+            with _quiet():
+                engine.destroy()
+
+
+def deepspeed_config(section: TrainingSection, dtype: torch.dtype) -> dict[str, Any]:
+    """What DeepSpeed is given; clipping, accumulation and precision included."""
+    import torch
+
+    deepspeed = section.deepspeed
+    zero: dict[str, Any] = {"stage": deepspeed.zero_stage}
+    if deepspeed.offload_optimizer != "none":
+        zero["offload_optimizer"] = {"device": deepspeed.offload_optimizer}
+    if deepspeed.offload_parameters != "none":
+        zero["offload_param"] = {"device": deepspeed.offload_parameters}
+    return {
+        # One micro-batch is one batch of sequences, whose number varies: DeepSpeed only counts with it.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": section.gradient_accumulation,
+        "gradient_clipping": section.max_grad_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own compiles for a minute
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": _NEVER,
+        "wall_clock_breakdown": False,
+    }
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside DeepSpeed's wrappers: it holds the master weights and the moments."""
+    optimizer = engine.optimizer
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    found: torch.optim.Optimizer = optimizer
+    return found
+
+
+def _adamw_kernel(section: TrainingSection) -> dict[str, bool]:
+    # The fused kernel is five times faster than a loop over dozens of small tensors, on CPU as on GPU.
+    return {"fused": section.deepspeed.zero_stage != 3}
+
+
+def _prepare_process(device: torch.device) -> Any:
+    """Import DeepSpeed for this kind of device and see that the process has a process group."""
+    with accelerator_choice(device.type), _quiet():
+        import deepspeed
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            # An in-memory store: no port, so processes on one machine cannot collide.
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            excepthook = sys.excepthook
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            sys.excepthook = excepthook  # torch's own puts "[rank0]:" before every line of an error
+        if not deepspeed.comm.is_initialized():
+            _use_accelerator(device.type)
+            # "None of DeepSpeed's compiled operators": finding out tries each compiler and library, and the
+            # one that would be used compiles for 30 to 45 s, for messages between processes; there is one.
+            deepspeed.ops.__compatible_ops__ = {}
+            with _single_process_environment(device):
+                deepspeed.init_distributed(dist_backend=None, verbose=False, auto_mpi_discovery=False)
+    in_use = deepspeed.accelerator.get_accelerator().device_name()
+    if in_use != device.type:
+        raise MilpError(
+            f"this process already runs DeepSpeed on {in_use!r} and cannot train on {device.type!r} as well; "
+            "train on one kind of device a process"
+        )
+    return deepspeed
+
+
+def _use_accelerator(kind: str) -> None:
+    """Correct DeepSpeed's own choice, made when some other package imported it first."""
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+
+    if get_accelerator().device_name() == kind:
+        return
+    if kind == "cpu":
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        set_accelerator(CPU_Accelerator())
+    elif kind == "cuda":
+        from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+        set_accelerator(CUDA_Accelerator())
+
+
+@contextmanager
+def _single_process_environment(device: torch.device) -> Iterator[None]:
+    """The variables that a launcher would set, for the time of an engine.
+
+    They do not stay: a process started from here (a Ray worker) must not take them for its own.
+    """
+    rank = str(device.index or 0)
+    wanted = {"RANK": "0", "LOCAL_RANK": rank, "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    before = {name: os.environ.get(name) for name in (*wanted, "MASTER_PORT")}
+    os.environ.update(wanted)
+    os.environ["MASTER_PORT"] = str(_free_port())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let DeepSpeed report warnings only: its information goes to standard output, line by line."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(_Discard()):
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+class _Discard:
+    """A text stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None

@@ -1,0 +1,134 @@
+"""Batched greedy generation with a key-value cache.
+
+A loop of our own, because for small models most of ``model.generate``'s time is not the model's: here
+finished rows leave the batch, prompts are sorted by length, and masks are built once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from milp_ray.errors import MilpError
+from milp_ray.training.data import chunks, cut_left
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+
+
+def generate(
+    base: Base, model: nn.Module, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Continue each prompt greedily until the end token or ``max_new_tokens``.
+
+    A prompt that leaves no room for ``max_new_tokens`` within the base's context loses its beginning: it keeps
+    its last (context length − ``max_new_tokens``) tokens, the start token counted among them.
+
+    Args:
+        base: whose tokenizer, context length and device are used.
+        model: the base's model, or what :func:`milp_ray.training.adapters.attached` yields.
+        prompts: complete prompts, see :func:`milp_ray.training.text.query_prompt`.
+        max_new_tokens: most tokens of an answer.
+        batch_size: rows at once; answers do not depend on it.
+
+    Returns:
+        The answers without special tokens and surrounding white space, in the order of the prompts.
+
+    Raises:
+        MilpError: ``max_new_tokens`` leaves no room for any prompt.
+    """
+    token_ids = prompt_tokens(base, prompts, max_new_tokens)
+    answers: list[list[int]] = [[] for _ in prompts]
+    longest_first = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
+    with torch.inference_mode():
+        for indices in chunks(longest_first, batch_size):
+            batch = _GreedyBatch(base, model, [token_ids[i] for i in indices])
+            for index, answer in zip(indices, batch.run(max_new_tokens), strict=True):
+                answers[index] = answer
+    return [str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+
+
+def prompt_tokens(base: Base, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    """Token ids of the prompts, start token included, cut as :func:`generate` says."""
+    room = base.context_length - max_new_tokens - len(base.start_ids)
+    if room < 1 or max_new_tokens < 1:
+        raise MilpError(
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the base's context of "
+            f"{base.context_length} tokens; use 1 to {base.context_length - len(base.start_ids) - 1}"
+        )
+    # A text of no tokens on a base without a start token still needs something to follow.
+    return [
+        [*base.start_ids, *cut_left(ids, room)] or [base.eos_id] for ids in base.tokenize(list(prompts))
+    ]
+
+
+class _GreedyBatch:
+    """Rows that are decoded together; a row that has ended leaves.
+
+    Prompts are padded on the left, so that all rows write at the same place of the cache; a row's positions
+    count from its own first token.
+    """
+
+    def __init__(self, base: Base, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        from transformers import DynamicCache
+
+        self._base, self._model = base, model
+        self._cache = DynamicCache(config=base.model.config)
+        self._answers: list[list[int]] = [[] for _ in prompts]
+        self._rows = list(range(len(prompts)))  # which answer each row of the batch writes
+        length = max(len(prompt) for prompt in prompts)
+        padding = [length - len(prompt) for prompt in prompts]
+        rows = [[base.pad_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
+        self._ids = torch.tensor(rows, device=base.device)
+        self._padding = torch.tensor(padding, device=base.device)
+        self._length = 0  # tokens in the cache
+        self._padded = any(padding)
+
+    def run(self, max_new_tokens: int) -> list[list[int]]:
+        """The answers' token ids, without the end token."""
+        for _ in range(max_new_tokens):
+            tokens = self._next_tokens().tolist()
+            going = [i for i, token in enumerate(tokens) if token != self._base.eos_id]
+            for i in going:
+                self._answers[self._rows[i]].append(tokens[i])
+            if not going:
+                break
+            if len(going) < len(tokens):
+                self._keep_rows(going)
+            self._ids = torch.tensor([[tokens[i]] for i in going], device=self._base.device)
+        return self._answers
+
+    def _next_tokens(self) -> Tensor:
+        """Feed what is new; the most likely next token of each row, the lowest id among equals."""
+        n_new = self._ids.shape[1]
+        columns = torch.arange(self._length, self._length + n_new, device=self._base.device)
+        positions = (columns - self._padding[:, None]).clamp(min=0) + self._base.first_position
+        inputs: dict[str, Any] = {"input_ids": self._ids, "position_ids": positions}
+        self._length += n_new
+        if self._padded:
+            inputs["attention_mask"] = self._mask(columns)
+        output = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1].argmax(dim=-1)
+
+    def _mask(self, queries: Tensor) -> Tensor:
+        """What each new token may see: itself and all before it but padding.
+
+        Bool (rows, 1, n_new, length), built here because transformers would work it out anew for every token;
+        an attention that is not torch's own gets the plain (rows, length) mask instead.
+        """
+        keys = torch.arange(self._length, device=self._base.device)
+        real = keys >= self._padding[:, None]
+        if self._base.model.config._attn_implementation != "sdpa":
+            return real.long()
+        # Padding sees itself: a row of nothing but False would give NaN.
+        seen = (keys <= queries[:, None]) & real[:, None, :] | (keys == queries[:, None])
+        return seen[:, None]
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, device=self._base.device)
+        self._cache.batch_select_indices(index)
+        self._padding = self._padding[index]
+        self._rows = [self._rows[i] for i in rows]

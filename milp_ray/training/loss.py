@@ -1,0 +1,120 @@
+"""Cross-entropy of responses, with logits at target positions only.
+
+A small model's logits are its largest tensors: on CPU most of a step's time would go into rows of the
+vocabulary that nothing is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from milp_ray.config import PromptSection
+from milp_ray.training.data import Batch, Sequence, by_length, instruction_set, make_batch
+from milp_ray.users.records import Example
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+    from milp_ray.training.frozen import FrozenPrefix
+
+
+class TargetLoss(nn.Module):
+    """A causal LM that answers with the negative log-likelihood of a batch's targets.
+
+    With ``prefix`` the layers below the lowest LoRA are replayed (:mod:`milp_ray.training.frozen`).
+    """
+
+    def __init__(self, model: nn.Module, first_position: int, prefix: FrozenPrefix | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.first_position = first_position
+        self.prefix = prefix
+
+    def forward(self, batch: Batch, scale: float | None = None) -> Tensor:
+        """Negative log-likelihoods in nats: (n_targets,), or with ``scale`` their sum × ``scale`` (scalar)."""
+        if self.prefix is not None:
+            self.prefix.show(batch)
+        nll = target_nll(self.model, batch, self.first_position)
+        return nll if scale is None else nll.sum() * scale
+
+
+def target_nll(model: nn.Module, batch: Batch, first_position: int) -> Tensor:
+    """Negative log-likelihood of every target of a batch: (n_targets,) float32, in nats.
+
+    The model is asked for the logits of ``batch.keep`` alone; an architecture that cannot choose positions
+    answers with all of them, of which those are taken.
+    """
+    logits = model(**model_inputs(batch, first_position), logits_to_keep=batch.keep).logits
+    if logits.dim() == 3:
+        logits = logits[batch.keep]
+    return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+
+def model_inputs(batch: Batch, first_position: int) -> dict[str, Any]:
+    """What a causal LM is called with; no mask, see :mod:`milp_ray.training.data`."""
+    inputs: dict[str, Any] = {"input_ids": batch.ids, "use_cache": False}
+    if first_position:
+        # RoBERTa would work them out from the padding token, which may be a real token of the text.
+        inputs["position_ids"] = positions(batch.ids, first_position)
+    return inputs
+
+
+def positions(ids: Tensor, first_position: int) -> Tensor:
+    """Position ids of sequences that begin at their row's first token: the shape of ``ids``."""
+    return (torch.arange(ids.shape[1], device=ids.device) + first_position).expand(ids.shape[0], -1)
+
+
+def sequence_losses(
+    base: Base, loss: Callable[[Batch], Tensor], sequences: SequenceOf[Sequence], batch_size: int
+) -> list[tuple[float, int]]:
+    """(sum of the targets' negative log-likelihoods in nats, number of targets) of each sequence.
+
+    ``loss`` is a :class:`TargetLoss`, or an engine around one.
+    """
+    losses: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
+    with torch.no_grad():
+        for indices in by_length(sequences, batch_size):
+            batch = make_batch(sequences, indices, base)
+            sums = torch.zeros(len(indices), dtype=torch.float64, device=base.device)
+            sums.index_add_(0, batch.rows, loss(batch).double())
+            for index, total in zip(indices, sums.tolist(), strict=True):
+                losses[index] = (total, sequences[index].n_targets)
+    return losses
+
+
+def response_losses(
+    base: Base,
+    model: nn.Module,
+    examples: SequenceOf[Example],
+    prompt: PromptSection,
+    contexts: SequenceOf[str] | None = None,
+    *,
+    batch_size: int = 16,
+) -> list[tuple[float, int]]:
+    """How surprised ``model`` is by each example's response.
+
+    Args:
+        base: whose tokenizer, context length and device are used.
+        model: the base's model, or what :func:`milp_ray.training.adapters.attached` yields.
+        examples: query → response pairs.
+        prompt: the fixed phrases.
+        contexts: one document before each question, or ``None``.
+        batch_size: rows of one forward pass; the result does not depend on it (beyond rounding).
+
+    Returns:
+        For each example the sum of its response tokens' negative log-likelihoods in nats (the end token
+        included) and the number of those tokens.
+    """
+    sequences = instruction_set(examples, base, prompt, max_length=base.context_length, contexts=contexts)
+    return sequence_losses(base, TargetLoss(model, base.first_position), sequences, batch_size)
+
+
+def mean_token_loss(losses: SequenceOf[tuple[float, int]]) -> float | None:
+    """Mean cross-entropy a token over all examples together; ``None`` without any token."""
+    n_tokens = sum(n for _, n in losses)
+    return sum(total for total, _ in losses) / n_tokens if n_tokens else None

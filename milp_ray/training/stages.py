@@ -1,0 +1,305 @@
+"""How one job is trained: its stages, their epochs and steps, early stopping and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from milp_ray.config import TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.training.adapters import load_tensors, lora_parameters, read_tensors
+from milp_ray.training.checkpoint import (
+    CheckpointFile,
+    Progress,
+    Tensors,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batch
+from milp_ray.training.engine import deepspeed_engine, inner_optimizer
+from milp_ray.training.frozen import frozen_prefix
+from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from milp_ray.memory.architecture import FfnSpec
+    from milp_ray.training.base import Base
+
+StepCallback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Sequences that are gone through ``epochs`` times under one learning-rate schedule."""
+
+    name: str
+    sequences: tuple[Sequence, ...]
+    epochs: int
+
+    def steps_per_epoch(self, section: TrainingSection) -> int:
+        """Optimizer steps of one epoch; the last one may have fewer batches than the others."""
+        n_batches = len(epoch_plan(self.sequences, section.batch_size, section.order, random.Random(0)))
+        return math.ceil(n_batches / section.gradient_accumulation)
+
+    def n_steps(self, section: TrainingSection) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.epochs * self.steps_per_epoch(section)
+
+
+@dataclass
+class JobTraining:
+    """Everything that the stages of one job share.
+
+    ``model`` carries the LoRA weights on ``base.model``. ``checkpoint`` is where the job is kept after every
+    epoch, ``fingerprint`` what it was made from.
+    """
+
+    base: Base
+    model: PeftModel
+    first_layer: int
+    stages: tuple[Stage, ...]
+    validation: tuple[Sequence, ...]
+    section: TrainingSection
+    seed: int
+    fingerprint: str
+    checkpoint: CheckpointFile | None = None
+    on_step: StepCallback | None = None
+    validate_every_epoch: bool = False
+
+    def run(self) -> tuple[Progress, float | None]:
+        """Train all stages; gives how it went and the validation loss of the final weights."""
+        progress, tensors = Progress(self.fingerprint), None
+        found = self.checkpoint.read(self.fingerprint) if self.checkpoint else None
+        if found is not None:
+            progress, tensors = found
+            load_tensors(self.model, _part(tensors, "lora."))
+        with self._own_randomness(tensors), self._loss() as loss:
+            for index in range(progress.stage, len(self.stages)):
+                progress.stage = index
+                self._run_stage(loss, progress, tensors)
+                tensors = None
+                progress.epoch = progress.stage_steps = progress.n_worse = 0
+                progress.best_loss = None
+            return progress, mean_token_loss(self._validation_losses(loss))
+
+    # ------------------------------------------------------------------------------------------ one stage
+
+    def _run_stage(self, loss: TargetLoss, progress: Progress, tensors: Tensors | None) -> None:
+        stage = self.stages[progress.stage]
+        n_steps = stage.n_steps(self.section)
+        patience = self.section.early_stopping_patience
+        best = _part(tensors, "best.") if tensors else {}
+        if n_steps > 0 and not _is_over(progress, patience):
+            loss = self._own_copy(loss)
+            engine_of_stage = deepspeed_engine(
+                loss,
+                list(lora_parameters(loss).values()),
+                self.base,
+                self.section,
+                n_steps=n_steps,
+                first_step=progress.stage_steps,
+            )
+            with engine_of_stage as engine, _training_mode(loss, self.base.spec, self.section):
+                if tensors:
+                    restore_optimizer(inner_optimizer(engine), tensors)
+                while progress.epoch < stage.epochs and not _is_over(progress, patience):
+                    self._run_epoch(engine, stage, progress, best)
+                    self._write(engine, progress, best)
+                if loss.model is not self.model:
+                    load_tensors(self.model, read_tensors(loss))
+        if best:
+            load_tensors(self.model, best)
+
+    def _own_copy(self, loss: TargetLoss) -> TargetLoss:
+        """The module itself; under ZeRO-3, which scatters and frees the weights that it is given, a copy."""
+        if self.section.deepspeed.zero_stage != 3:
+            return loss
+        return TargetLoss(copy.deepcopy(self.model), self.base.first_position)
+
+    def _run_epoch(self, engine: Any, stage: Stage, progress: Progress, best: Tensors) -> None:
+        """One pass over the stage's sequences, and its entry in the curve."""
+        training_loss = self._train_epoch(engine, stage, progress)
+        validation_loss = self._validate(engine, progress, best)
+        progress.curve.append(
+            {
+                "stage": stage.name,
+                "epoch": progress.epoch,
+                "training_loss": training_loss,
+                "validation_loss": validation_loss,
+            }
+        )
+
+    def _train_epoch(self, engine: Any, stage: Stage, progress: Progress) -> float:
+        """The optimizer steps of one epoch; gives the mean training loss a target token."""
+        n_accumulate = self.section.gradient_accumulation
+        rng = random.Random(f"{self.seed}/{stage.name}/{progress.epoch}")
+        plan = epoch_plan(stage.sequences, self.section.batch_size, self.section.order, rng)
+        total = torch.zeros((), device=self.base.device)
+        n_targets = 0
+        for start in range(0, len(plan), n_accumulate):
+            window = [make_batch(stage.sequences, i, self.base) for i in plan[start : start + n_accumulate]]
+            total += self._step(engine, window)
+            n_targets += sum(batch.n_targets for batch in window)
+            progress.tokens += sum(batch.n_tokens for batch in window)
+            progress.steps += 1
+            progress.stage_steps += 1
+            if self.on_step is not None:
+                self.on_step(progress.steps, sum(s.n_steps(self.section) for s in self.stages))
+        progress.epoch += 1
+        mean = float(total) / n_targets
+        if not math.isfinite(mean):
+            raise MilpError(
+                f"training diverged in epoch {progress.epoch} of the {stage.name} stage: the loss is no longer "
+                f"a number; lower training.learning_rate (now {self.section.learning_rate:g}) or "
+                f"training.lora_alpha.value (now {self.section.lora_alpha.value:g})"
+            )
+        return mean
+
+    def _step(self, engine: Any, window: SequenceOf[Batch]) -> torch.Tensor:
+        """One optimizer step on the mean loss over *all* target tokens of the window's batches.
+
+        So accumulation over k batches is one k times larger batch, whatever the batches' numbers of targets.
+        Gives the sum of the targets' losses.
+        """
+        n_targets = sum(batch.n_targets for batch in window)
+        # DeepSpeed divides by the number of batches that it expects in a window.
+        scale = self.section.gradient_accumulation / n_targets
+        total = torch.zeros((), device=self.base.device)
+        for batch in window:
+            scaled = engine(batch, scale)
+            engine.set_gradient_accumulation_boundary(batch is window[-1])
+            engine.backward(scaled)
+            engine.step()
+            total += scaled.detach() / scale
+        return total
+
+    # -------------------------------------------------------------------------------- validation, early end
+
+    def _validate(self, engine: Any, progress: Progress, best: Tensors) -> float | None:
+        """Validation loss where somebody asks for it; keeps the best weights for early stopping."""
+        patience = self.section.early_stopping_patience
+        if not self.validation or (patience is None and not self.validate_every_epoch):
+            return None
+        loss = mean_token_loss(self._validation_losses(engine))
+        if patience is not None and loss is not None:
+            if progress.best_loss is None or loss < progress.best_loss:
+                progress.best_loss, progress.n_worse = loss, 0
+                best.update(read_tensors(engine.module))
+            else:
+                progress.n_worse += 1
+        return loss
+
+    def _validation_losses(self, loss: Any) -> list[tuple[float, int]]:
+        with _measuring_mode(loss):
+            return sequence_losses(self.base, loss, self.validation, self.section.batch_size)
+
+    # ------------------------------------------------------------------------------- state of the whole job
+
+    def _write(self, engine: Any, progress: Progress, best: Tensors) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {f"lora.{name}": t for name, t in read_tensors(engine.module).items()}
+        tensors |= {f"best.{name}": t for name, t in best.items()}
+        tensors |= optimizer_tensors(inner_optimizer(engine))
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.base.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
+        self.checkpoint.write(progress, tensors)
+
+    @contextmanager
+    def _own_randomness(self, tensors: Tensors | None) -> Iterator[None]:
+        """Torch's generators as this job wants them (only dropout draws from them); restored afterwards."""
+        on_gpu = self.base.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.base.device.index or 0] if on_gpu else []):
+            torch.manual_seed(self.seed)
+            if tensors:
+                torch.set_rng_state(tensors["rng.cpu"])
+                if on_gpu:
+                    torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)
+            yield
+
+    @contextmanager
+    def _loss(self) -> Iterator[TargetLoss]:
+        """The module that is trained, with what lies below the lowest LoRA computed once."""
+        sequences = [s for stage in self.stages for s in stage.sequences] + list(self.validation)
+        # ZeRO-3 wants to see every layer run: it fetches weights in the order that it saw.
+        first_layer = 0 if self.section.deepspeed.zero_stage == 3 else self.first_layer
+        with frozen_prefix(self.base, first_layer, sequences, self.section.batch_size) as prefix:
+            yield TargetLoss(self.model, self.base.first_position, prefix)
+
+
+def _part(tensors: Tensors, head: str) -> Tensors:
+    return {name.removeprefix(head): t for name, t in tensors.items() if name.startswith(head)}
+
+
+def _is_over(progress: Progress, patience: int | None) -> bool:
+    return patience is not None and progress.n_worse >= patience
+
+
+@contextmanager
+def _training_mode(loss: TargetLoss, spec: FfnSpec, section: TrainingSection) -> Iterator[None]:
+    """LoRA's dropout on, and activation checkpointing if asked for; the base itself stays in eval mode."""
+    with contextlib.ExitStack() as stack:
+        for dropout in _dropouts(loss):
+            dropout.train()
+        if section.deepspeed.activation_checkpointing:
+            stack.enter_context(_activation_checkpointing(loss.model, spec))
+        yield
+
+
+@contextmanager
+def _measuring_mode(loss: Any) -> Iterator[None]:
+    """LoRA's dropout off, then as it was."""
+    training = [dropout for dropout in _dropouts(loss) if dropout.training]
+    for dropout in training:
+        dropout.eval()
+    try:
+        yield
+    finally:
+        for dropout in training:
+            dropout.train()
+
+
+def _dropouts(model: nn.Module) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.endswith(".lora_dropout")]
+
+
+@contextmanager
+def _activation_checkpointing(model: PeftModel, spec: FfnSpec) -> Iterator[None]:
+    """Each layer recomputed in the backward pass: less memory, a third more work.
+
+    Set on the layers themselves: the model's own switch also hooks the embeddings to ask for gradients, which
+    would send the backward pass through the layers below the lowest LoRA.
+    """
+    layers: list[Any] = list(model.get_base_model().get_submodule(spec.layers_path).children())
+    unable = [type(layer).__name__ for layer in layers if not hasattr(layer, "gradient_checkpointing")]
+    if unable:
+        raise MilpError(
+            f"the base's layers ({unable[0]}) cannot be checkpointed; "
+            "set training.deepspeed.activation_checkpointing to false"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        # A layer checkpoints in training mode only; what is inside it (its dropout) stays in eval mode.
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+            layer.gradient_checkpointing = False
+            del layer._gradient_checkpointing_func

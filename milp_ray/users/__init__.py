@@ -1,0 +1,1 @@
+"""Who is personalised: records, readers of real formats, splits, and the embedded PersonaWorld."""

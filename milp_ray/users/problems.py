@@ -1,0 +1,27 @@
+"""What a reader hands over for a record that it cannot use: the place and the reason, never the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One record that is kept out.
+
+    ``line`` is the line of a JSON Lines file, the row of a Parquet file (both from 1), or the index of a
+    dialogue (from 0). ``reason`` names fields and places, and holds nothing of what a user wrote;
+    ``user_id`` is there where it could be read.
+    """
+
+    path: Path
+    line: int
+    reason: str
+    user_id: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+CONSENT_WITHDRAWN = "consent withdrawn"

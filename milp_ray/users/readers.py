@@ -1,0 +1,169 @@
+"""The users of a run, from wherever the configuration says: one door to every format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.errors import MilpError
+from milp_ray.users.jsonl import read_jsonl, read_parquet
+from milp_ray.users.malp import read_malp
+from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
+from milp_ray.users.records import Example, User
+
+if TYPE_CHECKING:
+    from milp_ray.config import UsersSection
+
+__all__ = ["LoadedUsers", "Problem", "dataset_hash", "iterate_users", "read_users", "user_hash"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedUsers:
+    """Users in the order of the files, and what was left out.
+
+    ``unknown_fields`` counts, by path ("history[].mood"), fields that the format does not have; they reach
+    neither training nor a prompt. ``dataset_hash`` is :func:`dataset_hash` of ``users``.
+    """
+
+    users: list[User]
+    problems: list[Problem]
+    unknown_fields: dict[str, int]
+    dataset_hash: str
+
+
+def read_users(section: UsersSection, seed: int) -> LoadedUsers:
+    """All users of a configuration; ``seed`` makes the embedded ones, and files do not depend on it.
+
+    Records that cannot be used are listed as problems and do not stop the rest.
+
+    Raises:
+        MilpError: a path is missing or of another format, or no user is left.
+    """
+    if section.format == "persona_world":
+        found = _embedded(section, seed)
+        return LoadedUsers(found, [], {}, dataset_hash(found))
+    unknown_fields: Counter[str] = Counter()
+    users: dict[str, User] = {}
+    problems: list[Problem] = []
+    for item in iterate_users(section, unknown_fields):
+        if isinstance(item, User):
+            users[item.user_id] = item
+            if len(users) == section.limit:
+                break
+        else:
+            problems.append(item)
+            if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
+                users.pop(item.user_id, None)
+    if not users:
+        raise MilpError(_no_users(section, problems))
+    kept = list(users.values())
+    return LoadedUsers(kept, problems, dict(sorted(unknown_fields.items())), dataset_hash(kept))
+
+
+def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterator[User | Problem]:
+    """Users and problems of the files under ``users.paths``, one after the other; only ids are remembered.
+
+    A user_id that was given before is a problem, whichever file it stands in, and so is one that has
+    withdrawn consent before. Consent that is withdrawn after the user was given out is a problem with that
+    user_id.
+
+    Raises:
+        MilpError: a path is missing or of another format.
+    """
+    for path in section.paths:
+        _check_file(path)
+    first_seen: dict[str, str] = {}
+    withdrawn: set[str] = set()
+    for path in section.paths:
+        for line, item in _READERS[section.format](path, unknown_fields):
+            if isinstance(item, Problem):
+                if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
+                    withdrawn.add(item.user_id)
+                yield item
+            elif item.user_id in withdrawn:
+                yield Problem(path, line, CONSENT_WITHDRAWN, item.user_id)
+            elif item.user_id in first_seen:
+                reason = f"user_id was given before, at {first_seen[item.user_id]}"
+                yield Problem(path, line, reason, item.user_id)
+            else:
+                first_seen[item.user_id] = f"{path.name}:{line}"
+                yield item
+
+
+def dataset_hash(users: Iterable[User]) -> str:
+    """SHA-256, in hex, over the users' contents in their order; the format they came in does not count."""
+    digest = hashlib.sha256()
+    for user in users:
+        digest.update(bytes.fromhex(user_hash(user)))
+    return digest.hexdigest()
+
+
+def user_hash(user: User) -> str:
+    """SHA-256, in hex, over everything a user holds, as JSON with sorted keys."""
+    content = {
+        "user_id": user.user_id,
+        "profile": user.profile,
+        "consent": user.consent,
+        "history": [[turn.role, turn.text, _iso(turn.time)] for turn in user.history],
+        "examples": [_example_content(example) for example in user.examples],
+    }
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def _example_content(example: Example) -> list[Any]:
+    return [
+        example.query,
+        example.response,
+        _iso(example.time),
+        example.kind,
+        example.answer,
+        dict(example.tags),
+    ]
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
+
+
+def _embedded(section: UsersSection, seed: int) -> list[User]:
+    from milp_ray.users.persona_world import generate_users
+
+    world = section.persona_world
+    users = generate_users(world.n_short_users, world.n_long_users, world.n_examples, seed)[: section.limit]
+    if not users:
+        raise MilpError("users.persona_world makes no user: set n_short_users or n_long_users to at least 1")
+    return users
+
+
+def _check_file(path: Path) -> None:
+    if path.is_file():
+        return
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise MilpError(
+        f"users.paths: {path} {what}; name files, relative to the working directory or in full "
+        "(or set users.format to persona_world for the embedded users)"
+    )
+
+
+def _no_users(section: UsersSection, problems: list[Problem]) -> str:
+    files = ", ".join(str(path) for path in section.paths)
+    if not problems:
+        return f"users.paths: {files} hold no record; name files with users in the format {section.format}"
+    return (
+        f"users.paths: none of {len(problems)} records in {files} can be used; the first: {problems[0]}. "
+        f"Mend them, or set users.format (now {section.format}) to what the files are"
+    )
+
+
+def _read_malp(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
+    return read_malp(path)
+
+
+_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "malp": _read_malp}

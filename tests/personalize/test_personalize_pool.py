@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milp_ray.config import PersonalizeSection
+from milp_ray.errors import MilpError
+from milp_ray.personalize.pool import Outcome, WorkerPool, map_users
+from milp_ray.personalize.worker import UserWorker, safe_reason
+
+SECRET = "my pin is 4711"
+
+# Functions are made inside tests: workers cannot import this module, so what they run is sent by value.
+
+
+def make_state() -> Callable[[], dict[str, int]]:
+    return lambda: {"pid": os.getpid(), "calls": 0}
+
+
+def section_of(n_workers: int, max_retries: int = 2) -> PersonalizeSection:
+    """Half a CPU a worker: other pools find room beside the one that the module shares."""
+    return PersonalizeSection(n_workers=n_workers, max_retries=max_retries, cpus_per_worker=0.5)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_local: None) -> Iterator[WorkerPool]:
+    """Two workers, shared by the tests of this module: their imports are what costs."""
+    with WorkerPool(make_state(), section=section_of(2), name="test") as opened:
+        yield opened
+
+
+def by_key(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    keys = [outcome.key for outcome in outcomes]
+    assert len(keys) == len(set(keys)), "an item has two outcomes"
+    return {outcome.key: outcome for outcome in outcomes}
+
+
+def run(pool: WorkerPool, function: Callable[[Any, Any], Any], items: list[Any]) -> dict[str, Outcome]:
+    return by_key(list(pool.map(function, items, key=str, size=float)))
+
+
+@pytest.mark.ray
+def test_every_item_has_one_outcome(pool: WorkerPool) -> None:
+    outcomes = run(pool, lambda state, item: item * item, list(range(30)))
+    assert {key: outcome.value for key, outcome in outcomes.items()} == {str(i): i * i for i in range(30)}
+    assert all(outcome.status == "done" and outcome.attempts == 1 for outcome in outcomes.values())
+
+
+@pytest.mark.ray
+def test_no_items_start_no_workers(ray_local: None) -> None:
+    with WorkerPool(make_state(), section=section_of(2)) as idle:
+        assert list(idle.map(lambda state, item: item, [], key=str)) == []
+        assert idle.n_workers == 0
+
+
+@pytest.mark.ray
+def test_longer_items_are_begun_first(pool: WorkerPool, tmp_path: Path) -> None:
+    log = tmp_path / "order"
+
+    def note(state: Any, item: int) -> None:
+        with log.open("a") as file:
+            file.write(f"{item}\n")
+
+    run(pool, note, [3, 1, 9, 7, 5, 8, 2, 6, 4, 0])
+    begun = [int(line) for line in log.read_text().split()]
+    # Two workers may write two neighbours the other way round.
+    assert all(abs(place - (9 - item)) <= 1 for place, item in enumerate(begun)), begun
+
+
+@pytest.mark.ray
+def test_stages_share_the_workers_and_their_state(pool: WorkerPool) -> None:
+    def count(state: dict[str, int], item: int) -> tuple[int, int]:
+        state["calls"] += 1
+        return state["pid"], state["calls"]
+
+    first = run(pool, count, list(range(8)))
+    second = run(pool, count, list(range(8)))
+    pids = [{outcome.value[0] for outcome in stage.values()} for stage in (first, second)]
+    assert pids[1] <= pids[0]
+    assert len(pids[0]) <= 2
+    assert max(outcome.value[1] for outcome in second.values()) > 4, "the state was made anew"
+
+
+@pytest.mark.ray
+def test_an_exception_fails_its_item_only_and_quotes_no_text(pool: WorkerPool) -> None:
+    def choke(state: Any, item: int) -> int:
+        if item == 2:
+            raise KeyError(SECRET)
+        if item == 3:
+            raise MilpError("the user has no history; give one")
+        return item
+
+    outcomes = run(pool, choke, list(range(5)))
+    assert [key for key, outcome in outcomes.items() if outcome.failed] in (["2", "3"], ["3", "2"])
+    assert (outcomes["2"].error, outcomes["3"].error) == ("KeyError", "MilpError")
+    assert SECRET not in repr(outcomes["2"])
+    assert outcomes["3"].reason == "the user has no history; give one"
+
+
+@pytest.mark.ray
+def test_a_value_that_cannot_be_sent_fails_its_item_only(pool: WorkerPool) -> None:
+    def unsendable(state: Any, item: int) -> Any:
+        return (value for value in [SECRET]) if item == 1 else item
+
+    outcomes = run(pool, unsendable, [0, 1, 2])
+    assert [outcome.failed for _, outcome in sorted(outcomes.items())] == [False, True, False]
+    assert SECRET not in repr(outcomes["1"])
+
+
+@pytest.mark.ray
+def test_an_item_whose_worker_is_killed_is_done_by_another(pool: WorkerPool, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+
+    def die_once(state: Any, item: int) -> int:
+        if item == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    outcomes = run(pool, die_once, list(range(6)))
+    assert marker.exists()
+    assert all(outcome.status == "done" for outcome in outcomes.values())
+    assert {key: outcome.attempts for key, outcome in outcomes.items() if outcome.attempts > 1} == {"3": 2}
+
+
+@pytest.mark.ray
+def test_an_item_that_always_kills_its_worker_fails_in_the_end(ray_local: None) -> None:
+    def die(state: Any, item: int) -> int:
+        if item == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    outcomes = by_key(
+        list(map_users(make_state(), die, [0, 1, 2], section=section_of(1, max_retries=1), key=str))
+    )
+    assert (outcomes["1"].error, outcomes["1"].attempts) == ("WorkerLost", 2)
+    assert (outcomes["0"].value, outcomes["2"].value) == (0, 2)
+
+
+@pytest.mark.ray
+def test_a_consumer_that_stops_early_leaves_the_pool_usable(pool: WorkerPool) -> None:
+    stream = pool.map(lambda state, item: item, range(10), key=str)
+    next(stream)
+    stream.close()
+    assert set(run(pool, lambda state, item: item, [1, 2])) == {"1", "2"}
+
+
+@pytest.mark.ray
+def test_a_factory_that_fails_says_why(ray_local: None) -> None:
+    def fail() -> None:
+        raise MilpError("base.model 'nowhere' is no folder")
+
+    with (
+        WorkerPool(fail, section=section_of(1)) as broken,
+        pytest.raises(MilpError, match="'nowhere' is no folder"),
+    ):
+        list(broken.map(lambda state, item: item, [1], key=str))
+
+
+@pytest.mark.ray
+def test_workers_that_die_while_they_start_end_the_map(ray_local: None) -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        WorkerPool(die, section=section_of(1)) as broken,
+        pytest.raises(MilpError, match="3 workers in a row died while they loaded the base"),
+    ):
+        list(broken.map(lambda state, item: item, [1], key=str))
+
+
+@pytest.mark.ray
+def test_workers_are_as_many_as_fit_unless_told(ray_local: None) -> None:
+    with WorkerPool(make_state(), section=PersonalizeSection()) as fitting:
+        assert fitting.max_workers == 2
+    with WorkerPool(make_state(), section=PersonalizeSection(cpus_per_worker=0.5)) as fitting:
+        assert fitting.max_workers == 4
+    for section in (PersonalizeSection(cpus_per_worker=64), PersonalizeSection(gpus_per_worker=1)):
+        with pytest.raises(MilpError, match="no node has"), WorkerPool(make_state(), section=section):
+            pass
+
+
+def test_a_reason_names_the_place_and_withholds_the_message() -> None:
+    worker = UserWorker("w")
+
+    def choke(state: Any, item: str) -> None:
+        PersonalizeSection(n_workers=item)  # pydantic quotes what it was given
+
+    reply = worker.run(choke, SECRET)
+    assert reply.error == "ValidationError"
+    assert SECRET not in repr(reply)
+    assert "withheld" in str(reply.reason)
+
+
+def test_a_reason_names_the_line_of_the_package() -> None:
+    from milp_ray.memory.layout import CanonicalLayout
+
+    try:
+        CanonicalLayout((True,), rank=SECRET)  # type: ignore[arg-type]
+    except TypeError as error:
+        reason = safe_reason(error)
+    assert reason.startswith("TypeError at milp_ray/memory/layout.py:")
+    assert SECRET not in reason

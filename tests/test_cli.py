@@ -1,0 +1,181 @@
+"""The command line: what it answers, how it fails, and that it starts at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from milp_ray import __version__
+from milp_ray.cli import app
+from milp_ray.config_loader import load_config
+from milp_ray.errors import MilpError
+
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "ax",
+    "pydantic",
+    "rich",
+)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['milp-ray', '--help']\nfrom milp_ray.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stderr.strip() == "[]"
+    assert "personalize" in answer.stdout
+
+
+def test_help_costs_less_than_half_a_second_of_processor_time() -> None:
+    # Processor time rather than the clock, which other processes of the machine delay.
+    code = (
+        "import os, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'milp_ray', '--help'], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(os.times().children_user + os.times().children_system)"
+    )
+    seconds = min(
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    )
+    assert seconds < 0.5
+
+
+def test_every_command_has_help_that_fits_its_line() -> None:
+    names = re.findall(r"^  ([a-z]+) +\S", call("--help").output.split("Commands:")[1], flags=re.MULTILINE)
+    assert {"run", "search", "choose", "personalize", "evaluate", "report", "generate", "doctor"} <= set(
+        names
+    )
+    assert "..." not in call("--help").output.split("Commands:")[1]
+    for name in names:
+        assert call(name, "--help").exit_code == 0
+
+
+def test_version_is_the_package_s() -> None:
+    assert call("--version").output == f"milp-ray {__version__}\n"
+
+
+def test_config_show_prints_what_loads_back(tmp_path: Path, repository: Path) -> None:
+    demo = repository / "experiments" / "demo.yaml"
+    shown = call("config", "show", demo, "search.n_trials=30")
+    assert shown.exit_code == 0
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shown.output, encoding="utf-8")
+    assert load_config(copy) == load_config(demo, ["search.n_trials=30"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["config", "show", "nowhere.yaml"], "there is no such configuration file"),
+        (["run", "nowhere.yaml"], "there is no such configuration file"),
+        (["search", "nowhere"], "there is no such run folder"),
+        (["generate", "nowhere", "--user", "u", "Why?"], "there is no such run folder"),
+    ],
+)
+def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(arguments: list[str], said: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_a_misspelt_key_names_the_right_one(repository: Path) -> None:
+    result = call("config", "show", repository / "experiments" / "demo.yaml", "search.n_trails=3")
+    assert result.exit_code == 2
+    assert result.stderr == "command line: unknown key search.n_trails; did you mean search.n_trials?\n"
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = call("serach")
+    assert result.exit_code == 2
+    assert "No such command" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (KeyboardInterrupt("interrupted: 3 adapters made"), 130, "interrupted: 3 adapters made"),
+        (MilpError("base.model is wrong"), 2, "base.model is wrong"),
+    ],
+)
+def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, said: str
+) -> None:
+    from milp_ray import pipeline
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    result = call("run", config)
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from milp_ray import pipeline
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    result = call("run", config)
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_stage_takes_a_run_folder_or_the_configuration_that_it_is_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from milp_ray import pipeline
+
+    seen: list[tuple[Path, str]] = []
+    monkeypatch.setattr(pipeline, "choose", lambda run, config: seen.append((run.path, config.choice.rule)))
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    folder = tmp_path / "runs" / "a"
+    assert call("choose", config).exit_code == 0
+    assert call("choose", folder, "choice.rule=best_loss").exit_code == 0
+    assert call("choose", folder).exit_code == 0, "the override is recorded in the run"
+    assert seen == [(folder, "knee"), (folder, "best_loss"), (folder, "best_loss")]
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert call("choose", moved).exit_code == 0
+    assert seen[-1][0] == moved
+    assert not folder.exists()
+
+
+def test_the_module_runs_like_the_command() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "milp_ray", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
+    assert answer.stdout == f"milp-ray {__version__}\n"

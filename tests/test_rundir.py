@@ -1,0 +1,188 @@
+"""The run folder: what it accepts on a rerun, what it refuses to mix or to delete, how it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from milp_ray.config import Config
+from milp_ray.config_loader import override_config
+from milp_ray.errors import MilpError
+from milp_ray.rundir import RunFolder, write_json, write_text
+from milp_ray.versions import git_commit, versions
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(name="a", output_dir=tmp_path / "runs")
+
+
+def test_creating_a_run_records_configuration_and_versions(config: Config) -> None:
+    run = RunFolder.create(config)
+    assert run.path == config.output_dir / "a"
+    assert run.config() == config
+    recorded = json.loads(run.versions_file.read_text())
+    assert {"milp_ray", "git_commit", "python", "platform", "packages", "seed"} <= recorded.keys()
+    assert recorded["packages"]["torch"]
+    assert recorded["seed"] == config.seed
+
+
+def test_facts_that_become_known_later_survive_a_rerun(config: Config) -> None:
+    RunFolder.create(config).record_facts(base_model="embedded", revision=None, dataset_hash="ab12")
+    recorded = json.loads(RunFolder.create(config).versions_file.read_text())
+    assert recorded["dataset_hash"] == "ab12"
+    assert recorded["base_model"] == "embedded"
+
+
+def test_a_different_configuration_is_refused_and_its_keys_are_named(config: Config) -> None:
+    RunFolder.create(config)
+    other = override_config(config, ["training.learning_rate=0.1", "base.model=x"])
+    with pytest.raises(MilpError) as caught:
+        RunFolder.create(other)
+    message = str(caught.value)
+    assert "training.learning_rate: was 0.0005, now 0.1" in message
+    assert "base.model: was 'embedded', now 'x'" in message
+    assert "--fresh" in message
+    assert len(message.splitlines()) == 4
+    assert RunFolder.open(config.output_dir / "a").config() == config
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "search.n_trials=300",
+        "ray.num_cpus=2",
+        "personalize.n_workers=3",
+        "search.max_concurrent_trials=1",
+        "choice.rule=best_loss",
+    ],
+)
+def test_what_no_finished_result_depends_on_may_differ(config: Config, override: str) -> None:
+    RunFolder.create(config)
+    changed = override_config(config, [override])
+    assert RunFolder.create(changed).config() == changed
+
+
+def test_the_number_of_trials_may_grow_and_not_shrink(config: Config) -> None:
+    RunFolder.create(config)
+    with pytest.raises(MilpError, match=r"search\.n_trials: was 200, now 150"):
+        RunFolder.create(override_config(config, ["search.n_trials=150"]))
+
+
+def test_fresh_starts_over(config: Config) -> None:
+    run = RunFolder.create(config)
+    write_text(run.adapters / "x" / "file", "old")
+    RunFolder.create(override_config(config, ["seed=5"]), fresh=True)
+    assert not run.adapters.exists()
+    assert run.config().seed == 5
+
+
+def test_fresh_on_a_first_run_is_no_mistake(config: Config) -> None:
+    assert RunFolder.create(config, fresh=True).is_run()
+
+
+def test_a_folder_that_is_no_run_is_neither_used_nor_deleted(config: Config) -> None:
+    precious = config.output_dir / "a" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(MilpError, match="is no"):
+            RunFolder.create(config, fresh=fresh)
+    assert precious.read_text() == "years of work"
+
+
+def test_a_link_to_a_run_is_not_followed_by_fresh(config: Config, tmp_path: Path) -> None:
+    real = RunFolder.create(override_config(config, ["name=real"]))
+    (config.output_dir / "a").symlink_to(real.path)
+    with pytest.raises(MilpError, match="is a link"):
+        RunFolder.create(config, fresh=True)
+    assert real.config_file.exists()
+
+
+def test_an_interrupted_creation_can_be_repeated(config: Config) -> None:
+    run = RunFolder.create(config)
+    run.config_file.unlink()
+    assert RunFolder.create(config).config() == config
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder"])
+def test_opening_what_is_no_run_says_what_makes_one(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "file":
+        path.write_text("")
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(MilpError, match="milp-ray run"):
+        RunFolder.open(path)
+
+
+def test_only_one_process_works_on_a_run_and_a_killed_one_lets_go(config: Config) -> None:
+    run = RunFolder.create(config)
+    script = (
+        "import sys; from pathlib import Path; from milp_ray.rundir import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(MilpError, match="another milp-ray process"), run.lock():
+        pass
+    with pytest.raises(MilpError, match="another milp-ray process"):
+        RunFolder.create(config, fresh=True)
+    assert run.config_file.exists()
+    holder.kill()
+    holder.wait()
+    with run.lock():
+        pass
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_not_a_number_is_refused_in_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_of_an_interrupted_stage_adds_up(config: Config) -> None:
+    run = RunFolder.create(config)
+    run.record_seconds("search", 1.5)
+    run.record_seconds("search", 2.0)
+    run.record_seconds("report", 0.25)
+    assert run.seconds() == {"search": 3.5, "report": 0.25}
+
+
+def test_versions_name_the_commit_of_a_checkout(repository: Path) -> None:
+    commit = git_commit()
+    has_commit = (
+        subprocess.run(
+            ["git", "-C", str(repository), "rev-parse", "-q", "--verify", "HEAD"], capture_output=True
+        ).returncode
+        == 0
+    )
+    assert (commit is not None) == has_commit
+    assert versions()["git_commit"] == commit

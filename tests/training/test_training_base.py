@@ -1,0 +1,82 @@
+"""Loading a base: frozen, its context and tokens known, and errors that name the option."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from milp_ray.config import BaseSection
+from milp_ray.errors import MilpError
+from milp_ray.training.base import load_base
+
+
+@pytest.mark.parametrize(
+    ("fixture", "n_layers", "first_position"),
+    [("tiny_llama_dir", 4, 0), ("tiny_gpt2_dir", 3, 0), ("tiny_roberta_dir", 3, 2)],
+)
+def test_a_base_is_frozen_and_in_eval_mode(
+    request: pytest.FixtureRequest, fixture: str, n_layers: int, first_position: int
+) -> None:
+    base = load_base(BaseSection(model=str(request.getfixturevalue(fixture)), device="cpu"))
+    assert not base.model.training
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    assert (base.n_layers, base.context_length) == (n_layers, 256)
+    assert (base.eos_id, base.first_position) == (2, first_position)
+
+
+def test_an_encoder_is_loaded_as_a_causal_decoder(tiny_roberta_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "roberta"
+    shutil.copytree(tiny_roberta_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["is_decoder"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    base = load_base(BaseSection(model=str(folder), device="cpu"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = base.model(input_ids=ids).logits[0, :2]
+        ids[0, 3] = 9
+        after = base.model(input_ids=ids).logits[0, :2]
+    assert torch.equal(before, after), "a later token must not be seen by earlier ones"
+
+
+def test_the_start_tokens_are_those_that_the_tokenizer_puts_first(shared_dir: Path) -> None:
+    base = load_base(BaseSection(model=str(shared_dir / "models" / "stories260K"), device="cpu"))
+    assert base.start_ids == (1,)
+    assert (base.n_layers, base.context_length) == (5, 512)
+
+
+def test_a_missing_folder_is_told_with_the_options_name() -> None:
+    with pytest.raises(MilpError, match=r"base\.model '\./not/there' is no folder"):
+        load_base(BaseSection(model="./not/there"))
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(MilpError, match=r"holds no config\.json"):
+        load_base(BaseSection(model=str(tmp_path)))
+
+
+def test_weights_that_are_not_safetensors_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_llama_dir, folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(MilpError, match=r"base\.model .* cannot be loaded"):
+        load_base(BaseSection(model=str(folder), device="cpu"))
+
+
+def test_a_context_beyond_the_models_is_refused(tiny_gpt2_dir: Path) -> None:
+    with pytest.raises(MilpError, match=r"base\.context_length 300 .* use at most 256"):
+        load_base(BaseSection(model=str(tiny_gpt2_dir), context_length=300, device="cpu"))
+
+
+def test_a_shorter_context_may_be_asked_for(tiny_gpt2_dir: Path) -> None:
+    assert load_base(BaseSection(model=str(tiny_gpt2_dir), context_length=64)).context_length == 64
+
+
+def test_an_unknown_device_is_refused(tiny_llama_dir: Path) -> None:
+    with pytest.raises(MilpError, match=r"base\.device 'gpu' is no device"):
+        load_base(BaseSection(model=str(tiny_llama_dir), device="gpu"))
