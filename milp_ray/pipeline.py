@@ -7,8 +7,10 @@ command.
 
 from __future__ import annotations
 
+import json
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from milp_ray.errors import MilpError
-from milp_ray.resident_memory import peak_memory
+from milp_ray.outcome import base_facts, front_table
+from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
-    from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.personalize.pool import WorkerPool
+    from milp_ray.personalize.recipe import Recipe
     from milp_ray.rundir import RunFolder
+    from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.records import UserSplit
 
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
@@ -31,11 +35,12 @@ STAGES = ("search", "choose", "personalize", "evaluate", "report")
 class _Work:
     """One command at work on a run: what its stages share."""
 
-    def __init__(self, run: RunFolder, config: Config, stack: ExitStack) -> None:
+    def __init__(self, run: RunFolder, config: Config, stack: ExitStack, peak: PeakMemory) -> None:
         self.run = run
         self.config = config
         self.console = Console(highlight=False, emoji=False)
         self._stack = stack
+        self._peak = peak
 
     @cached_property
     def splits(self) -> list[UserSplit]:
@@ -74,24 +79,31 @@ class _Work:
             worker_pool(self.config.base, self.config.personalize, self.config.ray)
         )
 
-    @cached_property
-    def layout(self) -> CanonicalLayout:
-        """The chosen layout.
+    @property
+    def recipe(self) -> Recipe:
+        """What the adapters are made from, the chosen layout included.
 
         Raises:
             MilpError: nothing was chosen yet.
         """
         import yaml
 
+        from milp_ray.personalize.recipe import Recipe
         from milp_ray.search.choice import chosen_layout
 
         try:
-            text = self.run.chosen_file.read_text(encoding="utf-8")
+            chosen = yaml.safe_load(self.run.chosen_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MilpError(
                 f"{self.run.path} has no chosen.yaml: run `milp-ray search` and `milp-ray choose` on it first"
             ) from None
-        return chosen_layout(yaml.safe_load(text))
+        config = self.config
+        return Recipe(chosen_layout(chosen), config.base, config.training, config.prompt, config.seed)
+
+    def record_peak_memory(self) -> None:
+        """Measure now, and keep the largest in the run folder."""
+        self._peak.sample()
+        self.run.record_peak_memory(self._peak.mib)
 
 
 @contextmanager
@@ -101,17 +113,224 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 
     configure_logging()
     with run.lock(), peak_memory() as peak, ExitStack() as stack:
+        work = _Work(run, config, stack, peak)
         try:
-            yield _Work(run, config, stack)
+            yield work
         finally:
-            peak.sample()
-            run.record_peak_memory(peak.mib)
+            work.record_peak_memory()
 
 
-@contextmanager
-def _timed(run: RunFolder, stage: str) -> Iterator[None]:
+# ---------------------------------------------------------------------------------------------- public
+
+
+def run_all(run: RunFolder, config: Config) -> None:
+    """Every stage in order; what an earlier command finished is not done again."""
+    with _working(run, config) as work:
+        for stage in STAGES:
+            _do(work, stage)
+        _close(work)
+
+
+def search(run: RunFolder, config: Config) -> None:
+    """Run the study, or what is left of it."""
+    _alone(run, config, "search")
+
+
+def choose(run: RunFolder, config: Config) -> None:
+    """Choose a layout of the front and write ``chosen.yaml``."""
+    _alone(run, config, "choose")
+
+
+def personalize(run: RunFolder, config: Config) -> None:
+    """Make the adapters that are not there yet under the chosen layout."""
+    _alone(run, config, "personalize")
+
+
+def evaluate(run: RunFolder, config: Config) -> None:
+    """Score every method on the held-out queries and write ``scores.parquet``."""
+    _alone(run, config, "evaluate")
+
+
+def report(run: RunFolder, config: Config) -> None:
+    """Write ``summary.json``, the figures and the page."""
+    _alone(run, config, "report")
+
+
+def generate(run: RunFolder, config: Config, user_id: str, query: str, *, personal: bool = True) -> str:
+    """The answer to a query with a user's adapter, or with the base alone.
+
+    Raises:
+        MilpError: the store holds no adapter of the user.
+    """
+    from milp_ray.personalize.store import AdapterStore
+
+    # Before the base is loaded, so that a wrong id is told at once.
+    adapter = AdapterStore(run.adapters).load(user_id) if personal else None
+
+    from milp_ray.training.adapters import attached
+    from milp_ray.training.base import load_base
+    from milp_ray.training.generation import generate as respond
+    from milp_ray.training.text import query_prompt
+
+    base = load_base(config.base)
+    section = config.evaluation
+    with attached(base, adapter) as model:
+        [answer] = respond(
+            base,
+            model,
+            [query_prompt(query, config.prompt)],
+            max_new_tokens=section.max_new_tokens,
+            batch_size=1,
+        )
+    return answer.strip()
+
+
+def probe_users(splits: Sequence[UserSplit], n: int, seed: int) -> list[UserSplit]:
+    """The users that a search measures layouts on: a seeded sample of those with validation examples.
+
+    Raises:
+        MilpError: fewer than ``n`` users have any.
+    """
+    able = [split for split in splits if split.validation and (split.history or split.train)]
+    if len(able) < n:
+        raise MilpError(
+            f"search.n_probe_users is {n}, but {len(able)} of {len(splits)} users have validation examples "
+            "and something to train on; lower it, or raise users.split.validation"
+        )
+    chosen = set(random.Random(f"probe users {seed}").sample(range(len(able)), n))
+    return [split for index, split in enumerate(able) if index in chosen]
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def _alone(run: RunFolder, config: Config, stage: str) -> None:
+    with _working(run, config) as work:
+        _do(work, stage)
+
+
+def _do(work: _Work, stage: str) -> None:
     started = time.perf_counter()
     try:
-        yield
+        _FUNCTIONS[stage](work)
     finally:
-        run.record_seconds(stage, time.perf_counter() - started)
+        work.run.record_seconds(stage, time.perf_counter() - started)
+
+
+def _close(work: _Work) -> None:
+    """The last lines of a run: where the time went, and what to do next."""
+    seconds = work.run.seconds()
+    by_stage = ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in STAGES if stage in seconds)
+    work.console.print(
+        f"{sum(seconds.values()):.0f} s in all ({by_stage}); peak memory {work.run.peak_memory():,.0f} MiB"
+    )
+    work.console.print(f"results for programs: {work.run.summary_file}")
+    first = work.splits[0].user_id
+    work.console.print(f'ask as a user: milp-ray generate {work.run.path} --user {first} "…"')
+
+
+def _search(work: _Work) -> None:
+    from milp_ray.progress import progress
+    from milp_ray.search.study import StudySettings, run_study
+    from milp_ray.training.shapes import base_shapes
+
+    config = work.config
+    probes = probe_users(work.splits, config.search.n_probe_users, config.seed)
+    shapes = base_shapes(config.base)
+    settings = StudySettings(
+        base=config.base,
+        space=config.space,
+        training=config.training,
+        prompt=config.prompt,
+        search=config.search,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        threads_per_worker=config.ray.threads_per_worker,
+    )
+    work.ray  # noqa: B018 -- a study needs Ray to be up
+    with progress("search", config.search.n_trials, unit="trials") as bar:
+        shown = 0
+
+        def tell(now: StudyProgress) -> None:
+            nonlocal shown
+            notes = [f"hypervolume {now.hypervolume:.4g}"] if now.hypervolume is not None else []
+            notes += [f"{now.n_failed} failed"] if now.n_failed else []
+            notes += ["proposing layouts"] if now.is_suggesting else []
+            bar.advance(now.n_ended - shown, note=", ".join(notes))
+            shown = now.n_ended
+
+        result = run_study(work.run.study, settings, probes, shapes, tell)
+    work.run.record_facts(base=base_facts(config.base), probe_users=[split.user_id for split in probes])
+    if result.exhausted:
+        work.console.print(f"the search measured all {len(result.trials)} layouts of the space")
+
+
+def _choose(work: _Work) -> None:
+    from milp_ray.rundir import write_yaml
+    from milp_ray.search import choice
+    from milp_ray.search.results import load_result
+
+    result = load_result(work.run.journal)
+    chosen = choice.choose(result.front, result.objectives, work.config.choice)
+    write_yaml(work.run.chosen_file, chosen.to_dict())
+    work.console.print(front_table(result, chosen))
+    work.console.print(f"chosen by {chosen.rule}: [bold]{chosen.layout.key}[/]. {chosen.reason}")
+
+
+def _personalize(work: _Work) -> None:
+    from milp_ray.personalize.batch import personalize as make_adapters
+
+    config = work.config
+    summary = make_adapters(
+        work.run, work.splits, work.recipe, section=config.personalize, ray=config.ray, pool=work.pool
+    )
+    work.run.record_facts(personalize=summary.to_dict())
+    line = f"{summary.done} adapters made, {summary.skipped} were finished before"
+    if summary.failed:
+        line += f", [red]{summary.failed} users failed[/] (reasons in {work.run.failed_file})"
+    work.console.print(line)
+
+
+def _evaluate(work: _Work) -> None:
+    from milp_ray.evaluation.stage import FAILED_FILE
+    from milp_ray.evaluation.stage import evaluate as score
+    from milp_ray.evaluation.tables import terminal_tables
+    from milp_ray.personalize.store import AdapterStore
+
+    found = score(
+        work.run,
+        work.splits,
+        work.recipe,
+        work.config.evaluation,
+        pool=work.pool,
+        store=AdapterStore(work.run.adapters),
+    )
+    for table in terminal_tables(found):
+        work.console.print(table)
+    if found["n_without_test"]:
+        work.console.print(f"{found['n_without_test']} users have no test example and are not in the tables")
+    if found["n_failed"]:
+        reasons = work.run.path / FAILED_FILE
+        work.console.print(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
+
+
+def _report(work: _Work) -> None:
+    from milp_ray.report.stage import write_report
+
+    work.record_peak_memory()
+    started = time.perf_counter()
+    page = write_report(work.run)
+    # The page cannot tell how long it took to write it; the summary can.
+    summary = json.loads(work.run.summary_file.read_text(encoding="utf-8"))
+    spent = round(time.perf_counter() - started, 3)
+    work.run.write_summary({**summary, "seconds": {**work.run.seconds(), "report": spent}})
+    work.console.print(f"report: {page}")
+
+
+_FUNCTIONS: dict[str, Callable[[_Work], None]] = {
+    "search": _search,
+    "choose": _choose,
+    "personalize": _personalize,
+    "evaluate": _evaluate,
+    "report": _report,
+}

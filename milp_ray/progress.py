@@ -100,6 +100,7 @@ class _PlainProgress:
         self._interval = interval
         self._done = 0
         self._note = ""
+        self._written: str | None = None
         self._started = self._last = time.monotonic()
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
@@ -112,10 +113,15 @@ class _PlainProgress:
         self._total = total
 
     def close(self) -> None:
-        self._write()
+        if self._state() != self._written:
+            self._write()
+
+    def _state(self) -> str:
+        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        return ", ".join(part for part in (f"{count} {self._unit}".strip(), self._note) if part)
 
     def _write(self) -> None:
         self._last = time.monotonic()
-        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
-        parts = [f"{count} {self._unit}".strip(), self._note, f"{self._last - self._started:.0f} s"]
-        print(f"{self._label}: {', '.join(part for part in parts if part)}", file=self._stream, flush=True)
+        self._written = self._state()
+        seconds = self._last - self._started
+        print(f"{self._label}: {self._written}, {seconds:.0f} s", file=self._stream, flush=True)

@@ -8,8 +8,8 @@ Differences between two methods are *paired*: they are taken inside each user, o
 users are drawn, so that what makes a user easy or hard for both methods drops out.
 
 The draws depend on (seed, number of users, number of draws) alone; two calls with the same three numbers
-resample the same positions. Percentile intervals of few users are somewhat too narrow (a simulation with normal values: at 12 users a
-nominal 95 % covers about 91 %), and one user gives no interval at all.
+resample the same positions. Percentile intervals of few users are somewhat too narrow (a simulation with
+normal values: at 12 users a nominal 95 % covers about 91 %), and one user gives no interval at all.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def interval(
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1 or np.isinf(column).any():
         raise MilpError(
-            f"values of shape {column.shape} for an interval over users: give one number a user, none of them "
-            "infinite, and NaN for a user without one"
+            f"values of shape {column.shape} for an interval over users: give one number a user, none of "
+            "them infinite, and NaN for a user without one"
         )
     column = column[~np.isnan(column)]
     n_users = len(column)

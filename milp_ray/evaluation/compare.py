@@ -158,7 +158,9 @@ def group_label(piece: dict[str, Any]) -> str:
 
 def _rounded(found: Interval) -> dict[str, float | int | None]:
     values = found.to_dict()
-    return {name: round(value, _DECIMALS) if isinstance(value, float) else value for name, value in values.items()}
+    return {
+        name: round(value, _DECIMALS) if isinstance(value, float) else value for name, value in values.items()
+    }
 
 
 def _size(piece: Slice, columns: _Columns, mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 # Function words of English that say nothing about a person. Negations and quantities stay in: "no" and
 # "two" can be the whole difference between two people.
-STOP_WORDS: frozenset[str] = frozenset(
-    """
+_FUNCTION_WORDS = """
     a an the this that these those
     i me my mine myself you your yours yourself he him his himself she her hers herself it its itself
     we us our ours ourselves they them their theirs themselves one's who whom whose which what
@@ -31,8 +30,8 @@ STOP_WORDS: frozenset[str] = frozenset(
     after above below to from up down in out on off over under again further then once so than too very just
     also only here there when where why how all any both each few more most other some such own same
     yes oh well please thanks thank
-    """.split()
-)
+"""
+STOP_WORDS: frozenset[str] = frozenset(_FUNCTION_WORDS.split())
 
 
 @lru_cache(maxsize=1)
@@ -109,15 +108,3 @@ def fact_accuracy(response: str, answer: str | None) -> float | None:
     if answer is None or not answer.strip():
         return None
     return 1.0 if _phrase(answer).search(response) else 0.0
-
-
-def mean_token_loss(losses: Iterable[tuple[float, int]]) -> float | None:
-    """Mean cross-entropy a token, in nats, of (summed negative log-likelihood, tokens) pairs.
-
-    Every token counts the same, so long responses weigh more; ``None`` where there is no token.
-    """
-    total, count = 0.0, 0
-    for nll, n_tokens in losses:
-        total += nll
-        count += n_tokens
-    return total / count if count else None

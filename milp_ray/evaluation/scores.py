@@ -6,6 +6,7 @@ Rows are plain dicts with the columns of :data:`COLUMNS`, in the order the examp
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,12 +40,13 @@ COLUMNS: Mapping[str, str] = {
     "persona_f1": "float64",
     "fact_accuracy": "float64",  # 0 or 1; null where the example has no known answer
 }
+_USERS_KEY = "milp_ray.users"
 TAGS = ("exposure", "order", "mentions", "attribute")
 
 
 def persona_words(split: UserSplit) -> frozenset[str]:
-    """The word set that Persona-F1 compares with: the user's own training-side history, and the profile."""
-    texts = [turn.text for turn in split.history if turn.role == "user"]
+    """The word set that Persona-F1 compares with: the user's training-side history, and the profile."""
+    texts = [turn.text for turn in split.history]
     return content_words([*texts, split.profile] if split.profile else texts)
 
 
@@ -70,7 +72,9 @@ def score_rows(
         history_fits: whether the user's whole history fits the base's context.
     """
     rows: list[Row] = []
-    for index, (example, response, (nll, n_tokens)) in enumerate(zip(examples, responses, losses, strict=True)):
+    for index, (example, response, (nll, n_tokens)) in enumerate(
+        zip(examples, responses, losses, strict=True)
+    ):
         rows.append(
             {
                 "user_id": user_id,
@@ -105,16 +109,37 @@ def as_table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=schema())
 
 
-def write_scores(path: Path, rows: Iterable[Row] | pa.Table) -> None:
-    """Write a scores file (Parquet), whole or not at all: a reader never sees half of one."""
+def write_scores(
+    path: Path, rows: Iterable[Row] | Iterable[pa.Table], users: Mapping[str, str] | None = None
+) -> None:
+    """Write a scores file (Parquet), whole or not at all: a reader never sees half of one.
+
+    Args:
+        path: the file.
+        rows: rows, or tables of rows that are written one after the other, so that not all are in memory.
+        users: user id → fingerprint of what was scored, kept in the file for :func:`read_users_scored`; users
+            without any row can be among them.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = rows if isinstance(rows, pa.Table) else as_table(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+            pending: list[Row] = []
+            for item in rows:
+                if isinstance(item, pa.Table):
+                    writer.write_table(item)
+                else:
+                    pending.append(item)
+            if pending:
+                writer.write_table(as_table(pending))
+            writer.add_key_value_metadata({_USERS_KEY: json.dumps(dict(users or {}))})
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_scores(path: Path) -> pa.Table:
@@ -123,13 +148,32 @@ def read_scores(path: Path) -> pa.Table:
     Raises:
         MilpError: there is no such file, or it holds other columns.
     """
+    file = _open(path)
+    missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+    if missing:
+        raise MilpError(f"{path} lacks the columns {missing} of a scores file; run the evaluate stage again")
+    return file.read(columns=list(COLUMNS)).cast(schema())
+
+
+def read_users_scored(path: Path) -> dict[str, str]:
+    """User id → fingerprint of the users that a scores file tells about.
+
+    Raises:
+        MilpError: there is no such file.
+    """
+    metadata = _open(path).metadata.metadata or {}
+    users: dict[str, str] = json.loads(metadata.get(_USERS_KEY.encode(), b"{}"))
+    return users
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise MilpError(f"no scores at {path}: run the evaluate stage first")
-    # One file, not a data set: a folder name like "a=b" above it must not become a column.
-    table = pq.ParquetFile(path).read()
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise MilpError(f"{path} lacks the columns {missing} of a scores file; run the evaluate stage again")
-    return table.select(list(COLUMNS))
+    try:
+        # One file, not a data set: a folder name like "a=b" above it must not become a column.
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise MilpError(f"{path} is damaged; remove it and run the evaluate stage again") from error

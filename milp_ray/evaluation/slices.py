@@ -127,7 +127,9 @@ def _kinds(groups: Groups) -> list[str]:
     counts = np.bincount(codes, minlength=len(values))
     most = sorted(range(len(values)), key=lambda i: -counts[i])[:_MOST_KINDS]
     reserved = {ALL, *_EXPOSURE_ORDER}
-    return [kind for kind in _in_order([values[i] for i in most], _KIND_ORDER) if kind and kind not in reserved]
+    return [
+        kind for kind in _in_order([values[i] for i in most], _KIND_ORDER) if kind and kind not in reserved
+    ]
 
 
 def _in_order(values: list[str], first: tuple[str, ...]) -> list[str]:

@@ -35,9 +35,7 @@ def cell_text(measure: Measure, cell: Mapping[str, Any] | None, *, signed: bool 
 def terminal_tables(comparison: Mapping[str, Any]) -> list[Table]:
     """The tables of an evaluation: by method, by kind and length of history, and the differences."""
     by_kind = [
-        table
-        for history in _histories(comparison)
-        if (table := kind_table(comparison, history)) is not None
+        table for history in histories(comparison) if (table := kind_table(comparison, history)) is not None
     ]
     differences = difference_table(comparison)
     return [method_table(comparison), *by_kind, *([differences] if differences is not None else [])]
@@ -54,7 +52,7 @@ def method_table(comparison: Mapping[str, Any], slice_key: str = ALL) -> Table:
     table.add_column("Method", no_wrap=True)
     for name in names:
         table.add_column(MEASURES[name].header, justify="right", no_wrap=True)
-    bests = {name: _best(comparison, slice_key, name) for name in names}
+    bests = {name: best_method(comparison, slice_key, name) for name in names}
     for method in comparison["methods"]:
         cells = comparison["scores"][method].get(slice_key, {})
         shown = []
@@ -130,7 +128,9 @@ def difference_table(comparison: Mapping[str, Any]) -> Table | None:
     table.add_column("", no_wrap=True)
     for name in names:
         measure = MEASURES[name]
-        table.add_column(f"{measure.label} {'↓' if measure.direction == 'min' else '↑'}", justify="right", no_wrap=True)
+        table.add_column(
+            f"{measure.label} {'↓' if measure.direction == 'min' else '↑'}", justify="right", no_wrap=True
+        )
     for pair, slices in comparison["differences"].items():
         table.add_row(f"[bold]{PAIR_NAMES.get(pair, pair)}[/bold]")
         for key in compared_slices(comparison):
@@ -167,13 +167,13 @@ def excludes_zero(cell: Mapping[str, Any] | None) -> bool:
     return cell is not None and cell["low"] is not None and (cell["low"] > 0 or cell["high"] < 0)
 
 
-def _histories(comparison: Mapping[str, Any]) -> list[str]:
+def histories(comparison: Mapping[str, Any]) -> list[str]:
     """All users together where their histories are alike, each length by itself where they are not."""
     both = comparison["n_users_fits"] and comparison["n_users_long"]
     return ["fits", "long"] if both else [""]
 
 
-def _best(comparison: Mapping[str, Any], slice_key: str, measure_name: str) -> str | None:
+def best_method(comparison: Mapping[str, Any], slice_key: str, measure_name: str) -> str | None:
     """The best method by a measure, the ceiling aside."""
     means = {
         method: comparison["scores"][method][slice_key][measure_name]["mean"]
@@ -196,7 +196,8 @@ def _whole_cell(measure: Measure, cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "–"
     mean, *bounds = (
-        None if cell[name] is None else f"{cell[name] * measure.scale:.0f}" for name in ("mean", "low", "high")
+        None if cell[name] is None else f"{cell[name] * measure.scale:.0f}"
+        for name in ("mean", "low", "high")
     )
     return f"{mean} ({bounds[0]}–{bounds[1]})" if all(bounds) else f"{mean}"
 

@@ -33,10 +33,24 @@ INFO: dict[str, MethodInfo] = {
     info.name: info
     for info in (
         MethodInfo("base", "Base alone", "Base", "the frozen model, given the query only"),
-        MethodInfo("text_prompt", "Text prompt", "Text prompt", "as much recent history as fits the context, before the query"),
-        MethodInfo("oracle_profile", "Oracle profile", "Oracle", "the user's true facts before the query: a ceiling"),
-        MethodInfo("memory_only", "Memory only", "Memory", "an adapter trained on the history alone (stage 1)"),
-        MethodInfo("instruction_only", "Instruction only", "Instruction", "an adapter trained on past examples alone (stage 2)"),
+        MethodInfo(
+            "text_prompt",
+            "Text prompt",
+            "Text prompt",
+            "as much recent history as fits the context, before the query",
+        ),
+        MethodInfo(
+            "oracle_profile", "Oracle profile", "Oracle", "the user's true facts before the query: a ceiling"
+        ),
+        MethodInfo(
+            "memory_only", "Memory only", "Memory", "an adapter trained on the history alone (stage 1)"
+        ),
+        MethodInfo(
+            "instruction_only",
+            "Instruction only",
+            "Instruction",
+            "an adapter trained on past examples alone (stage 2)",
+        ),
         MethodInfo("milp", "MiLP", "MiLP", "an adapter trained on the history and on past examples"),
     )
 }

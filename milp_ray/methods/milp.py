@@ -26,20 +26,21 @@ def fit(request: FitRequest) -> Personalizer:
 
 
 def train_adapter(request: FitRequest, parts: frozenset[str]) -> Adapter | None:
-    """An adapter trained on some of the user's data under the request's layout; ``None`` for the empty one."""
+    """An adapter trained on some of the user's data under the request's layout.
+
+    ``None``, which is the base alone, for the empty layout and where the user has no data of these parts.
+    """
     from milp_ray.training.train import Job, train
 
-    if request.layout.is_empty:
+    data = {"memory": request.split.history, "instruction": request.split.train}
+    parts = frozenset(part for part in parts if data[part])
+    if request.layout.is_empty or not parts:
         return None
     split = request.split
     if request.training.early_stopping_patience is None:
-        # Validation examples would be measured at every epoch and change nothing.
+        # Validation examples would be measured at the end and change nothing.
         split = replace(split, validation=())
     job = Job(
-        job_id=f"{request.split.user_id}/{'+'.join(sorted(parts))}",
-        split=split,
-        layout=request.layout,
-        parts=parts,
-        seed=request.seed,
+        job_id="+".join(sorted(parts)), split=split, layout=request.layout, parts=parts, seed=request.seed
     )
     return train(request.base, [job], request.training, request.prompt)[0].adapter

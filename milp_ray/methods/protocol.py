@@ -78,7 +78,8 @@ class Answerer:
 
         request = self.request
         prompts = [
-            query_prompt(query, request.prompt, self.context(query, request.max_new_tokens)) for query in queries
+            query_prompt(query, request.prompt, self.context(query, request.max_new_tokens))
+            for query in queries
         ]
         with attached(request.base, self.adapter) as model:
             return generate(
@@ -125,7 +126,9 @@ def fits(base: Base, prompt_text: str, reserve: int) -> bool:
     return len(base.start_ids) + count_tokens(base, prompt_text) + reserve + 1 <= base.context_length
 
 
-def most_that_fits(units: Sequence[Unit], render: Callable[[Sequence[Unit]], str], accept: Callable[[str], bool]) -> int:
+def most_that_fits(
+    units: Sequence[Unit], render: Callable[[Sequence[Unit]], str], accept: Callable[[str], bool]
+) -> int:
     """The largest n for which ``render`` of n units is accepted; 0 where not even one is.
 
     ``render`` is called with the first n units. More units make a longer text, so bisection finds the limit

@@ -49,7 +49,9 @@ def recent_turns(
     return tuple(history[len(history) - count :])
 
 
-def history_fits(split: UserSplit, queries: Sequence[str], base: Base, prompt: PromptSection, *, reserve: int) -> bool:
+def history_fits(
+    split: UserSplit, queries: Sequence[str], base: Base, prompt: PromptSection, *, reserve: int
+) -> bool:
     """Whether the whole history fits the context before each of the queries."""
     document = history_context(split.history, prompt)
     return all(fits(base, query_prompt(query, prompt, document), reserve) for query in queries)

@@ -116,7 +116,9 @@ def personalize(
                 if pool is None:
                     stack.enter_context(ray_session(ray))
                     pool = stack.enter_context(worker_pool(recipe.base, section, ray))
-                pool.start()
+                # One worker loads its base while the other users are looked through; how many are needed
+                # is known only then.
+                pool.start(1)
                 batch.run(pool, _chain(first, pending))
         except KeyboardInterrupt:
             batch.summary.interrupted = True

@@ -19,6 +19,7 @@ from milp_ray.report.style import (
     INK,
     MUTED,
     ORANGE,
+    blank_figure,
     duration,
     method_colour,
     method_marker,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Cell = Mapping[str, Any]
 _ROW_HEIGHT = 0.27  # inches a method
-_MOST_COLUMNS = 5  # panels by kind; more would be too narrow to read
+_MOST_COLUMNS = 8  # panels by kind; more would be too narrow to read
 
 
 def methods_figure(comparison: Cell) -> Figure:
@@ -45,6 +46,8 @@ def methods_figure(comparison: Cell) -> Figure:
             2.1 + 2.25 * max(1, len(names)), 1.15 + _ROW_HEIGHT * len(methods), ncols=max(1, len(names)),
             squeeze=False, sharey=True,
         )  # fmt: skip
+        layout: Any = figure.get_layout_engine()
+        layout.set(wspace=0.07)  # room for the values beside each panel
         for axes, name in zip(grid[0], names, strict=False):
             cells = {method: comparison["scores"][method].get(ALL, {}).get(name) for method in methods}
             _dot_panel(axes, comparison, cells, MEASURES[name], values_shown=True)
@@ -67,13 +70,13 @@ def kinds_figure(comparison: Cell) -> Figure | None:
     if main is None or not columns or (len(columns) == 1 and not both):
         return None
     methods = comparison["methods"]
+    measure = MEASURES[main]
     with styled():
-        figure, grid = new_figure(
-            1.9 + 1.85 * len(columns), 0.75 + (0.75 + _ROW_HEIGHT * len(methods)) * len(histories),
-            nrows=len(histories), ncols=len(columns), squeeze=False, sharey=True, sharex=True,
-        )  # fmt: skip
-        measure = MEASURES[main]
-        for history, row in zip(histories, grid, strict=True):
+        height = 0.85 + _ROW_HEIGHT * len(methods)
+        figure = blank_figure(1.7 + 1.5 * len(columns), 0.35 + height * len(histories))
+        parts = figure.subfigures(nrows=len(histories), squeeze=False)[:, 0]
+        for history, part in zip(histories, parts, strict=True):
+            row = part.subplots(ncols=len(columns), squeeze=False, sharey=True, sharex=True)[0]
             for axes, column in zip(row, columns, strict=True):
                 key = f"{history}:{column}" if history else column
                 cells = {m: comparison["scores"][m].get(key, {}).get(main) for m in methods}
@@ -82,21 +85,20 @@ def kinds_figure(comparison: Cell) -> Figure | None:
                     axes.set_xlim(-4, 104)
                 _panel_title(axes, comparison, key, cells)
             n_users = comparison["slices"].get(f"{history}:{ALL}" if history else ALL, {}).get("n_users", 0)
-            row[0].text(
-                0, 1.3, f"{HISTORY_LABELS[history]} ({n_users} users)", transform=row[0].transAxes,
-                fontweight="bold", fontsize=10.5,
-            )  # fmt: skip
-        figure.supxlabel(f"{measure.label} ({measure.unit}), mean over users with "
-                         f"{comparison['confidence']:.0%} interval", fontsize=9.5)  # fmt: skip
+            part.suptitle(f"{HISTORY_LABELS[history]} ({n_users} users)", x=0.005, ha="left", fontsize=10.5,
+                          fontweight="bold")  # fmt: skip
+        parts[-1].supxlabel(
+            f"{measure.label} ({measure.unit}), mean over users with {comparison['confidence']:.0%} interval",
+            fontsize=9.5,
+        )
         return figure
 
 
 def _panel_title(axes: Axes, comparison: Cell, key: str, cells: Mapping[str, Cell | None]) -> None:
-    label = comparison["slices"][key]["label"] if key in comparison["slices"] else "no such queries"
     n_examples = max((cell["n_examples"] for cell in cells.values() if cell), default=0)
-    axes.set_title(f"{label[0].upper()}{label[1:]}", fontsize=9.5, fontweight="normal", pad=5)
-    axes.text(0.99, 0.01, f"n = {n_examples}", transform=axes.transAxes, ha="right", va="bottom", fontsize=7.5,
-              color=MUTED)  # fmt: skip
+    label = comparison["slices"][key]["label"] if n_examples else "none"
+    axes.set_title(f"{label[0].upper()}{label[1:]}", fontsize=9, fontweight="normal", pad=5)
+    axes.set_title(f"{n_examples}", loc="right", fontsize=8, fontweight="normal", color=MUTED, pad=5)
 
 
 def differences_figure(comparison: Cell) -> Figure | None:
@@ -119,11 +121,14 @@ def differences_figure(comparison: Cell) -> Figure | None:
                 if cell:
                     _dot(axes, cell, len(keys) - 1 - row + shift, measure, colour, marker,
                          label=PAIR_NAMES.get(pair, pair) if row == 0 else None)  # fmt: skip
-        axes.set_yticks(range(len(keys)), [slice_name(comparison, key).capitalize() for key in reversed(keys)])
+        axes.set_yticks(
+            range(len(keys)), [slice_name(comparison, key).capitalize() for key in reversed(keys)]
+        )
         axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
         axes.set_ylim(-0.6, len(keys) - 0.4)
         unit = "percentage points" if measure.unit == "%" else measure.unit
-        axes.set_xlabel(f"Difference in {measure.label} ({unit}), paired within users")
+        axes.set_xlabel(f"{measure.label}: difference in {unit}, paired within users")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
         return figure
 
@@ -165,7 +170,12 @@ def _columns(comparison: Cell, history: str) -> list[str]:
 
 
 def _dot_panel(
-    axes: Axes, comparison: Cell, cells: Mapping[str, Cell | None], measure: Measure, *, values_shown: bool = False
+    axes: Axes,
+    comparison: Cell,
+    cells: Mapping[str, Cell | None],
+    measure: Measure,
+    *,
+    values_shown: bool = False,
 ) -> None:
     methods: Sequence[str] = list(cells)
     only_grid(axes, "x")
@@ -193,8 +203,8 @@ def _dot(
     if cell["low"] is not None:
         ends = [cell["low"] * measure.scale, cell["high"] * measure.scale]
         axes.plot(ends, [place, place], color=colour, lw=2.2, solid_capstyle="butt", alpha=0.55)
-    axes.plot(cell["mean"] * measure.scale, place, marker, ms=6.5, color=colour, mec="white", mew=0.7, ls="none",
-              label=label)  # fmt: skip
+    mean = cell["mean"] * measure.scale
+    axes.plot(mean, place, marker, ms=6.5, color=colour, mec="white", mew=0.7, ls="none", label=label)
 
 
 def _has_difference(comparison: Cell, key: str, main: str | None) -> bool:

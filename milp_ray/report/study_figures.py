@@ -93,7 +93,14 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
     axes.scatter(*place(proposed), s=34, color=BLUE, alpha=0.8, lw=0, label="Proposed by the surrogate")
     axes.scatter(*place(front), s=105, facecolor="none", edgecolor=VERMILLION, lw=1.6, label="Pareto front")
     axes.scatter(
-        *place(chosen), s=190, marker="*", color=ORANGE, edgecolor=INK, lw=0.9, zorder=5, label="Chosen layout"
+        *place(chosen),
+        s=190,
+        marker="*",
+        color=ORANGE,
+        edgecolor=INK,
+        lw=0.9,
+        zorder=5,
+        label="Chosen layout",
     )
     axes.set(xlabel=_LONG_LABELS[x_name], ylabel=_LONG_LABELS[y_name])
     axes.set_title(f"{_short(x_name)} and {_short(y_name, inside=True)}")
@@ -129,18 +136,20 @@ def hypervolume_figure(hypervolumes: Sequence[float], n_initial: int) -> Figure:
         axes.step(counts, hypervolumes, where="post", color=BLUE, lw=2)
         axes.plot(counts[-1:], hypervolumes[-1:], "o", color=BLUE, ms=6)
         axes.annotate(
-            f"{hypervolumes[-1]:.4g}", (counts[-1], hypervolumes[-1]), xytext=(-6, 7), textcoords="offset points",
-            ha="right", color=BLUE, fontweight="bold",
+            _number(hypervolumes[-1]), (counts[-1], hypervolumes[-1]), xytext=(-6, 7), ha="right",
+            textcoords="offset points", color=BLUE, fontweight="bold",
         )  # fmt: skip
         axes.set_xlim(0.5, len(hypervolumes) + 0.8)
         axes.set_ylim(0, max(hypervolumes) * 1.15 or 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
         axes.set(xlabel="Finished trials", ylabel="Hypervolume of the front")
         axes.set_title("Hypervolume over trials")
         for start, end, text in ((0, n_initial, "initial"), (n_initial, len(hypervolumes), "surrogate")):
             if end > start:
-                axes.text((start + end + 1) / 2, 0.03, text, transform=axes.get_xaxis_transform(), ha="center",
-                          color=MUTED, fontsize=8.5)  # fmt: skip
+                middle = (start + end + 1) / 2
+                axes.text(middle, 0.03, text, transform=axes.get_xaxis_transform(), ha="center", color=MUTED,
+                          fontsize=8.5)  # fmt: skip
         return figure
 
 
@@ -160,14 +169,17 @@ def layout_figure(trials: Sequence[Trial]) -> Figure:
             _factor_panel(row[2], kept, name, {t.index: t.rank for t in kept if t.n_loras})
             row[0].set_ylabel(f"{_short(name)} ({KNOWN_OBJECTIVES[name].label.partition('(')[2]}")
             if len(kept) < len(trials):
-                row[0].set_title(f"{len(trials) - len(kept)} wild trials left out", loc="right", fontsize=8,
+                row[0].set_title(_left_out(len(trials) - len(kept)), loc="right", fontsize=8,
                                  color=MUTED, fontweight="normal")  # fmt: skip
         for axes, title in zip(grid[0], ("By layer", "By number of LoRAs", "By rank"), strict=True):
             axes.set_title(title)
-        for axes, label in zip(grid[-1], ("Layer (0 is next to the input)", "LoRAs placed", "Rank"), strict=True):
+        for axes, label in zip(
+            grid[-1], ("Layer (0 is next to the input)", "LoRAs placed", "Rank"), strict=True
+        ):
             axes.set_xlabel(label)
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+        more_handles, more_labels = grid[0][1].get_legend_handles_labels()
+        figure.legend(handles + more_handles, labels + more_labels, loc="outside upper right", ncols=3)
         return figure
 
 
@@ -185,7 +197,8 @@ def _layer_panel(axes: Axes, trials: Sequence[Trial], name: str) -> None:
                 errors.append(_arms(found.mean, found.low, found.high))
         axes.errorbar(
             xs, means, yerr=np.transpose(errors) if errors else None, fmt=marker, color=colour, ms=6.5,
-            elinewidth=1.6, mec="white", mew=0.6, label=f"LoRA {'on' if state else 'off'} the layer",
+            elinewidth=1.6, mec="white", mew=0.6,
+            label=f"{'With' if state else 'Without'} a LoRA on the layer (mean, 95% interval)",
         )  # fmt: skip
     axes.set_xticks(range(n_layers))
     axes.set_xlim(-0.6, n_layers - 0.4)
@@ -202,13 +215,29 @@ def _factor_panel(axes: Axes, trials: Sequence[Trial], name: str, level_of: Mapp
             # Spread by arrival, to the left and right in turn, so that equal values do not hide each other.
             offset = ((seen[place] + 1) // 2) * (0.07 if seen[place] % 2 else -0.07)
             seen[place] += 1
-            colour = GREY if trial.is_initial else BLUE
-            axes.plot(place + max(-0.3, min(0.3, offset)), trial.values[name], "o", ms=4, color=colour, alpha=0.55, mew=0)
+            x = place + max(-0.3, min(0.3, offset))
+            axes.plot(x, trial.values[name], "o", ms=4.2, color=MUTED, alpha=0.5, mew=0)
     for place, level in enumerate(levels):
         mean = float(np.mean([t.values[name] for t in trials if level_of.get(t.index) == level]))
-        axes.hlines(mean, place - 0.34, place + 0.34, color=INK, lw=2)
+        axes.hlines(
+            mean,
+            place - 0.34,
+            place + 0.34,
+            color=INK,
+            lw=2,
+            label="_" if place else "Mean of the trials",
+        )
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
     axes.set_xlim(-0.6, max(len(levels) - 0.4, 0.6))
+
+
+def _number(value: float) -> str:
+    """A hypervolume, whose size depends on the objectives' units: 5M, 0.1234."""
+    return thousands(value) if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _left_out(count: int) -> str:
+    return f"{count} diverged trial{'s' if count > 1 else ''} left out"
 
 
 def _arms(mean: float, low: float | None, high: float | None) -> tuple[float, float]:

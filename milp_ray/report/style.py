@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ METHOD_MARKERS = {"oracle_profile": "D", "milp": "o", "text_prompt": "s", "base"
 _OTHER_COLOURS = (PURPLE, VERMILLION, "#F0E442")
 
 DPI = 160
-_RULES: dict[str, Any] = {
+_RULES: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -93,11 +93,16 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure of so many inches and its axes, as ``Figure.subplots`` gives them."""
+def blank_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches without axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
+    return Figure(figsize=(width, height))
+
+
+def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, as ``Figure.subplots`` gives them."""
+    figure = blank_figure(width, height)
     return figure, figure.subplots(**subplots)
 
 
@@ -110,7 +115,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def only_grid(axes: Axes, axis: str) -> None:
+def only_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     """Grid lines across one axis only: those that a value is read off."""
     axes.grid(False)
     axes.grid(True, axis=axis)

@@ -43,14 +43,14 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class NewLayouts:
-    """What may be proposed: layouts of ``space`` that are not ``seen`` (canonical keys); ``front`` is measured."""
+    """What may be proposed: layouts of ``space`` whose keys are not ``seen``; ``front`` is measured."""
 
     space: SearchSpace
     seen: frozenset[str]
     front: tuple[CanonicalLayout, ...]
 
     def encode(self, point: RawPoint) -> list[float]:
-        """A raw point in Ax's encoding: positions among a parameter's values, one-valued parameters left out."""
+        """A raw point in Ax's encoding: positions among the values of every parameter that has several."""
         return [
             float(parameter.values.index(point[parameter.name]))
             for parameter in self.space.parameters()
@@ -72,7 +72,7 @@ class NewLayouts:
     def best(
         self, score: Callable[[Sequence[RawPoint]], list[float]], taken: set[str], rng: np.random.Generator
     ) -> RawPoint | None:
-        """The point with the highest score found among layouts neither seen nor ``taken``; ``None``: none left."""
+        """The point found with the highest score, neither seen nor ``taken``; ``None``: none is left."""
         unavailable = self.seen | taken
         scores: dict[str, float] = {}
         points: dict[str, RawPoint] = {}
@@ -111,12 +111,12 @@ class NewLayouts:
 
 
 def _ranked(scores: Mapping[str, float]) -> list[str]:
-    """Keys from the highest score down; equal scores by key, so that nothing depends on the order of trying."""
+    """Keys from the highest score down; equal scores by key, so that the order of trying does not matter."""
     return sorted(scores, key=lambda key: (-scores[key], key))
 
 
 class NewLayoutAcquisition(Acquisition):
-    """Ax's acquisition whose candidates are :class:`NewLayouts` (given as ``acquisition_options["layouts"]``)."""
+    """Ax's acquisition over :class:`NewLayouts`, which are given as ``acquisition_options["layouts"]``."""
 
     def optimize(
         self,
@@ -130,7 +130,7 @@ class NewLayoutAcquisition(Acquisition):
         candidate_set: Tensor | None = None,
         sampling_strategy: SamplingStrategy | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``n`` new layouts chosen one after another; the arguments beyond ``n`` are Ax's and not needed here.
+        """``n`` new layouts, chosen one after another; the arguments beyond ``n`` are Ax's and not needed.
 
         Returns:
             Candidates ``n x d``, their acquisition values ``n``, and weights of 1.
@@ -160,9 +160,7 @@ class NewLayoutAcquisition(Acquisition):
         return torch.cat(rows), torch.tensor(values, dtype=self.dtype), torch.ones(n, dtype=self.dtype)
 
     def _rows(self, layouts: NewLayouts, points: Sequence[RawPoint]) -> Tensor:
-        return torch.tensor(
-            [layouts.encode(point) for point in points], dtype=self.dtype, device=self.device
-        )
+        return torch.tensor([layouts.encode(point) for point in points], dtype=self.dtype, device=self.device)
 
     def _score(self, layouts: NewLayouts, points: Sequence[RawPoint]) -> list[float]:
         with torch.no_grad():

@@ -53,5 +53,7 @@ def nondominated_boxes(values: ArrayLike, reference: Sequence[float]) -> NDArray
                 rest.append((x, right, floor, top))
         if start is not None:
             strips = [*kept, (start, x, y, z), *rest]
-    boxes += [((left, floor, z_ref), (right, np.inf, top)) for left, right, floor, top in strips if top > z_ref]
+    boxes += [
+        ((left, floor, z_ref), (right, np.inf, top)) for left, right, floor, top in strips if top > z_ref
+    ]
     return np.asarray(boxes, dtype=float).transpose(1, 0, 2)

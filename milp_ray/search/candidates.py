@@ -124,7 +124,9 @@ def _raw_point(space: SearchSpace, unit: np.ndarray) -> dict[str, Any]:
         if parameter.kind == "bool":
             point[parameter.name] = bool(u < density)
         else:
-            point[parameter.name] = parameter.values[min(int(u * len(parameter.values)), len(parameter.values) - 1)]
+            point[parameter.name] = parameter.values[
+                min(int(u * len(parameter.values)), len(parameter.values) - 1)
+            ]
     return point
 
 

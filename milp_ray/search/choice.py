@@ -87,7 +87,9 @@ def choose(front: Sequence[FrontPoint], objectives: Sequence[str], section: Choi
         key=lambda point: (point.adapter_parameters, point.index),
     )
     if not candidates:
-        reason = "No adapter was on the front: no layout measured better than the base alone in any objective."
+        reason = (
+            "No adapter was on the front: no layout measured better than the base alone in any objective."
+        )
         return Choice(front[0], section.rule, reason, tuple(objectives))
     point, reason = _RULES[section.rule](candidates, objectives, section)
     if len(candidates) == 1:
@@ -130,14 +132,13 @@ def _smallest_within(
     limit = best + section.tolerance * abs(best)
     point = next(point for point in points if point.values[VALIDATION_LOSS.name] <= limit)
     return point, (
-        f"With {point.adapter_parameters:,} parameters it is the smallest adapter on the front whose validation "
-        f"loss, {point.values[VALIDATION_LOSS.name]:.4f}, is within {section.tolerance:.1%} of the best, {best:.4f}."
+        f"With {point.adapter_parameters:,} parameters it is the smallest adapter on the front whose "
+        f"validation loss, {point.values[VALIDATION_LOSS.name]:.4f}, is within {section.tolerance:.1%} of "
+        f"the best, {best:.4f}."
     )
 
 
-_RULES: dict[
-    str, Callable[[Sequence[FrontPoint], Sequence[str], ChoiceSection], tuple[FrontPoint, str]]
-] = {
+_RULES: dict[str, Callable[[Sequence[FrontPoint], Sequence[str], ChoiceSection], tuple[FrontPoint, str]]] = {
     "knee": _knee,
     "best_loss": _best_loss,
     "best_rouge_l": _best_rouge_l,

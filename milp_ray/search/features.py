@@ -29,6 +29,9 @@ class CanonicalFeatures(InputTransform, nn.Module):
     transform_on_fantasize = True
     is_one_to_many = False
 
+    held_active: Tensor
+    carried: Tensor
+
     def __init__(
         self,
         layer_columns: list[int] | None,
@@ -96,7 +99,7 @@ class CanonicalFeatures(InputTransform, nn.Module):
 
 
 def feature_options(space: SearchSpace, columns: list[str]) -> dict[str, Any]:
-    """Arguments of :class:`CanonicalFeatures` for a space whose searched parameters are ``columns``, in order."""
+    """Arguments of :class:`CanonicalFeatures`; ``columns`` are the searched parameters in order."""
     position = {name: index for index, name in enumerate(columns)}
     layer_columns = [position[name] for name in columns if name.startswith("layer_")] or None
     held = set(range(space.n_layers) if space.fixed_layers is None else space.fixed_layers)

@@ -4,7 +4,7 @@ The journal is the truth of a search. A study killed at any moment resumes from 
 :func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:
 
     study_started    digest of what decides the results, the space, objectives, seed
-    trial_suggested  index, batch, raw factors, canonical layout and key, generator (sobol, saas_nehvi, random)
+    trial_suggested  index, batch, raw factors, canonical layout, key, generator (sobol, saas_nehvi, random)
     trial_started    index
     trial_completed  index, metrics (objective values, SEMs over the probe users, extras)
     trial_failed     index, reason (class and place of the error, never a text of a user)
@@ -177,10 +177,19 @@ class Journal:
         Raises:
             ValueError: a number is not finite, or the event does not fit the state.
         """
-        entry = {"event": event, **fields, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        line = json.dumps(entry, allow_nan=False, separators=(",", ":"))
-        self.state.apply(json.loads(line))
-        self._file.write(line + "\n")
+        self.append_all([{"event": event, **fields}])
+
+    def append_all(self, events: Iterable[Event]) -> None:
+        """Write several events in one go, so that a kill leaves all of them or none.
+
+        Raises:
+            ValueError: as :meth:`append`.
+        """
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        lines = [json.dumps({**e, "time": time}, allow_nan=False, separators=(",", ":")) for e in events]
+        for line in lines:
+            self.state.apply(json.loads(line))
+        self._file.write("".join(line + "\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -207,8 +216,8 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _damaged(path: Path, number: int, why: str) -> MilpError:
     return MilpError(
-        f"{path}, line {number} is damaged ({why}). A journal is only ever appended to: restore the file from a "
-        "copy, or remove it to start the search afresh"
+        f"{path}, line {number} is damaged ({why}). A journal is only ever appended to: restore the file "
+        "from a copy, or remove it to start the search afresh"
     )
 
 

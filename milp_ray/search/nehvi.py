@@ -29,7 +29,7 @@ class SweepNEHVI(qLogNoisyExpectedHypervolumeImprovement):
     BoTorch's constructor names the partitioning class before it partitions, so the name is held here.
     """
 
-    @property
+    @property  # type: ignore[override]
     def p_class(self) -> type[FastNondominatedPartitioning]:
         """The partitioning of each posterior draw."""
         return SweepPartitioning

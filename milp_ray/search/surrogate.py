@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from milp_ray.search.acquisition import NewLayouts
 
 # Joint posterior draws of qLogNEHVI, over all members of the ensemble together.
-N_DRAWS = 256
+N_DRAWS = 128
 
 
 def propose(
@@ -64,7 +64,7 @@ def propose(
     with _quiet():
         proposed = client.get_next_trials(max_trials=n_proposals)
     names = _ax_names(space)
-    return [new_layouts.decode([p[name] for name in names]) for _, p in sorted(proposed.items())]
+    return [new_layouts.decode([float(p[name]) for name in names]) for _, p in sorted(proposed.items())]
 
 
 def warm_up(section: SurrogateSection) -> None:
@@ -130,9 +130,7 @@ def _client(
     return client
 
 
-def _generation_strategy(
-    layouts: NewLayouts, section: SurrogateSection
-) -> GenerationStrategy:
+def _generation_strategy(layouts: NewLayouts, section: SurrogateSection) -> GenerationStrategy:
     """One node: the initial points are ours (candidates.initial_points)."""
     from ax.adapter.registry import Generators
     from ax.generation_strategy.generation_node import GenerationNode
@@ -217,7 +215,7 @@ def _ax_names(space: SearchSpace) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ax's log line a trial, and warnings about scaling that do not concern the caller, off the terminal."""
+    """Keep Ax's log lines, one a trial, and its warnings about scaling off the terminal."""
     from ax.utils.common.logger import set_ax_logger_levels
 
     set_ax_logger_levels(logging.ERROR)

@@ -45,16 +45,27 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
 
     Each file is whole or not there; publishing the folder as a whole is the adapter store's work.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / (WEIGHTS_FILE + ".part")
+    config = json.dumps(adapter.config, indent=2, sort_keys=True) + "\n"
+    for name, content in ((WEIGHTS_FILE, _weights_file(adapter)), (CONFIG_FILE, config.encode())):
+        part = folder / (name + ".part")
+        part.write_bytes(content)
+        os.replace(part, folder / name)
+
+
+def _weights_file(adapter: Adapter) -> bytes:
+    """The tensors as safetensors, equal bytes for equal adapters.
+
+    The library writes the header's entries in an order that differs from call to call; here they are sorted.
+    """
+    from safetensors.torch import save
+
     metadata = {"format": "pt", _LAYOUT_KEY: json.dumps(adapter.layout.to_dict(), sort_keys=True)}
-    save_file({name: t.contiguous() for name, t in adapter.tensors.items()}, weights, metadata=metadata)
-    os.replace(weights, folder / WEIGHTS_FILE)
-    config = folder / (CONFIG_FILE + ".part")
-    config.write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(config, folder / CONFIG_FILE)
+    content = save({name: t.contiguous() for name, t in adapter.tensors.items()}, metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors to eight bytes
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def load_adapter(folder: Path) -> Adapter:
@@ -74,7 +85,9 @@ def load_adapter(folder: Path) -> Adapter:
             layout = (file.metadata() or {}).get(_LAYOUT_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise MilpError(f"the adapter in {folder} is damaged: {type(error).__name__}; make it again") from error
+        raise MilpError(
+            f"the adapter in {folder} is damaged: {type(error).__name__}; make it again"
+        ) from error
     if layout is None:
         raise MilpError(
             f"the weights in {folder} name no layout: they were written by another program; "
@@ -128,9 +141,9 @@ def adapter_of(model: PeftModel, layout: CanonicalLayout, base: Base) -> Adapter
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The LoRA weights of a PEFT model (or of a module around one) by the names that PEFT's files use, in the order of its modules."""
+    """The LoRA weights of a PEFT model by the names that PEFT's files use, in the order of its modules."""
     return {
-        "base_model" + name.split("base_model", 1)[1].replace(f".{_NAME}.", "."): parameter
+        name.replace(f".{_NAME}.", "."): parameter
         for name, parameter in model.named_parameters()
         if ".lora_" in name
     }
@@ -158,8 +171,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         if ours != theirs:
             differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
             raise MilpError(
-                f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown or "
-                f"of another shape, the first is {differing[0]}; use the base that the adapter names"
+                f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown "
+                f"or of another shape, the first is {differing[0]}; use the base that the adapter names"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():

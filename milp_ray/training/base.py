@@ -54,7 +54,8 @@ class Base:
         """Token ids of each text, without special tokens."""
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
         return ids
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -83,7 +84,7 @@ def load_base(section: BaseSection) -> Base:
             source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
         )
         tokenizer = _tokenizer(source, section.revision)
-    model = model.to(device).eval().requires_grad_(False)
+    model.to(torch.device(device)).eval().requires_grad_(False)  # type: ignore[arg-type]  # its stub is off
     shapes = ffn_shapes(model, spec)
     first_position = _first_position(model)
     eos_id = _eos_id(tokenizer, config, section.model)
@@ -103,6 +104,22 @@ def load_base(section: BaseSection) -> Base:
         pad_id=_pad_id(config, eos_id),
         first_position=first_position,
     )
+
+
+def model_source(section: BaseSection) -> str:
+    """The folder or Hugging Face id that ``section`` names; a folder exists and holds a ``config.json``.
+
+    Raises:
+        MilpError: it does not.
+    """
+    return _source(section)[0]
+
+
+def model_config(section: BaseSection) -> PretrainedConfig:
+    """The model's own configuration. Raises as :func:`load_base` where it cannot be had."""
+    source = model_source(section)
+    with _quiet_loading(), _worded_errors(section.model):
+        return _model_config(source, section.revision)
 
 
 def _source(section: BaseSection) -> tuple[str, str]:
@@ -140,7 +157,9 @@ def _device(name: str) -> str:
     try:
         kind = torch.device(name).type
     except RuntimeError as error:
-        raise MilpError(f"base.device {name!r} is no device; use 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+        raise MilpError(
+            f"base.device {name!r} is no device; use 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise MilpError(f"base.device is {name!r}, but torch sees no CUDA device; use 'cpu' or 'auto'")
     return name
@@ -251,8 +270,8 @@ def _worded_errors(model: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MilpError(
             f"base.model {model!r} cannot be loaded: {reason} "
-            "Give 'embedded', a folder with config.json, tokenizer files and *.safetensors, or a Hugging Face "
-            "model id that this machine can reach"
+            "Give 'embedded', a folder with config.json, tokenizer files and *.safetensors, or a Hugging "
+            "Face model id that this machine can reach"
         ) from error
 
 

@@ -71,7 +71,11 @@ def deepspeed_engine(
     import torch
 
     optimizer = torch.optim.AdamW(
-        parameters, lr=section.learning_rate, weight_decay=section.weight_decay, **_adamw_kernel(section)
+        parameters,
+        lr=section.learning_rate,
+        weight_decay=section.weight_decay,
+        # One kernel for all tensors: five times faster on CPU than a loop over dozens of small ones.
+        fused=True,
     )
     with _single_process_environment(base.device):
         with _quiet():
@@ -132,11 +136,6 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return found
 
 
-def _adamw_kernel(section: TrainingSection) -> dict[str, bool]:
-    # The fused kernel is five times faster than a loop over dozens of small tensors, on CPU as on GPU.
-    return {"fused": section.deepspeed.zero_stage != 3}
-
-
 def _prepare_process(device: torch.device) -> Any:
     """Import DeepSpeed for this kind of device and see that the process has a process group."""
     with accelerator_choice(device.type), _quiet():
@@ -147,7 +146,8 @@ def _prepare_process(device: torch.device) -> Any:
             # An in-memory store: no port, so processes on one machine cannot collide.
             backend = "nccl" if device.type == "cuda" else "gloo"
             excepthook = sys.excepthook
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's stubs
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
             sys.excepthook = excepthook  # torch's own puts "[rank0]:" before every line of an error
         if not deepspeed.comm.is_initialized():
             _use_accelerator(device.type)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from milp_ray.training.data import Batch, Sequence, by_length, make_batch
+from milp_ray.training.data import Batch, Sequence, chunks, make_batches
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -58,8 +58,8 @@ def frozen_prefix(
     Yields ``None``, and leaves the model alone, where there is nothing to save: no layer below, an
     architecture that cannot be replayed, or more hidden states than fit the allowance.
     """
-    layers = base.model.get_submodule(base.spec.layers_path)
-    distinct = list({s.ids: s for s in sequences}.values())
+    layers: Any = base.model.get_submodule(base.spec.layers_path)
+    distinct = sorted({s.ids: s for s in sequences}.values(), key=lambda s: -len(s.ids))
     if first_layer == 0 or not distinct or not _fits(base, distinct):
         yield None
         return
@@ -94,14 +94,14 @@ def _compute(
 
     handle = layer.register_forward_pre_hook(stop_here)
     try:
-        for indices in by_length(sequences, batch_size):
-            batch = make_batch(sequences, indices, base)
-            try:
-                with torch.no_grad():
-                    base.model(**model_inputs(batch, base.first_position))
-            except _ReachedError as reached:
-                for sequence, states in zip(batch.sequences, reached.states, strict=True):
-                    prefix.keep(sequence, states[: len(sequence.ids)].clone())
+        for indices in chunks(range(len(sequences)), batch_size):
+            for batch in make_batches(sequences, indices, base):
+                try:
+                    with torch.no_grad():
+                        base.model(**model_inputs(batch, base.first_position))
+                except _ReachedError as reached:
+                    for sequence, states in zip(batch.sequences, reached.states, strict=True):
+                        prefix.keep(sequence, states[: len(sequence.ids)].clone())
     finally:
         handle.remove()
 

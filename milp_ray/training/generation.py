@@ -24,8 +24,8 @@ def generate(
 ) -> list[str]:
     """Continue each prompt greedily until the end token or ``max_new_tokens``.
 
-    A prompt that leaves no room for ``max_new_tokens`` within the base's context loses its beginning: it keeps
-    its last (context length − ``max_new_tokens``) tokens, the start token counted among them.
+    A prompt that leaves no room for ``max_new_tokens`` within the base's context loses its beginning: it
+    keeps its last (context length − ``max_new_tokens``) tokens, the start token counted among them.
 
     Args:
         base: whose tokenizer, context length and device are used.
@@ -60,9 +60,7 @@ def prompt_tokens(base: Base, prompts: Sequence[str], max_new_tokens: int) -> li
             f"{base.context_length} tokens; use 1 to {base.context_length - len(base.start_ids) - 1}"
         )
     # A text of no tokens on a base without a start token still needs something to follow.
-    return [
-        [*base.start_ids, *cut_left(ids, room)] or [base.eos_id] for ids in base.tokenize(list(prompts))
-    ]
+    return [[*base.start_ids, *cut_left(ids, room)] or [base.eos_id] for ids in base.tokenize(list(prompts))]
 
 
 class _GreedyBatch:

@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from milp_ray.config import PromptSection
-from milp_ray.training.data import Batch, Sequence, by_length, instruction_set, make_batch
+from milp_ray.training.data import Batch, Sequence, chunks, instruction_set, make_batches
 from milp_ray.users.records import Example
 
 if TYPE_CHECKING:
@@ -26,20 +26,43 @@ if TYPE_CHECKING:
 class TargetLoss(nn.Module):
     """A causal LM that answers with the negative log-likelihood of a batch's targets.
 
-    With ``prefix`` the layers below the lowest LoRA are replayed (:mod:`milp_ray.training.frozen`).
+    The model is held beside the registry of modules, unless ``registered``: DeepSpeed goes through all
+    parameters of what it is given several times a step, and only ``trained`` concern it. ZeRO-3 must know
+    the whole model. With ``prefix`` the layers below the lowest LoRA are replayed
+    (:mod:`milp_ray.training.frozen`).
     """
 
-    def __init__(self, model: nn.Module, first_position: int, prefix: FrozenPrefix | None = None) -> None:
+    model: nn.Module
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first_position: int,
+        prefix: FrozenPrefix | None = None,
+        *,
+        trained: SequenceOf[nn.Parameter] = (),
+        registered: bool = False,
+    ) -> None:
         super().__init__()
-        self.model = model
+        if registered:
+            self.model = model
+        else:
+            self.__dict__["model"] = model
+            self.trained = nn.ParameterList(trained)
         self.first_position = first_position
         self.prefix = prefix
 
-    def forward(self, batch: Batch, scale: float | None = None) -> Tensor:
-        """Negative log-likelihoods in nats: (n_targets,), or with ``scale`` their sum × ``scale`` (scalar)."""
-        if self.prefix is not None:
-            self.prefix.show(batch)
-        nll = target_nll(self.model, batch, self.first_position)
+    def forward(self, batches: SequenceOf[Batch], scale: float | None = None) -> Tensor:
+        """Negative log-likelihoods in nats of the targets of a batch's pieces, one piece after the other.
+
+        (n_targets,), or with ``scale`` their sum × ``scale`` (a scalar).
+        """
+        losses = []
+        for batch in batches:
+            if self.prefix is not None:
+                self.prefix.show(batch)
+            losses.append(target_nll(self.model, batch, self.first_position))
+        nll = torch.cat(losses)
         return nll if scale is None else nll.sum() * scale
 
 
@@ -70,21 +93,24 @@ def positions(ids: Tensor, first_position: int) -> Tensor:
 
 
 def sequence_losses(
-    base: Base, loss: Callable[[Batch], Tensor], sequences: SequenceOf[Sequence], batch_size: int
+    base: Base, loss: Callable[[SequenceOf[Batch]], Tensor], sequences: SequenceOf[Sequence], batch_size: int
 ) -> list[tuple[float, int]]:
     """(sum of the targets' negative log-likelihoods in nats, number of targets) of each sequence.
 
     ``loss`` is a :class:`TargetLoss`, or an engine around one.
     """
-    losses: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
+    losses: list[tuple[float, int]] = []
+    longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
     with torch.no_grad():
-        for indices in by_length(sequences, batch_size):
-            batch = make_batch(sequences, indices, base)
-            sums = torch.zeros(len(indices), dtype=torch.float64, device=base.device)
-            sums.index_add_(0, batch.rows, loss(batch).double())
-            for index, total in zip(indices, sums.tolist(), strict=True):
-                losses[index] = (total, sequences[index].n_targets)
-    return losses
+        for indices in chunks(longest_first, batch_size):
+            for batch in make_batches(sequences, indices, base):
+                sums = torch.zeros(len(batch.sequences), dtype=torch.float64, device=base.device)
+                sums.index_add_(0, batch.rows, loss([batch]).double())
+                n_targets = [sequence.n_targets for sequence in batch.sequences]
+                losses.extend(zip(sums.tolist(), n_targets, strict=True))
+    # Pieces keep the order, longest first.
+    in_order = dict(zip(longest_first, losses, strict=True))
+    return [in_order[i] for i in range(len(sequences))]
 
 
 def response_losses(

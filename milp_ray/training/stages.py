@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,7 @@ from milp_ray.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batch
+from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batches
 from milp_ray.training.engine import deepspeed_engine, inner_optimizer
 from milp_ray.training.frozen import frozen_prefix
 from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
@@ -79,6 +79,10 @@ class JobTraining:
     on_step: StepCallback | None = None
     validate_every_epoch: bool = False
 
+    @cached_property
+    def _n_steps(self) -> int:
+        return sum(stage.n_steps(self.section) for stage in self.stages)
+
     def run(self) -> tuple[Progress, float | None]:
         """Train all stages; gives how it went and the validation loss of the final weights."""
         progress, tensors = Progress(self.fingerprint), None
@@ -106,7 +110,7 @@ class JobTraining:
             loss = self._own_copy(loss)
             engine_of_stage = deepspeed_engine(
                 loss,
-                list(lora_parameters(loss).values()),
+                list(lora_parameters(loss.model).values()),
                 self.base,
                 self.section,
                 n_steps=n_steps,
@@ -119,7 +123,7 @@ class JobTraining:
                     self._run_epoch(engine, stage, progress, best)
                     self._write(engine, progress, best)
                 if loss.model is not self.model:
-                    load_tensors(self.model, read_tensors(loss))
+                    load_tensors(self.model, read_tensors(loss.model))
         if best:
             load_tensors(self.model, best)
 
@@ -127,7 +131,7 @@ class JobTraining:
         """The module itself; under ZeRO-3, which scatters and frees the weights that it is given, a copy."""
         if self.section.deepspeed.zero_stage != 3:
             return loss
-        return TargetLoss(copy.deepcopy(self.model), self.base.first_position)
+        return TargetLoss(copy.deepcopy(self.model), self.base.first_position, registered=True)
 
     def _run_epoch(self, engine: Any, stage: Stage, progress: Progress, best: Tensors) -> None:
         """One pass over the stage's sequences, and its entry in the curve."""
@@ -150,31 +154,31 @@ class JobTraining:
         total = torch.zeros((), device=self.base.device)
         n_targets = 0
         for start in range(0, len(plan), n_accumulate):
-            window = [make_batch(stage.sequences, i, self.base) for i in plan[start : start + n_accumulate]]
+            window = [make_batches(stage.sequences, i, self.base) for i in plan[start : start + n_accumulate]]
             total += self._step(engine, window)
-            n_targets += sum(batch.n_targets for batch in window)
-            progress.tokens += sum(batch.n_tokens for batch in window)
+            n_targets += sum(piece.n_targets for batch in window for piece in batch)
+            progress.tokens += sum(piece.n_tokens for batch in window for piece in batch)
             progress.steps += 1
             progress.stage_steps += 1
             if self.on_step is not None:
-                self.on_step(progress.steps, sum(s.n_steps(self.section) for s in self.stages))
+                self.on_step(progress.steps, self._n_steps)
         progress.epoch += 1
         mean = float(total) / n_targets
         if not math.isfinite(mean):
             raise MilpError(
-                f"training diverged in epoch {progress.epoch} of the {stage.name} stage: the loss is no longer "
-                f"a number; lower training.learning_rate (now {self.section.learning_rate:g}) or "
+                f"training diverged in epoch {progress.epoch} of the {stage.name} stage: the loss is no "
+                f"longer a number; lower training.learning_rate (now {self.section.learning_rate:g}) or "
                 f"training.lora_alpha.value (now {self.section.lora_alpha.value:g})"
             )
         return mean
 
-    def _step(self, engine: Any, window: SequenceOf[Batch]) -> torch.Tensor:
+    def _step(self, engine: Any, window: SequenceOf[list[Batch]]) -> torch.Tensor:
         """One optimizer step on the mean loss over *all* target tokens of the window's batches.
 
         So accumulation over k batches is one k times larger batch, whatever the batches' numbers of targets.
         Gives the sum of the targets' losses.
         """
-        n_targets = sum(batch.n_targets for batch in window)
+        n_targets = sum(piece.n_targets for batch in window for piece in batch)
         # DeepSpeed divides by the number of batches that it expects in a window.
         scale = self.section.gradient_accumulation / n_targets
         total = torch.zeros((), device=self.base.device)
@@ -197,13 +201,13 @@ class JobTraining:
         if patience is not None and loss is not None:
             if progress.best_loss is None or loss < progress.best_loss:
                 progress.best_loss, progress.n_worse = loss, 0
-                best.update(read_tensors(engine.module))
+                best.update(read_tensors(engine.module.model))
             else:
                 progress.n_worse += 1
         return loss
 
     def _validation_losses(self, loss: Any) -> list[tuple[float, int]]:
-        with _measuring_mode(loss):
+        with _measuring_mode(self.model if isinstance(loss, TargetLoss) else loss.module.model):
             return sequence_losses(self.base, loss, self.validation, self.section.batch_size)
 
     # ------------------------------------------------------------------------------- state of the whole job
@@ -211,7 +215,7 @@ class JobTraining:
     def _write(self, engine: Any, progress: Progress, best: Tensors) -> None:
         if self.checkpoint is None:
             return
-        tensors = {f"lora.{name}": t for name, t in read_tensors(engine.module).items()}
+        tensors = {f"lora.{name}": t for name, t in read_tensors(engine.module.model).items()}
         tensors |= {f"best.{name}": t for name, t in best.items()}
         tensors |= optimizer_tensors(inner_optimizer(engine))
         tensors["rng.cpu"] = torch.get_rng_state()
@@ -238,7 +242,8 @@ class JobTraining:
         # ZeRO-3 wants to see every layer run: it fetches weights in the order that it saw.
         first_layer = 0 if self.section.deepspeed.zero_stage == 3 else self.first_layer
         with frozen_prefix(self.base, first_layer, sequences, self.section.batch_size) as prefix:
-            yield TargetLoss(self.model, self.base.first_position, prefix)
+            trained = list(lora_parameters(self.model).values())
+            yield TargetLoss(self.model, self.base.first_position, prefix, trained=trained)
 
 
 def _part(tensors: Tensors, head: str) -> Tensors:
@@ -253,7 +258,7 @@ def _is_over(progress: Progress, patience: int | None) -> bool:
 def _training_mode(loss: TargetLoss, spec: FfnSpec, section: TrainingSection) -> Iterator[None]:
     """LoRA's dropout on, and activation checkpointing if asked for; the base itself stays in eval mode."""
     with contextlib.ExitStack() as stack:
-        for dropout in _dropouts(loss):
+        for dropout in _dropouts(loss.model):
             dropout.train()
         if section.deepspeed.activation_checkpointing:
             stack.enter_context(_activation_checkpointing(loss.model, spec))
@@ -261,9 +266,9 @@ def _training_mode(loss: TargetLoss, spec: FfnSpec, section: TrainingSection) ->
 
 
 @contextmanager
-def _measuring_mode(loss: Any) -> Iterator[None]:
+def _measuring_mode(model: nn.Module) -> Iterator[None]:
     """LoRA's dropout off, then as it was."""
-    training = [dropout for dropout in _dropouts(loss) if dropout.training]
+    training = [dropout for dropout in _dropouts(model) if dropout.training]
     for dropout in training:
         dropout.eval()
     try:
@@ -278,7 +283,7 @@ def _dropouts(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _activation_checkpointing(model: PeftModel, spec: FfnSpec) -> Iterator[None]:
+def _activation_checkpointing(model: Any, spec: FfnSpec) -> Iterator[None]:
     """Each layer recomputed in the backward pass: less memory, a third more work.
 
     Set on the layers themselves: the model's own switch also hooks the embeddings to ask for gradients, which

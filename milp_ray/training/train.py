@@ -163,8 +163,8 @@ def _check(job: Job, base: Base) -> None:
         raise MilpError(f"a job's parts are {sorted(job.parts)}: give one or both of {sorted(PARTS)}")
     if job.layout.n_layers != base.n_layers:
         raise MilpError(
-            f"layout {job.layout.key} is for {job.layout.n_layers} layers, but the base {base.model_id!r} has "
-            f"{base.n_layers}; search a layout for this base"
+            f"layout {job.layout.key} is for {job.layout.n_layers} layers, but the base {base.model_id!r} "
+            f"has {base.n_layers}; search a layout for this base"
         )
     if not job.layout.is_empty:
         base.shapes.check_rank(job.layout.rank)
@@ -177,9 +177,7 @@ def _stages(job: Job, base: Base, section: TrainingSection, prompt: PromptSectio
     limit = _max_length(section, base)
     parts: dict[str, tuple[Sequence, ...]] = {}
     if MEMORY in job.parts:
-        blocks = memory_set(
-            job.split, base, prompt, max_length=limit, block_turns=section.memory_block_turns
-        )
+        blocks = memory_set(job.split, base, prompt, max_length=limit, block_turns=section.memory_block_turns)
         parts[MEMORY] = tuple(blocks)
     if INSTRUCTION in job.parts:
         parts[INSTRUCTION] = tuple(instruction_set(job.split.train, base, prompt, max_length=limit))

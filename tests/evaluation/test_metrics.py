@@ -13,7 +13,6 @@ from milp_ray.evaluation.metrics import (
     STOP_WORDS,
     content_words,
     fact_accuracy,
-    mean_token_loss,
     persona_f1,
     rouge_1,
     rouge_l,
@@ -29,7 +28,11 @@ ANY_TEXT = st.text(max_size=40)
 @settings(deadline=None)
 @given(ANY_TEXT | SENTENCE, ANY_TEXT | SENTENCE)
 def test_every_overlap_is_between_0_and_100(prediction: str, reference: str) -> None:
-    for value in (rouge_1(prediction, reference), rouge_l(prediction, reference), persona_f1(prediction, reference)):
+    for value in (
+        rouge_1(prediction, reference),
+        rouge_l(prediction, reference),
+        persona_f1(prediction, reference),
+    ):
         assert 0.0 <= value <= 100.0
 
 
@@ -121,22 +124,22 @@ def test_set_f1_is_100_only_for_equal_sets(first: frozenset[str], second: frozen
         ("cat", "  ", None),
     ],
 )
-def test_fact_accuracy_wants_the_whole_phrase(response: str, answer: str | None, expected: float | None) -> None:
+def test_fact_accuracy_wants_the_whole_phrase(
+    response: str, answer: str | None, expected: float | None
+) -> None:
     assert fact_accuracy(response, answer) == expected
 
 
 @settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT.filter(str.strip), ANY_TEXT)
-def test_an_answer_between_spaces_is_found_whatever_it_is_made_of(before: str, answer: str, after: str) -> None:
+def test_an_answer_between_spaces_is_found_whatever_it_is_made_of(
+    before: str, answer: str, after: str
+) -> None:
     assert fact_accuracy(f"{before} {answer} {after}", answer) == 1.0
 
 
-def test_mean_token_loss_weighs_tokens_and_not_examples() -> None:
-    assert mean_token_loss([(2.0, 1), (1.0, 2)]) == pytest.approx(1.0)
-    assert mean_token_loss([]) is None
-
-
 def test_importing_the_metrics_loads_nothing_heavy() -> None:
-    code = "import sys, milp_ray.evaluation.metrics; print([m for m in ('torch','ray','nltk','numpy') if m in sys.modules])"
+    heavy = ("torch", "ray", "nltk", "numpy")
+    code = f"import sys, milp_ray.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -17,7 +17,9 @@ from milp_ray.training.data import (
     fit,
     instruction_set,
     make_batch,
+    make_batches,
     memory_set,
+    pieces,
 )
 from milp_ray.users.records import Example, Turn, UserSplit
 
@@ -90,9 +92,19 @@ def test_an_epoch_holds_every_sequence_once_in_either_order() -> None:
         assert all(len(batch) <= 4 for batch in plan)
 
 
-def test_chronological_keeps_time_order_and_mixes_no_kinds() -> None:
-    sequences = [sequence(9, "memory")] * 3 + [sequence(4)] * 3
-    assert epoch_plan(sequences, 2, "chronological", random.Random(0)) == [(0, 1), (2,), (3, 4), (5,)]
+def test_chronological_keeps_time_order() -> None:
+    sequences = [sequence(length) for length in (9, 3, 40, 5, 6)]
+    assert epoch_plan(sequences, 2, "chronological", random.Random(0)) == [(0, 1), (2, 3), (4,)]
+
+
+def test_a_batch_is_run_in_pieces_only_where_that_saves_much_padding(base: Base) -> None:
+    assert pieces([480, 20, 19, 18]) == [1, 3]
+    assert pieces([480, 470, 250, 240, 20, 19]) == [2, 2, 2]
+    assert pieces([30, 25, 20, 10]) == [4]
+    assert pieces([7]) == [1]
+    sequences = [sequence(20), sequence(200), sequence(19)]
+    batches = make_batches(sequences, (0, 1, 2), base)
+    assert [[len(s.ids) for s in batch.sequences] for batch in batches] == [[200], [20, 19]]
 
 
 def test_shuffled_batches_hold_near_equal_lengths_and_differ_by_seed() -> None:
@@ -105,7 +117,7 @@ def test_shuffled_batches_hold_near_equal_lengths_and_differ_by_seed() -> None:
 
 def test_a_batch_is_padded_on_the_right_and_keeps_the_positions_before_targets(base: Base) -> None:
     sequences = [Sequence((5, 6, 7, 8), 2, "instruction"), Sequence((9, 10), 1, "memory")]
-    batch = make_batch(sequences, (0, 1), base)
+    batch = make_batch(sequences, base)
     pad = base.pad_id
     assert batch.ids.tolist() == [[5, 6, 7, 8], [9, 10, pad, pad]]
     assert batch.keep.tolist() == [[False, True, True, False], [True, False, False, False]]

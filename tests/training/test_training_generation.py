@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -26,7 +24,7 @@ def base(request: pytest.FixtureRequest) -> Base:
 
 
 def greedy_one_by_one(base: Base, prompt: str, max_new_tokens: int) -> list[int]:
-    """The definition: the whole sequence again for every token, no cache, no padding, transformers' defaults."""
+    """The definition: the whole sequence again for every token, no cache, no padding."""
     ids = prompt_tokens(base, [prompt], max_new_tokens)[0]
     answer: list[int] = []
     while len(answer) < max_new_tokens:

@@ -8,8 +8,8 @@ turns, or 180 to 240 for a *long* user, whose history is several times the embed
 Examples ask about the facts and are tagged:
 
 * ``kind``: *direct* (recall of a value), *implicit* (the answer follows from a value by a rule of the world:
-  who keeps a dog leaves lilies out of the house; two rules an attribute), *changed* (direct or implicit, about
-  a fact that changed: the latest value counts), *generic* (no fact is needed: detects damage to the base);
+  who keeps a dog leaves lilies out of the house; two rules an attribute), *changed* (direct or implicit,
+  about a fact that changed: the latest value counts), *generic* (no fact is needed; it detects damage);
 * ``exposure``: *seen* facts also stand in the user's training examples, *unseen* ones in the history only.
   Whole attributes are unseen, and of a seen attribute one rule is never trained on;
 * ``order``: *fact_first* («Since you keep a dog, …») or *choice_first* («Leave lilies …, because …»), which

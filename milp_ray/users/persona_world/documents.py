@@ -1,7 +1,7 @@
 """Pretraining documents: what the embedded base reads so that it knows the language and the world's rules.
 
-A document is a list of spans, each with the information whether it is a response (weighted fully in the
-loss) or something else. Personas, histories and wordings come from the pretraining population alone.
+A document is a context (one fact, a profile, a history, or none) followed by questions about it. Personas,
+histories and wordings come from the pretraining population alone.
 """
 
 from __future__ import annotations
@@ -50,30 +50,38 @@ def _questions(persona: Persona, n: int, rng: Random) -> tuple[Asked, ...]:
     if changed and rng.random() < 0.5:
         facts[-1] = changed[0]
     asked = [_ask(fact, rng) for fact in facts]
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         asked.insert(rng.randint(0, len(asked)), ask_generic(rng, "pretraining", "pretraining"))
     return tuple(asked)
 
 
 def draw_document(rng: Random, progress: float) -> Document:
-    """One document; ``progress`` in [0, 1] moves the mixture from single facts to whole histories."""
+    """One document; ``progress`` in [0, 1] moves the mixture from single facts over profiles to histories.
+
+    Single facts come first because reading an answer out of a context appears there within a few hundred
+    steps; from whole profiles and histories alone it takes ten times as long.
+    """
     persona = draw_persona(rng)
+    few_share = 0.85 - 0.73 * min(1.0, progress / 0.2)
+    history_share = 0.05 + 0.40 * min(1.0, max(0.0, progress - 0.1) / 0.4)
     kind = rng.random()
-    history_share = 0.15 + 0.35 * progress
-    few_share = 0.30 - 0.20 * progress
-    if kind < history_share:
-        n_facts = rng.randint(2, len(persona.facts)) if rng.random() < 0.7 - 0.4 * progress else len(persona.facts)
+    if kind < few_share:
+        return _few_facts(Persona(persona.facts[: rng.randint(1, 3)]), rng)
+    if kind < few_share + history_share:
+        whole = rng.random() < 0.3 + 0.4 * progress
+        n_facts = len(persona.facts) if whole else rng.randint(2, len(persona.facts))
         part = Persona(persona.facts[:n_facts])
         turns = draw_history(part, rng.randint(n_facts, 5 * n_facts), rng, "pretraining")
         return Document(None, tuple(turns), _questions(part, rng.randint(4, 6), rng))
-    if kind < history_share + few_share:
-        part = Persona(persona.facts[: rng.randint(1, 3)])
-        if rng.random() < 0.5:
-            turns = draw_history(part, 1, rng, "pretraining")
-            return Document(None, tuple(turns), _questions(part, 3, rng))
-        return Document(" ".join(fact_sentence(fact, rng) for fact in part.facts), (), _questions(part, 3, rng))
-    if kind < 0.85:
-        return Document(draw_profile(persona, rng), (), _questions(persona, 6, rng))
-    if kind < 0.93:
+    if kind > 0.95:
         return Document(None, (), _questions(persona, 1, rng))
-    return Document(None, tuple(draw_history(persona, rng.randint(10, 60), rng, "pretraining")), ())
+    if kind > 0.90:
+        return Document(None, tuple(draw_history(persona, rng.randint(10, 60), rng, "pretraining")), ())
+    return Document(draw_profile(persona, rng), (), _questions(persona, 6, rng))
+
+
+def _few_facts(part: Persona, rng: Random) -> Document:
+    asked = _questions(part, len(part.facts), rng)
+    if rng.random() < 0.5:
+        return Document(None, tuple(draw_history(part, 1, rng, "pretraining")), asked)
+    return Document(" ".join(fact_sentence(fact, rng) for fact in part.facts), (), asked)

@@ -55,6 +55,7 @@ class _Wanted:
     order: Order | None = None  # None: a direct question
     rule: int = 0
     wordings: Wordings = "pretraining"
+    for_training: bool = False
 
 
 def generate_users(n_short: int, n_long: int, n_examples: int, seed: int) -> list[User]:
@@ -68,7 +69,9 @@ def generate_users(n_short: int, n_long: int, n_examples: int, seed: int) -> lis
     """
     short = [_generate_user(seed, index, SHORT_TURNS, n_examples, "s") for index in range(n_short)]
     half = MAX_USERS // 2
-    return short + [_generate_user(seed, half + index, LONG_TURNS, n_examples, "l") for index in range(n_long)]
+    return short + [
+        _generate_user(seed, half + index, LONG_TURNS, n_examples, "l") for index in range(n_long)
+    ]
 
 
 def _generate_user(seed: int, index: int, turns: tuple[int, int], n_examples: int, prefix: str) -> User:
@@ -77,10 +80,7 @@ def _generate_user(seed: int, index: int, turns: tuple[int, int], n_examples: in
     texts = draw_history(persona, rng.randint(*turns), rng, "all")
     history = tuple(Turn(text, time=_START + timedelta(hours=i)) for i, text in enumerate(texts))
     first_example = _START + timedelta(hours=len(texts) + 1)
-    examples = tuple(
-        _example(wanted, rng, first_example + timedelta(hours=i))
-        for i, wanted in enumerate(_plan(persona, n_examples, rng))
-    )
+    examples = _examples(_plan(persona, n_examples, rng), first_example, rng)
     return User(
         user_id=f"pw-{seed}-{prefix}{index % (MAX_USERS // 2):05d}",
         history=history,
@@ -135,12 +135,12 @@ _HELD_OUT_CYCLE: tuple[tuple[str, str, Order | None], ...] = (
 def _train_wanted(seen: list[Fact], i: int, rng: Random) -> _Wanted:
     """One in seven generic; else the seen facts in turn, directly or through their first rule."""
     if i % 7 == 6:
-        return _Wanted("generic")
+        return _Wanted("generic", for_training=True)
     fact = seen[i % len(seen)]
     direct = rng.random() < 0.5
     kind = "changed" if fact.earlier is not None else "direct" if direct else "implicit"
     order: Order | None = None if direct else ("choice_first" if rng.random() < 0.25 else "fact_first")
-    return _Wanted(kind, fact, "seen", order)
+    return _Wanted(kind, fact, "seen", order, for_training=True)
 
 
 def _cycle(
@@ -161,6 +161,21 @@ def _cycle(
     if not changed:
         kind = "changed" if fact.earlier is not None else "direct" if order is None else "implicit"
     return _Wanted(kind, fact, exposure, order, rule, wordings)
+
+
+def _examples(plan: list[_Wanted], start: datetime, rng: Random) -> tuple[Example, ...]:
+    """The examples of a plan, an hour apart; no held-out question is repeated in training."""
+    examples: list[Example] = []
+    held_out: set[str] = set()
+    for i in reversed(range(len(plan))):
+        wanted, time = plan[i], start + timedelta(hours=i)
+        example = _example(wanted, rng, time)
+        while wanted.for_training and example.query in held_out:
+            example = _example(wanted, rng, time)
+        if not wanted.for_training:
+            held_out.add(example.query)
+        examples.append(example)
+    return tuple(reversed(examples))
 
 
 def _example(wanted: _Wanted, rng: Random, time: datetime) -> Example:

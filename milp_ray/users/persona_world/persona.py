@@ -1,6 +1,6 @@
 """One persona: its facts, what it says in a history, and what is asked about it.
 
-Everything is drawn from a :class:`random.Random` that the caller seeds, so a persona is a function of its seed.
+Everything is drawn from a :class:`random.Random` that the caller seeds: a persona is a function of its seed.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def _distractor(rng: Random) -> str:
     if rng.random() < 0.35:
         attribute = rng.choice(ATTRIBUTES)
         who = rng.choice(OTHER_PEOPLE)
-        return _sentence(_fill(rng.choice(attribute.others), attribute, rng.choice(attribute.values), who=who))
+        return _sentence(
+            _fill(rng.choice(attribute.others), attribute, rng.choice(attribute.values), who=who)
+        )
     template, words = rng.choice(SMALL_TALK)
     return template.format(w=rng.choice(words))
 
@@ -191,7 +193,9 @@ def ask_implicit(
     else:
         frames = choose_wordings(CHOICE_FIRST_FRAMES, frame_wordings, N_HELD_OUT_CHOICE_FIRST_FRAMES)
         query, template = rng.choice(frames).format(core=core), rng.choice(rule.choice_first)
-    return Asked(query=query, response=_sentence(_fill(template, attribute, fact.value, c=choice)), answer=choice)
+    return Asked(
+        query=query, response=_sentence(_fill(template, attribute, fact.value, c=choice)), answer=choice
+    )
 
 
 def ask_generic(rng: Random, core_wordings: Wordings, frame_wordings: Wordings) -> Asked:

@@ -83,25 +83,69 @@ CHOICE_FIRST_FRAMES: tuple[str, ...] = (
 N_HELD_OUT_CHOICE_FIRST_FRAMES = 1
 
 # (question cores, response, the words that a right response holds)
-GENERIC: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("which day comes after Monday", "what day follows Monday"), "The day after Monday is Tuesday.", "Tuesday"),
-    (("which day comes after Friday", "what day follows Friday"), "The day after Friday is Saturday.", "Saturday"),
-    (("which month comes after May", "what month follows May"), "The month after May is June.", "June"),
-    (("which month comes after March", "what month follows March"), "The month after March is April.", "April"),
-    (("what colour snow has", "which colour is that of snow"), "The colour of snow is white.", "white"),
-    (("what colour grass has", "which colour is that of grass"), "The colour of grass is green.", "green"),
-    (("what colour blood has", "which colour is that of blood"), "The colour of blood is red.", "red"),
-    (("what colour the sky has", "which colour is that of the sky"), "The colour of the sky is blue.", "blue"),
-    (("what bees make", "which food comes from bees"), "Bees make honey.", "honey"),
-    (("how many legs a spider has", "what number of legs a spider has"), "A spider has eight legs.", "eight"),
-    (("how many legs a horse has", "what number of legs a horse has"), "A horse has four legs.", "four"),
-    (("how many days a week has", "what number of days a week has"), "A week has seven days.", "seven"),
-    (("which season is the coldest", "what season is colder than all"), "The coldest season is winter.", "winter"),
-    (("which season is the hottest", "what season is hotter than all"), "The hottest season is summer.", "summer"),
-    (("what ice turns into", "which thing ice becomes"), "Ice turns into water.", "water"),
-    (("what the opposite of up is", "which word is the opposite of up"), "The opposite of up is down.", "down"),
-    (("what the opposite of left is", "which word is the opposite of left"), "The opposite of left is right.", "right"),
-    (("what a calf grows into", "which animal a calf becomes"), "A calf grows into a cow.", "cow"),
-    (("what a cub grows into", "which animal a cub becomes"), "A cub grows into a bear.", "bear"),
-    (("what one and one make", "how much one and one is"), "One and one make two.", "two"),
+GENERIC: tuple[tuple[tuple[str, ...], str, str], ...] = tuple(
+    (tuple(core.format(*slots) for core in cores), response.format(*slots, answer), answer)
+    for cores, response, entries in (
+        (
+            (
+                "which {1} comes after {0}",
+                "what {1} follows {0}",
+                "which {1} is next after {0}",
+                "what the next {1} after {0} is",
+            ),
+            "The {1} after {0} is {2}.",
+            (
+                (("Monday", "day"), "Tuesday"),
+                (("Friday", "day"), "Saturday"),
+                (("May", "month"), "June"),
+                (("March", "month"), "April"),
+            ),
+        ),
+        (
+            (
+                "what colour {0} has",
+                "which colour is that of {0}",
+                "what the colour of {0} is",
+                "which colour {0} has",
+            ),
+            "The colour of {0} is {1}.",
+            ((("snow",), "white"), (("grass",), "green"), (("blood",), "red"), (("coal",), "black")),
+        ),
+        (
+            (
+                "how many {1} {0} has",
+                "what number of {1} {0} has",
+                "how many {1} there are in {0}",
+                "the number of {1} of {0}",
+            ),
+            "The number of {1} of {0} is {2}.",
+            (
+                (("a spider", "legs"), "eight"),
+                (("a horse", "legs"), "four"),
+                (("a week", "days"), "seven"),
+                (("a year", "months"), "twelve"),
+            ),
+        ),
+        (
+            (
+                "what the opposite of {0} is",
+                "which word is the opposite of {0}",
+                "what word means the opposite of {0}",
+                "which word stands for the opposite of {0}",
+            ),
+            "The opposite of {0} is {1}.",
+            ((("up",), "down"), (("left",), "right"), (("day",), "night"), (("old",), "young")),
+        ),
+        (
+            (
+                "what {0} grows into",
+                "which animal {0} becomes",
+                "what {0} turns into",
+                "which animal {0} grows into",
+            ),
+            "You will see {0} grow into a {1}.",
+            ((("a calf",), "cow"), (("a cub",), "bear"), (("a lamb",), "sheep"), (("a foal",), "horse")),
+        ),
+    )
+    for slots, answer in entries
 )

@@ -1,0 +1,277 @@
+"""The stage that scores every method on every user's held-out queries, on the pool's workers.
+
+Finished users are kept in parts as the stage goes, so that a stage that was killed goes on with the same
+call, and at the end merged into one scores file. That file remembers what each user's rows were made from:
+a rerun scores only the users for whom something has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.errors import MilpError
+from milp_ray.evaluation.compare import compare
+from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
+from milp_ray.personalize.recipe import Recipe, fingerprint
+from milp_ray.personalize.store import AdapterStore
+from milp_ray.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from milp_ray.config import EvaluationSection
+    from milp_ray.personalize.pool import Outcome, WorkerPool
+    from milp_ray.rundir import RunFolder
+    from milp_ray.training.base import Base
+    from milp_ray.users.records import UserSplit
+
+STAGE = "evaluate"
+FORMAT = 1  # raised when the same user and recipe would be scored differently
+PARTS_FOLDER = "scores"  # in the run folder, while the stage is not finished
+FAILED_FILE = "failed_evaluation.jsonl"
+_PART_USERS = 64  # users a part at most
+_PART_SECONDS = 20.0  # and the most work, on the clock, that a kill can cost
+
+
+def evaluate(
+    run: RunFolder,
+    splits: Iterable[UserSplit],
+    recipe: Recipe,
+    section: EvaluationSection,
+    *,
+    pool: WorkerPool,
+    store: AdapterStore | None = None,
+) -> dict[str, Any]:
+    """Score the methods on every user, write ``scores.parquet``, and compare.
+
+    A user that fails is written to ``failed_evaluation.jsonl`` with the reason (never a text) and left out of
+    the comparison; the others go on.
+
+    Args:
+        run: where scores and failures go.
+        splits: the users.
+        recipe: what their adapters are made from.
+        section: which methods, and how answers are generated and compared.
+        pool: open workers that hold the base (:func:`milp_ray.personalize.batch.worker_pool`).
+        store: the users' adapters; ``None``: the full method trains them here.
+
+    Returns:
+        What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons``
+        (reason → users), ``n_reused`` (users scored by an earlier call) and ``n_without_test``.
+
+    Raises:
+        MilpError: no user could be scored.
+    """
+    ledger = _Ledger(run, recipe, section)
+    score = partial(_score, store, recipe, section)
+    with progress(STAGE, len(splits) if isinstance(splits, Sized) else None, unit="users") as bar:
+        with _PartWriter(run.path / PARTS_FOLDER) as parts, _Failures(run.path / FAILED_FILE) as failures:
+            for outcome in pool.map(
+                score, ledger.pending(splits, bar.advance), key=lambda item: item.split.user_id, size=_size
+            ):
+                if outcome.failed:
+                    failures.add(outcome)
+                else:
+                    parts.add(outcome.key, ledger.wanted[outcome.key], outcome.value)
+                bar.advance(note=f"{failures.count} failed" if failures.count else None)
+        ledger.merge()
+    table = read_scores(run.scores_file)
+    if not len(table):
+        raise MilpError(_nothing_scored(failures, ledger))
+    return {
+        **compare(table, section, recipe.seed),
+        "n_failed": failures.count,
+        "failed_reasons": dict(failures.reasons),
+        "n_reused": ledger.n_reused,
+        "n_without_test": ledger.n_without_test,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One user on the way to a worker."""
+
+    split: UserSplit
+    adapter_fingerprint: str
+
+
+class _Ledger:
+    """Which users are scored already, by an earlier call, and from what."""
+
+    def __init__(self, run: RunFolder, recipe: Recipe, section: EvaluationSection) -> None:
+        self._file = run.scores_file
+        self._parts = run.path / PARTS_FOLDER
+        self._digest = recipe.digest()
+        self._how = [FORMAT, sorted(section.methods), section.max_new_tokens]
+        self._scored: dict[str, set[str]] = {}
+        for source in self._sources():
+            for user_id, made_from in read_users_scored(source).items():
+                self._scored.setdefault(user_id, set()).add(made_from)
+        self.wanted: dict[str, str] = {}  # user id → fingerprint of what is to be scored
+        self.n_reused = 0
+        self.n_without_test = 0
+
+    def pending(self, splits: Iterable[UserSplit], on_reused: Any) -> Iterator[_Item]:
+        """The users that are still to be scored."""
+        for split in splits:
+            if split.user_id in self.wanted:
+                continue  # the same id again: the batch has recorded it as a mistake of the data
+            adapter_fingerprint = fingerprint(self._digest, split)
+            self.wanted[split.user_id] = self._fingerprint(split, adapter_fingerprint)
+            self.n_without_test += not split.test
+            if self.wanted[split.user_id] in self._scored.get(split.user_id, ()):
+                self.n_reused += 1
+                on_reused()
+            else:
+                yield _Item(split, adapter_fingerprint)
+
+    def merge(self) -> None:
+        """Make one file of what is wanted out of the earlier one and the parts."""
+        sources = self._sources()
+        if sources == [self._file] and read_users_scored(self._file) == self.wanted:
+            return
+        kept: dict[str, str] = {}
+        write_scores(self._file, self._wanted_rows(sources, kept), kept)
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _wanted_rows(self, sources: Sequence[Path], kept: dict[str, str]) -> Iterator[pa.Table]:
+        """The rows to keep, a source at a time; ``kept`` is filled with their users on the way."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        for source in sources:
+            users = read_users_scored(source)
+            new = [
+                user
+                for user, made_from in users.items()
+                if self.wanted.get(user) == made_from and user not in kept
+            ]
+            kept.update({user: users[user] for user in new})
+            table = read_scores(source)
+            yield table.filter(pc.is_in(table["user_id"], value_set=pa.array(new, pa.string())))
+
+    def _sources(self) -> list[Path]:
+        parts = sorted(self._parts.glob("part-*.parquet")) if self._parts.is_dir() else []
+        return [path for path in (self._file, *parts) if path.is_file()]
+
+    def _fingerprint(self, split: UserSplit, adapter_fingerprint: str) -> str:
+        test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
+        data = [self._how, adapter_fingerprint, split.profile, test]
+        return hashlib.sha256(json.dumps(data).encode("ascii")).hexdigest()
+
+
+class _PartWriter:
+    """Keeps finished users' rows, in parts that are each written whole; also on an interruption."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._rows: list[Row] = []
+        self._users: dict[str, str] = {}
+        self._written = time.monotonic()
+
+    def __enter__(self) -> _PartWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+    def add(self, user_id: str, made_from: str, rows: list[Row]) -> None:
+        """Keep one user's rows, which may be none."""
+        self._users[user_id] = made_from
+        self._rows += rows
+        if len(self._users) >= _PART_USERS or time.monotonic() - self._written > _PART_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._users:
+            number = sum(1 for _ in self._folder.glob("part-*.parquet")) if self._folder.is_dir() else 0
+            write_scores(self._folder / f"part-{number:06d}.parquet", self._rows, self._users)
+        self._rows, self._users, self._written = [], {}, time.monotonic()
+
+
+class _Failures:
+    """The failed users of this call, a line each as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.reasons: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Users that failed."""
+        return self.reasons.total()
+
+    def __enter__(self) -> _Failures:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if not self.count:
+            self._path.unlink()
+
+    def add(self, outcome: Outcome) -> None:
+        """Write one line."""
+        line = {
+            "user_id": outcome.key,
+            "error": outcome.error,
+            "reason": outcome.reason,
+            "attempts": outcome.attempts,
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self.reasons[str(outcome.reason)] += 1
+
+
+def _score(
+    store: AdapterStore | None, recipe: Recipe, section: EvaluationSection, base: Base, item: _Item
+) -> list[Row]:
+    """Score one user; runs in a worker."""
+    from milp_ray.evaluation.user import evaluate_user
+
+    split, adapter = item.split, None
+    if store is not None and "milp" in section.methods and split.test and not recipe.layout.is_empty:
+        manifest = store.verify(split.user_id)
+        if manifest.fingerprint != item.adapter_fingerprint:
+            raise MilpError(
+                "the stored adapter was made from another layout, recipe or data than this run's; "
+                "run the personalize stage again"
+            )
+        adapter = store.load(split.user_id, version=manifest.version)
+    return evaluate_user(
+        base,
+        split,
+        section.methods,
+        adapter,
+        recipe.layout,
+        recipe.training,
+        recipe.prompt,
+        section,
+        recipe.seed_of(split.user_id),
+    )
+
+
+def _size(item: _Item) -> int:
+    """Characters to train on and to read: longer users are begun first."""
+    turns = sum(len(turn.text) for turn in item.split.history)
+    return turns + sum(len(example.query) for example in (*item.split.train, *item.split.test))
+
+
+def _nothing_scored(failures: _Failures, ledger: _Ledger) -> str:
+    if failures.count:
+        reason, count = failures.reasons.most_common(1)[0]
+        return f"no user could be evaluated: {failures.count} failed, {count} of them because: {reason}"
+    return (
+        f"none of {len(ledger.wanted)} users has test examples, so there is nothing to evaluate; lower "
+        "users.split.train or users.split.validation, or give users more examples"
+    )

@@ -1,0 +1,175 @@
+"""What a study found: front, hypervolume, and a table of its trials, all of it rebuilt from the journal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from milp_ray.objectives import KNOWN_OBJECTIVES
+from milp_ray.search.choice import FrontPoint
+from milp_ray.search.front import hypervolume_history, pareto_front, reference_point
+from milp_ray.search.journal import StudyState, TrialRecord, read_study
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study, finished or not.
+
+    ``reference`` is the corner of the hypervolume (:func:`milp_ray.search.front.reference_point` of the
+    initial trials), ``history`` the hypervolume after each trial in the order of their index.
+    """
+
+    objectives: tuple[str, ...]
+    trials: tuple[TrialRecord, ...]
+    front: tuple[FrontPoint, ...]
+    reference: tuple[float, ...] | None
+    history: tuple[float, ...]
+    finished: str | None  # why, once it is finished
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed for good."""
+        return sum(trial.status == "failed" for trial in self.trials)
+
+    @property
+    def n_completed(self) -> int:
+        """Trials with values."""
+        return sum(trial.status == "completed" for trial in self.trials)
+
+    @property
+    def hypervolume(self) -> float | None:
+        """Of the front; ``None`` before the first trial has ended."""
+        return self.history[-1] if self.history and self.reference is not None else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the study ended because no layout was left."""
+        return self.finished is not None and "every layout" in self.finished
+
+
+def study_result(state: StudyState, objectives: Sequence[str], n_initial: int) -> StudyResult:
+    """Front and hypervolume of the trials so far."""
+    signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
+    completed = state.completed
+    values = {trial.index: [float(trial.metrics[name]) for name in objectives] for trial in completed}
+    initial = [values[t.index] for t in completed if t.index < n_initial] or list(values.values())
+    reference = tuple(float(x) for x in reference_point(initial, signs)) if initial else None
+    indices = pareto_front(list(values.values()), signs) if values else []
+    history = (
+        hypervolume_history([values.get(trial.index) for trial in state.trials], signs, reference)
+        if reference is not None
+        else []
+    )
+    return StudyResult(
+        objectives=tuple(objectives),
+        trials=tuple(state.trials),
+        front=tuple(_front_point(completed[index]) for index in indices),
+        reference=reference,
+        history=tuple(history),
+        finished=state.finished,
+    )
+
+
+def load_result(journal: Path) -> StudyResult:
+    """The study whose journal is at ``journal``.
+
+    Raises:
+        MilpError: there is no study there, or the journal is damaged.
+    """
+    from milp_ray.errors import MilpError
+
+    state = read_study(journal)
+    if state.header is None:
+        raise MilpError(f"{journal} holds no study: run `milp-ray search` first")
+    return study_result(state, state.header["objectives"], int(state.header["n_initial"]))
+
+
+def trial_rows(result: StudyResult) -> list[dict[str, Any]]:
+    """One flat row a trial: index, layout, raw factors, values, SEMs and extras, hypervolume so far."""
+    on_front = {point.index for point in result.front}
+    rows = []
+    for position, trial in enumerate(result.trials):
+        raw = dict(trial.raw)
+        bits = [bool(raw[name]) for name in sorted((n for n in raw if n.startswith("layer_")), key=_layer)]
+        rows.append(
+            {
+                "index": trial.index,
+                "batch": trial.batch,
+                "generator": trial.generator,
+                "status": trial.status,
+                "reason": trial.reason,
+                "key": trial.layout.key,
+                "mask": "".join("1" if bit else "0" for bit in trial.layout.mask),
+                "rank": trial.layout.rank,
+                "n_loras": len(trial.layout.layers),
+                "raw_layers": "".join("1" if bit else "0" for bit in bits) or None,
+                "raw_n_loras": raw.get("n_loras"),
+                "raw_rank": raw.get("rank"),
+                **{name: trial.metrics.get(name) for name in METRICS},
+                "hypervolume": result.history[position] if result.history else None,
+                "on_front": trial.index in on_front,
+                "ended": trial.time,
+            }
+        )
+    return rows
+
+
+def write_trials(result: StudyResult, path: Path) -> None:
+    """Write :func:`trial_rows` as Parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(pa.Table.from_pylist(trial_rows(result), schema=schema), temporary)
+    temporary.replace(path)
+
+
+# What a trial reports beside the values by user, in the order of the table.
+METRICS: dict[str, str] = {
+    "validation_loss": "float64",
+    "validation_loss_sem": "float64",
+    "rouge_l": "float64",
+    "rouge_l_sem": "float64",
+    "adapter_parameters": "int64",
+    "rouge_1": "float64",
+    "rouge_1_sem": "float64",
+    "persona_f1": "float64",
+    "persona_f1_sem": "float64",
+    "seconds": "float64",
+    "tokens": "int64",
+    "steps": "int64",
+    "peak_rss_mib": "float64",
+}
+
+_COLUMNS: dict[str, str] = {
+    "index": "int64",
+    "batch": "int64",
+    "generator": "string",
+    "status": "string",
+    "reason": "string",
+    "key": "string",
+    "mask": "string",
+    "rank": "int64",
+    "n_loras": "int64",
+    "raw_layers": "string",
+    "raw_n_loras": "int64",
+    "raw_rank": "int64",
+    **METRICS,
+    "hypervolume": "float64",
+    "on_front": "bool_",
+    "ended": "string",
+}
+
+
+def _layer(name: str) -> int:
+    return int(name.removeprefix("layer_"))
+
+
+def _front_point(trial: TrialRecord) -> FrontPoint:
+    values = {name: float(trial.metrics[name]) for name in KNOWN_OBJECTIVES if name in trial.metrics}
+    return FrontPoint(trial.index, trial.layout, values)

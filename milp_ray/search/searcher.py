@@ -1,0 +1,136 @@
+"""Tune's side of a study: a searcher that passes on to the conductor, and two helpers that Tune needs.
+
+State lives in the journal alone: Tune's own saves of the searcher are empty on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from milp_ray.search.results import METRICS
+from milp_ray.search.trial import FAILED, TrialFailed
+
+if TYPE_CHECKING:
+    from milp_ray.search.conductor import Conductor
+
+# What is taken out of Tune's result, which also holds Tune's own bookkeeping.
+_REPORTED = (*METRICS, "per_user")
+
+
+class LayoutSearcher(Searcher):
+    """Hands the conductor's trials to Tune and their ends back; never computes a proposal itself.
+
+    No metric is declared: a failed trial reports none, and what is optimised is the conductor's business.
+    Trials that Tune names but this process did not suggest are ignored, as is a second end of one.
+    """
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__(metric=None, mode=None)
+        self._conductor = conductor
+        self._index: dict[str, int] = {}  # Tune's trial id → ours
+        self._unexplained: set[str] = set()  # errored; the reason comes by another way, a moment later
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """The conductor limits concurrency itself; Tune's limiter would lose results of resumed trials."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config; ``None``: ask again later; FINISHED: there are no more."""
+        self._explain_leftovers()
+        trial = self._conductor.next_trial()
+        if trial is None:
+            return None
+        if trial == "finished":
+            return Searcher.FINISHED
+        self._index[trial_id] = trial.index
+        return {"trial": trial.index, "key": trial.layout.key, "layout": trial.layout.to_dict()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Record the end of a trial; ``error`` comes once, after Tune's last retry."""
+        if trial_id not in self._index:
+            return
+        if error or result is None:
+            self._unexplained.add(trial_id)
+            return
+        index = self._index.pop(trial_id)
+        if FAILED in result:
+            self._conductor.fail(index, str(result[FAILED]))
+        else:
+            self._conductor.complete(index, {name: result[name] for name in _REPORTED if name in result})
+
+    def explain_error(self, trial_id: str, reason: str) -> None:
+        """Record why a trial errored for good."""
+        if trial_id in self._unexplained:
+            self._unexplained.discard(trial_id)
+            self._conductor.fail(self._index.pop(trial_id), reason)
+
+    def finish(self) -> None:
+        """Record what is still unexplained once Tune has ended."""
+        self._explain_leftovers()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a study is resumed from its journal."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the conductor: Tune pickles its searcher for a restore, which is not how studies resume."""
+        return {**self.__dict__, "_conductor": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayoutSearcher:
+        """Itself: there is one journal."""
+        return self
+
+    def _explain_leftovers(self) -> None:
+        for trial_id in sorted(self._unexplained):
+            self.explain_error(trial_id, "the trial ended with an error")
+
+
+class ErrorReasons(tune.Callback):
+    """Tells the searcher why a trial errored, which Tune tells callbacks only."""
+
+    def __init__(self, searcher: LayoutSearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called after the searcher's ``on_trial_complete(error=True)``."""
+        self._searcher.explain_error(trial.trial_id, error_reason(trial.get_pickled_error()))
+
+
+class KeepWorkers(FIFOScheduler):
+    """First in, first out, and idle workers are kept until the search ends.
+
+    Between two batches no trial waits, and Tune then keeps one idle worker and ends the others, each of which
+    has cost seconds of imports and a loaded base. Raising what its cache may hold keeps them. The cache is
+    not part of Tune's interface: where it is not found, workers are started anew, and nothing else changes.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        super().__init__()
+        self._n_workers = n_workers
+        self._is_raised = False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Raise the cache's limit when the first trial comes."""
+        cache = getattr(tune_controller, "_actor_cache", None)
+        if cache is not None and hasattr(cache, "increase_max") and not self._is_raised:
+            cache.increase_max(trial.placement_group_factory, by=self._n_workers)
+            self._is_raised = True
+        super().on_trial_add(tune_controller, trial)
+
+
+def error_reason(error: BaseException | None) -> str:
+    """A trial's error in words, without any text of a user: ours in full, others by their class."""
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
+    if isinstance(cause, TrialFailed):
+        return str(cause)
+    return type(cause).__name__ if cause is not None else "the trial ended with an error"

@@ -1,0 +1,279 @@
+"""One search, from the probe users to the journal: started, or resumed by the same call.
+
+Tune is started anew on every call and only ever sees the trials that are left: the journal, not
+``Tuner.restore``, is what a study resumes from (a restore that fails starts over without a word).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.errors import MilpError
+from milp_ray.memory.space import SearchSpace
+from milp_ray.search.conductor import Conductor, StudyProgress
+from milp_ray.search.journal import Journal, StudyState
+from milp_ray.search.measure import TrialTask, check_probe_users
+from milp_ray.search.results import StudyResult, study_result, write_trials
+
+if TYPE_CHECKING:
+    from milp_ray.config import (
+        BaseSection,
+        EvaluationSection,
+        PromptSection,
+        SearchSection,
+        SpaceSection,
+        TrainingSection,
+    )
+    from milp_ray.memory.architecture import FfnShapes
+    from milp_ray.users.records import UserSplit
+
+JOURNAL_FILE = "journal.jsonl"
+TRIALS_FILE = "trials.parquet"
+TUNE_FOLDER = "tune"
+
+# Settings of a search that change where and how long it runs, but no trial's values.
+_OPERATIONAL = {"n_trials", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial", "max_failures"}
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """The sections that a study needs, and its seed."""
+
+    base: BaseSection
+    space: SpaceSection
+    training: TrainingSection
+    prompt: PromptSection
+    search: SearchSection
+    evaluation: EvaluationSection
+    seed: int
+    threads_per_worker: int = 1
+
+
+def run_study(
+    folder: Path,
+    settings: StudySettings,
+    splits: Sequence[UserSplit],
+    shapes: FfnShapes,
+    on_progress: Callable[[StudyProgress], None] | None = None,
+) -> StudyResult:
+    """Run the study in ``folder`` to its end, or what is left of it; Ray must be up.
+
+    Args:
+        folder: holds the journal, the table of trials and Tune's files.
+        settings: what to search and how to measure.
+        splits: the probe users; their test examples are not used.
+        shapes: feed-forward shapes of the base.
+        on_progress: called when a trial ends and when a batch is asked for or taken in.
+
+    Raises:
+        MilpError: the folder holds another study, the journal is damaged or being written by another process,
+            a probe user cannot be measured, or no trial of the finished study was completed.
+        KeyboardInterrupt: the search was interrupted; its message says how far it is.
+    """
+    check_probe_users(splits)
+    space = SearchSpace.for_base(settings.space, shapes)
+    task = _task(settings, splits)
+    with Journal(folder / JOURNAL_FILE) as journal:
+        _check_header(journal, _header(settings, space, task))
+        if not _is_done(journal.state, settings.search, space):
+            try:
+                _search(folder, journal, space, settings, task, on_progress)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_interrupted(journal.state, settings.search)) from None
+        result = study_result(journal.state, settings.search.objectives, settings.search.n_initial)
+    write_trials(result, folder / TRIALS_FILE)
+    if result.n_completed == 0:
+        reasons = sorted({trial.reason or "" for trial in result.trials})
+        raise MilpError(
+            f"all {len(result.trials)} trials of the search failed: {'; '.join(reasons)[:400]}. Mend the "
+            f"cause, remove {folder} and search again"
+        )
+    return result
+
+
+def _search(
+    folder: Path,
+    journal: Journal,
+    space: SearchSpace,
+    settings: StudySettings,
+    task: TrialTask,
+    on_progress: Callable[[StudyProgress], None] | None,
+) -> None:
+    from milp_ray.search.suggest import ActorProposer
+
+    with ExitStack() as stack:
+        # First of all, so that its imports pass while the initial trials run.
+        proposer = ActorProposer(space, settings.search, settings.seed)
+        stack.callback(proposer.close)
+        conductor = Conductor(journal, space, settings.search, settings.seed, proposer, on_progress)
+        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task)
+    if not conductor.is_over:
+        progress = _progress(journal.state, settings.search)
+        raise MilpError(f"Tune ended before the search: {progress}; the same command goes on from there")
+
+
+def _run_tune(folder: Path, conductor: Conductor, section: SearchSection, task: TrialTask) -> None:
+    from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher
+    from milp_ray.search.trial import MeasureLayout
+
+    searcher = LayoutSearcher(conductor)
+    trainable = tune.with_resources(
+        tune.with_parameters(MeasureLayout, task=task),
+        {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
+    with _tune_environment():
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=KeepWorkers(section.max_concurrent_trials or _n_workers(section)),
+                num_samples=-1,  # until the searcher says that it has finished
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"attempt-{attempt}",
+                storage_path=str(folder.resolve()),
+                verbose=0,
+                # A trial is one step: there is nothing to go on from. (Tune would save at its end otherwise.)
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=section.max_failures),
+                callbacks=[ErrorReasons(searcher), JsonLoggerCallback()],
+            ),
+        )
+        tuner.fit()
+    searcher.finish()
+
+
+def _n_workers(section: SearchSection) -> int:
+    """Trials that the cluster can run at once, as it is now."""
+    import ray
+
+    resources = ray.cluster_resources()
+    counts = [resources.get("CPU", 1.0) / section.cpus_per_trial]
+    if section.gpus_per_trial:
+        counts.append(resources.get("GPU", 0.0) / section.gpus_per_trial)
+    return max(1, int(min(counts)))
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config['trial']:04d}-{trial.config['key']}"[:80]
+
+
+@contextmanager
+def _tune_environment() -> Iterator[None]:
+    """Settings that Tune takes from the environment only.
+
+    One logger, which is added by hand. An interruption reaches us, since Tune's own handling of it ends in
+    advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
+    of our progress bar: the journal names every failed trial with its reason.
+    """
+    wanted = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        # Paths of a configuration are relative to the working directory, in a worker as here.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
+    return TrialTask(
+        base=settings.base,
+        training=settings.training,
+        prompt=settings.prompt,
+        stages=settings.search.trial_stages,
+        max_new_tokens=settings.evaluation.max_new_tokens,
+        batch_size=settings.evaluation.batch_size,
+        seed=settings.seed,
+        splits=tuple(replace(split, test=()) for split in splits),
+        threads=settings.threads_per_worker,
+    )
+
+
+def _header(settings: StudySettings, space: SearchSpace, task: TrialTask) -> dict[str, Any]:
+    """What the journal begins with; ``digest`` covers all that decides a trial's values and the proposals."""
+    decisive = {
+        "base": settings.base.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "prompt": settings.prompt.model_dump(mode="json"),
+        "search": settings.search.model_dump(mode="json", exclude=_OPERATIONAL),
+        "max_new_tokens": task.max_new_tokens,
+        "splits": repr(task.splits),
+    }
+    shown = {
+        "space": {
+            "n_layers": space.n_layers,
+            "ranks": list(space.ranks),
+            "factors": list(space.factors),
+            "fixed_layers": None if space.fixed_layers is None else list(space.fixed_layers),
+            "fixed_number": space.fixed_number,
+            "fixed_rank": space.fixed_rank,
+        },
+        "objectives": list(settings.search.objectives),
+        "n_initial": settings.search.n_initial,
+        "n_probe_users": len(task.splits),
+        "seed": settings.seed,
+    }
+    text = json.dumps({**decisive, **shown}, sort_keys=True)
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **shown}
+
+
+def _check_header(journal: Journal, header: dict[str, Any]) -> None:
+    """Begin the journal, or make sure that it is this study's.
+
+    Raises:
+        MilpError: it is another study's; what differs is named where it is known.
+    """
+    found = journal.state.header
+    if found is None:
+        journal.append("study_started", **header)
+    elif found.get("digest") != header["digest"]:
+        differing = [name for name in header if name != "digest" and found.get(name) != header[name]]
+        what = f"{', '.join(differing)} differ" if differing else "its configuration or its users differ"
+        raise MilpError(
+            f"{journal.path} is the journal of another search ({what}): use another run name, "
+            "or remove the study folder to search afresh"
+        )
+
+
+def _is_done(state: StudyState, section: SearchSection, space: SearchSpace) -> bool:
+    """Whether nothing is left to run (the number of trials may have been raised since the study finished)."""
+    enough = len(state.trials) >= section.n_trials or len(state.keys) >= space.n_canonical
+    return state.finished is not None and enough
+
+
+def _progress(state: StudyState, section: SearchSection) -> str:
+    n_ended = sum(trial.has_ended for trial in state.trials)
+    return f"{n_ended} of {section.n_trials} trials have ended"
+
+
+def _interrupted(state: StudyState, section: SearchSection) -> str:
+    return (
+        f"the search was interrupted: {_progress(state, section)} and are kept; "
+        "the same command goes on from there"
+    )

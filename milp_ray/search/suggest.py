@@ -1,0 +1,192 @@
+"""Who proposes the next batch of layouts: the surrogate, or chance where it cannot; in an actor of its own.
+
+A fit may take a minute, which would freeze Tune's controller, so the suggester is a Ray actor that is asked
+and polled. It is started with the study: its imports (ten seconds of Ax and BoTorch on a CPU) pass while
+the initial trials run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from milp_ray.search.candidates import random_new_point
+from milp_ray.search.observations import Observation
+from milp_ray.telemetry import log_event, logger
+
+if TYPE_CHECKING:
+    from milp_ray.config import SearchSection
+    from milp_ray.memory.space import SearchSpace
+
+SAAS_NEHVI = "saas_nehvi"
+RANDOM = "random"
+# Observations with values below which there is nothing to fit.
+_MIN_OBSERVATIONS = 2
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A raw point to measure, and what proposed it."""
+
+    raw: dict[str, Any]
+    generator: str
+
+
+class Proposer(Protocol):
+    """What the conductor asks for batches; one batch is asked for at a time."""
+
+    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
+        """Ask for ``n`` proposals from the ended trials of the batches before ``batch``."""
+
+    def poll(self) -> list[Proposal] | None:
+        """The proposals asked for, or ``None`` while they are being made."""
+
+    def close(self) -> None:
+        """Free what the proposer holds."""
+
+
+class Suggester:
+    """Proposals of a study; the same observations, batch and seed give the same ones."""
+
+    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+        self._space = space
+        self._section = section
+        self._seed = seed
+
+    def propose(self, observations: Sequence[Observation], batch: int, n: int) -> list[Proposal]:
+        """``n`` new layouts, fewer where the space has no more; no canonical layout comes twice.
+
+        The surrogate proposes; where it cannot be fitted (too few trials with values, or numerical trouble,
+        which is logged) random new layouts take its place, so that a search never ends for it.
+        """
+        seen = {observation.key for observation in observations}
+        n = min(n, self._space.n_canonical - len(seen))
+        seed = np.random.SeedSequence([self._seed, batch])
+        found: list[Proposal] = []
+        for raw in self._from_surrogate(observations, n, int(seed.generate_state(1)[0])):
+            key = self._space.layout(raw).canonical().key
+            if key not in seen:
+                seen.add(key)
+                found.append(Proposal(raw, SAAS_NEHVI))
+        rng = np.random.default_rng(seed)
+        while len(found) < n:
+            point = random_new_point(self._space, seen, rng)
+            if point is None:
+                break
+            seen.add(self._space.layout(point).canonical().key)
+            found.append(Proposal(point, RANDOM))
+        return found
+
+    def _from_surrogate(self, observations: Sequence[Observation], n: int, seed: int) -> list[dict[str, Any]]:
+        if n < 1 or sum(o.values is not None for o in observations) < _MIN_OBSERVATIONS:
+            return []
+        from ax.exceptions.core import AxError
+        from botorch.exceptions.errors import BotorchError
+        from linear_operator.utils.errors import NanError, NotPSDError
+        from torch._C import _LinAlgError
+
+        from milp_ray.search import surrogate
+
+        try:
+            return surrogate.propose(
+                self._space,
+                self._section.objectives,
+                self._section.surrogate,
+                observations,
+                n_initial=self._section.n_initial,
+                n_proposals=n,
+                seed=seed,
+            )
+        except (AxError, BotorchError, _LinAlgError, NanError, NotPSDError) as error:
+            logger.warning(
+                "the surrogate gave no proposals (%s); random layouts instead", type(error).__name__
+            )
+            log_event("surrogate_failed", error=type(error).__name__, n_observations=len(observations))
+            return []
+
+
+class InlineProposer:
+    """Proposes in this process, when polled."""
+
+    def __init__(self, propose: Callable[[Sequence[Observation], int, int], list[Proposal]]) -> None:
+        self._propose = propose
+        self._asked: tuple[Sequence[Observation], int, int] | None = None
+
+    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
+        """Remember what is asked."""
+        self._asked = (list(observations), batch, n)
+
+    def poll(self) -> list[Proposal] | None:
+        """Make the proposals now."""
+        if self._asked is None:
+            return None
+        asked, self._asked = self._asked, None
+        return self._propose(*asked)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SuggesterActor:
+    """A suggester in a Ray actor's process, with its imports done."""
+
+    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+        import sys
+
+        from milp_ray.telemetry import prepare_worker
+
+        prepare_worker(threads=1)
+        if section.surrogate.inference != "nuts":
+            # Only NUTS samples with JAX, yet BoTorch imports it wherever it is installed: 120 MiB for
+            # nothing. It does without where the import fails. This process serves the suggester alone.
+            sys.modules.setdefault("jax", None)  # type: ignore[arg-type]
+        from milp_ray.search import surrogate
+
+        surrogate.warm_up(section.surrogate)
+        self._suggester = Suggester(space, section, seed)
+
+    def __repr__(self) -> str:
+        return "layout-suggester"
+
+    def propose(self, observations: Sequence[Observation], batch: int, n: int) -> list[Proposal]:
+        """See :meth:`Suggester.propose`."""
+        return self._suggester.propose(observations, batch, n)
+
+
+class ActorProposer:
+    """Proposes in an actor; Ray restarts it, and asks again, should its process be lost."""
+
+    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+        import ray
+
+        # No CPU is reserved: it works while no trial runs, and would otherwise take one trial's place.
+        actor: Any = ray.remote(num_cpus=0, max_restarts=2, max_task_retries=2)(SuggesterActor)
+        self._actor = actor.remote(space, section, seed)
+        self._reply: Any = None
+
+    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
+        """Send the question."""
+        self._reply = self._actor.propose.remote(list(observations), batch, n)
+
+    def poll(self) -> list[Proposal] | None:
+        """The answer, if it has come; never waits.
+
+        Raises:
+            ray.exceptions.RayError: the actor was lost for good.
+        """
+        import ray
+
+        if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
+            return None
+        reply, self._reply = self._reply, None
+        proposals: list[Proposal] = ray.get(reply)
+        return proposals
+
+    def close(self) -> None:
+        """End the actor."""
+        import ray
+
+        ray.kill(self._actor)

@@ -1,0 +1,233 @@
+"""The stage: every user is scored once, failures stay with their user, and a rerun does only what changed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milp_ray.config import BaseSection, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.evaluation import stage
+from milp_ray.evaluation.scores import read_scores
+from milp_ray.evaluation.stage import FAILED_FILE, PARTS_FOLDER, evaluate
+from milp_ray.evaluation.user import evaluate_user
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.personalize.pool import Outcome
+from milp_ray.personalize.recipe import Recipe, fingerprint
+from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.worker import safe_reason
+from milp_ray.rundir import RunFolder
+from milp_ray.training.base import load_base
+from milp_ray.users.records import UserSplit
+
+TRAINING = TrainingSection(memory_epochs=1, instruction_epochs=1, learning_rate=1e-2)
+FAST = EvaluationSection(methods=("base", "text_prompt", "milp"), max_new_tokens=4, n_bootstrap=50)
+LAYOUT = CanonicalLayout((False, True, False, True), 2)
+
+
+@dataclass
+class InlinePool:
+    """The pool's contract in this process; ``scored`` are the users that reached a worker."""
+
+    base: Any
+    broken: set[str] = field(default_factory=set)
+    stop_after: int | None = None
+    scored: list[str] = field(default_factory=list)
+
+    def map(self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, size: Any) -> Iterator[Outcome]:
+        pickle.dumps(function)  # workers are other processes
+        for item in items:
+            assert size(item) > 0
+            if self.stop_after is not None and len(self.scored) == self.stop_after:
+                raise KeyboardInterrupt
+            self.scored.append(key(item))
+            try:
+                if key(item) in self.broken:
+                    raise ValueError("quotes a secret of the user")
+                yield Outcome(key(item), "done", function(self.base, item))
+            except Exception as error:
+                yield Outcome(key(item), "failed", error=type(error).__name__, reason=safe_reason(error))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama_dir: Path) -> Any:
+    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
+@pytest.fixture
+def recipe(tiny_llama_dir: Path) -> Recipe:
+    return Recipe(LAYOUT, BaseSection(model=str(tiny_llama_dir), device="cpu"), TRAINING, PromptSection(), seed=0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "a=b")  # a name that Arrow would take for a partition of a data set
+
+
+@pytest.fixture
+def splits(make_split: Any) -> list[UserSplit]:
+    return [make_split(f"u-{i}", n_turns=3, n_train=2, n_val=1, n_test=2) for i in range(3)]
+
+
+@pytest.fixture
+def stored(run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]) -> AdapterStore:
+    """A store with the adapter of every user."""
+    from milp_ray.training.train import Job, train
+
+    store = AdapterStore(run.adapters)
+    for split in splits:
+        job = Job("job", split, LAYOUT, frozenset({"memory"}), recipe.seed_of(split.user_id))
+        [result] = train(base, [job], TRAINING, PromptSection())
+        assert result.adapter is not None
+        store.publish(split.user_id, result.adapter, {}, fingerprint=fingerprint(recipe.digest(), split))
+    return store
+
+
+def scored_users(run: RunFolder) -> set[str]:
+    return set(read_scores(run.scores_file)["user_id"].to_pylist())
+
+
+def test_every_user_method_and_example_gets_a_row_and_no_row_holds_a_text(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    rows = read_scores(run.scores_file).to_pylist()
+    assert {(r["user_id"], r["method"], r["example"]) for r in rows} == {
+        (split.user_id, method, i) for split in splits for method in FAST.methods for i in range(2)
+    }
+    assert {r["attribute"] for r in rows} <= {e.tags["attribute"] for split in splits for e in split.test}
+    texts = [t for s in splits for e in s.test for t in (e.query, e.response)]
+    assert not any(text in str(value) for row in rows for value in row.values() for text in texts)
+    assert (found["n_users"], found["n_failed"], found["n_reused"]) == (3, 0, 0)
+    assert found["scores"]["milp"]["all"]["loss"]["n_examples"] == 6
+    assert not (run.path / FAILED_FILE).exists()
+    assert not (run.path / PARTS_FOLDER).exists()
+    json.dumps(found)
+
+
+def test_scoring_a_user_is_a_pure_function(base: Any, splits: list[UserSplit]) -> None:
+    def score() -> list[dict[str, Any]]:
+        methods = ("base", "memory_only")
+        return evaluate_user(base, splits[0], methods, None, LAYOUT, TRAINING, PromptSection(), FAST, seed=1)
+
+    assert score() == score()
+
+
+def test_a_method_that_does_not_apply_gives_no_rows(base: Any, splits: list[UserSplit]) -> None:
+    split = replace(splits[0], profile=None)
+    rows = evaluate_user(
+        base, split, ("base", "oracle_profile"), None, LAYOUT, TRAINING, PromptSection(), FAST, seed=1
+    )
+    assert {row["method"] for row in rows} == {"base"}
+
+
+def test_a_rerun_scores_nothing_again_and_gives_the_same(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    first = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    pool = InlinePool(base)
+    second = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    assert pool.scored == []
+    assert second == {**first, "n_reused": 3}
+
+
+def test_what_decides_a_users_scores_decides_who_is_scored_again(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]
+) -> None:
+    section = FAST.model_copy(update={"methods": ("base",)})
+    evaluate(run, splits, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+
+    def again(changed: list[UserSplit], recipe: Recipe, section: EvaluationSection) -> list[str]:
+        pool = InlinePool(base)
+        evaluate(run, changed, recipe, section, pool=pool)  # type: ignore[arg-type]
+        return pool.scored
+
+    other = replace(splits[1], test=splits[1].test[:1])
+    assert again([splits[0], other, splits[2]], recipe, section) == ["u-1"]
+    assert read_scores(run.scores_file).num_rows == 5
+    assert again(splits, recipe, section.model_copy(update={"n_bootstrap": 60})) == ["u-1"]
+    assert again(splits, recipe, section.model_copy(update={"max_new_tokens": 3})) == ["u-0", "u-1", "u-2"]
+    assert again(splits[:2], recipe, section.model_copy(update={"max_new_tokens": 3})) == []
+    assert scored_users(run) == {"u-0", "u-1"}
+
+
+def test_a_user_that_fails_is_recorded_without_its_text_and_the_others_go_on(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    pool = InlinePool(base, broken={"u-1"})
+    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    assert (found["n_users"], found["n_failed"]) == (2, 1)
+    [line] = (run.path / FAILED_FILE).read_text().splitlines()
+    assert json.loads(line)["user_id"] == "u-1"
+    assert "secret" not in line
+    # The next call tries the failed user alone, and forgets the failure.
+    pool = InlinePool(base)
+    assert evaluate(run, splits, recipe, FAST, pool=pool, store=stored)["n_users"] == 3  # type: ignore[arg-type]
+    assert pool.scored == ["u-1"]
+    assert not (run.path / FAILED_FILE).exists()
+
+
+def test_an_interrupted_stage_goes_on_where_it_stood(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, splits, recipe, FAST, pool=InlinePool(base, stop_after=2), store=stored)  # type: ignore[arg-type]
+    pool = InlinePool(base)
+    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    assert pool.scored == ["u-2"]
+    assert (found["n_users"], found["n_reused"]) == (3, 2)
+
+
+def test_a_stage_killed_between_parts_keeps_the_parts(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = FAST.model_copy(update={"methods": ("base",)})
+    monkeypatch.setattr(stage, "_PART_USERS", 1)
+    monkeypatch.setattr(stage._Ledger, "merge", lambda self: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        evaluate(run, splits, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+    assert len(list((run.path / PARTS_FOLDER).glob("*.parquet"))) == 3
+    monkeypatch.undo()
+    pool = InlinePool(base)
+    evaluate(run, splits, recipe, section, pool=pool)  # type: ignore[arg-type]
+    assert pool.scored == []
+    assert read_scores(run.scores_file).num_rows == 6
+
+
+def test_an_adapter_made_under_another_recipe_is_not_scored_as_this_ones(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    other = replace(recipe, layout=CanonicalLayout((True, False, False, False), 2))
+    with pytest.raises(MilpError, match="personalize"):
+        evaluate(run, splits, other, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+
+
+def test_a_user_without_an_adapter_fails_with_the_advice_to_personalize(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    stored.delete("u-0")
+    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    assert found["n_failed"] == 1
+    assert "personalize" in next(iter(found["failed_reasons"]))
+
+
+def test_users_without_test_examples_are_counted_and_nobody_with_any_is_an_error(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]
+) -> None:
+    bare = [replace(split, test=()) for split in splits]
+    section = FAST.model_copy(update={"methods": ("base",)})
+    found = evaluate(run, [*bare[:2], splits[2]], recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+    assert (found["n_users"], found["n_without_test"]) == (1, 2)
+    with pytest.raises(MilpError, match="test examples"):
+        evaluate(run, bare, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+
+
+def test_the_stages_function_reaches_workers(recipe: Recipe) -> None:
+    assert pickle.loads(pickle.dumps(partial(stage._score, None, recipe, FAST))).func is stage._score

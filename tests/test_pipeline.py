@@ -1,0 +1,293 @@
+"""A whole run through the command line, on random tiny models: what it leaves, and that it can be repeated.
+
+One run serves most of these tests; each later command is one that a person would type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from milp_ray.config import Config
+from milp_ray.config_loader import load_config
+from milp_ray.errors import MilpError
+from milp_ray.personalize.store import AdapterStore
+from milp_ray.pipeline import probe_users
+from milp_ray.rundir import RunFolder
+from milp_ray.search.journal import read_study
+from milp_ray.users.records import UserSplit
+
+pytestmark = pytest.mark.ray
+
+N_USERS = 5
+
+
+def write_users(path: Path, n_users: int = N_USERS, seed: int = 0) -> None:
+    rng = random.Random(seed)
+    colours = ("red", "green", "blue", "black")
+    lines = []
+    for index in range(n_users):
+        own = {thing: rng.choice(colours) for thing in ("dog", "cat", "car", "hat")}
+        history = [f"My {thing} is {colour}." for thing, colour in own.items()] * 2
+        examples = [
+            {"query": f"Of which colour is my {thing}, case {i}?", "response": f"It is {own[thing]}."}
+            for i, thing in enumerate(rng.choices(list(own), k=10))
+        ]
+        lines.append({"user_id": f"u/{index}", "history": history, "examples": examples})
+    bad = {"user_id": "nothing-to-learn-from", "profile": "A profile alone."}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, bad])
+    path.write_text(text + "{broken\n", encoding="utf-8")
+
+
+def settings(folder: Path, model: Path, name: str = "tiny") -> dict[str, object]:
+    return {
+        "name": name,
+        "output_dir": str(folder / "runs"),
+        "base": {"model": str(model), "device": "cpu"},
+        "users": {"format": "jsonl", "paths": [str(folder / "users.jsonl")]},
+        "space": {"ranks": [4, 8]},
+        "training": {"memory_epochs": 1, "instruction_epochs": 1, "learning_rate": 0.005},
+        "search": {
+            "n_trials": 5,
+            "n_initial": 4,
+            "batch_size": 1,
+            "n_probe_users": 1,
+            "objectives": ["validation_loss", "adapter_parameters"],
+            "surrogate": {"inference": "map"},
+        },
+        "choice": {"rule": "best_loss"},
+        "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
+        "ray": {"num_cpus": 2, "num_gpus": 0, "object_store_mib": 128},
+    }
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "milp_ray", *map(str, arguments)]
+
+
+def milp(*arguments: object) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=280)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer
+
+
+def adapters(run: RunFolder) -> dict[str, str]:
+    """User → hash of the weights."""
+    store = AdapterStore(run.adapters)
+    return {
+        user: hashlib.sha256((store.folder(user) / "adapter_model.safetensors").read_bytes()).hexdigest()
+        for user in store.users()
+    }
+
+
+def front(run: RunFolder) -> list[object]:
+    return json.loads(run.summary_file.read_text(encoding="utf-8"))["front"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> tuple[RunFolder, Path, str]:
+    """A finished run, its configuration file, and what the command printed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_users(folder / "users.jsonl")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(folder, tiny_llama_dir)), encoding="utf-8")
+    answer = milp("run", config)
+    return RunFolder.open(folder / "runs" / "tiny"), config, answer.stdout
+
+
+def test_a_run_leaves_every_file_that_a_later_stage_or_a_program_reads(
+    finished: tuple[RunFolder, Path, str],
+) -> None:
+    run, config, _ = finished
+    for path in (run.journal, run.trials_file, run.chosen_file, run.scores_file, run.report / "index.html"):
+        assert path.is_file(), path
+    assert run.config() == load_config(config)
+    versions = json.loads(run.versions_file.read_text(encoding="utf-8"))
+    assert versions["dataset_hash"]
+    assert versions["base"]["files"]
+    assert len(versions["probe_users"]) == 1
+    assert set(run.seconds()) == {"search", "choose", "personalize", "evaluate", "report"}
+
+
+def test_the_summary_holds_what_programs_ask_for(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    assert summary["n_trials"] == 5
+    assert summary["n_users"] == N_USERS
+    assert summary["hypervolume"] > 0
+    assert summary["front"]
+    assert summary["chosen"]["rule"] == "best_loss"
+    assert summary["scores"]["milp"]["all"]["rouge_l"]["n_users"] == N_USERS
+    assert set(summary["seconds"]) == {"search", "choose", "personalize", "evaluate", "report"}
+    assert summary["peak_rss_mib"] > 100
+
+
+def test_a_user_without_data_is_recorded_as_failed_and_the_others_go_on(
+    finished: tuple[RunFolder, Path, str],
+) -> None:
+    run, _, printed = finished
+    failed = [json.loads(line) for line in run.failed_file.read_text(encoding="utf-8").splitlines()]
+    assert "nothing-to-learn-from" not in adapters(run)
+    assert len(adapters(run)) == N_USERS
+    told = [line["user_id"] for line in failed]
+    # A record without history and examples is kept out when it is read, or fails when it is trained.
+    assert told == ["nothing-to-learn-from"] or "records are kept out" in printed
+
+
+def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, printed = finished
+    written = [
+        path for path in run.path.rglob("*") if path.suffix in {".json", ".jsonl", ".yaml", ".html", ".txt"}
+    ]
+    assert len(written) > 10
+    for path in written:
+        assert "My dog is" not in path.read_text(encoding="utf-8", errors="ignore"), path
+    assert "My dog is" not in printed
+
+
+def test_the_same_command_again_finds_everything_done(finished: tuple[RunFolder, Path, str]) -> None:
+    run, config, _ = finished
+    before, events = adapters(run), run.journal.read_bytes()
+    printed = milp("run", config).stdout
+    assert adapters(run) == before
+    assert run.journal.read_bytes() == events
+    assert f"0 adapters made, {N_USERS} were finished before" in printed
+
+
+def test_an_adapter_answers_and_so_does_the_base_alone(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    ask = ("generate", run.path, "--user", "u/0", "Of which colour is my dog?")
+    assert milp(*ask).stdout == milp(*ask).stdout
+    assert milp(*ask, "--base").returncode == 0
+    unknown = subprocess.run(
+        command("generate", run.path, "--user", "u/99", "Why?"), capture_output=True, text=True
+    )
+    assert unknown.returncode == 2
+    assert "u/99" in unknown.stderr
+
+
+def test_another_choice_makes_new_adapters_and_leaves_the_search_alone(
+    finished: tuple[RunFolder, Path, str], tmp_path: Path
+) -> None:
+    run, _, _ = finished
+    events = run.journal.read_bytes()
+    milp("choose", run.path, "choice.rule=smallest_within", "choice.tolerance=10")
+    chosen = yaml.safe_load(run.chosen_file.read_text(encoding="utf-8"))
+    assert chosen["rule"] == "smallest_within"
+    assert run.journal.read_bytes() == events
+    milp("choose", run.path, "choice.rule=best_loss", "choice.tolerance=0.02")
+
+
+def test_more_trials_go_on_where_the_search_stood(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    before = [trial.layout.key for trial in read_study(run.journal).trials]
+    milp("search", run.path, "search.n_trials=6")
+    after = [trial.layout.key for trial in read_study(run.journal).trials]
+    assert after[:5] == before
+    assert len(after) == 6
+
+
+def test_a_stage_that_comes_too_early_says_what_to_run_first(tmp_path: Path, tiny_llama_dir: Path) -> None:
+    write_users(tmp_path / "users.jsonl")
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings(tmp_path, tiny_llama_dir)), encoding="utf-8")
+    for stage, said in (("choose", "milp-ray search"), ("personalize", "milp-ray search")):
+        answer = subprocess.run(command(stage, config), capture_output=True, text=True)
+        assert answer.returncode == 2, answer.stderr
+        assert said in answer.stderr
+
+
+def killed_when(arguments: list[str], condition: Callable[[], bool]) -> None:
+    """Start a command in a session of its own and kill all of it, Ray included, once the condition holds."""
+    process = subprocess.Popen(
+        arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 250
+    try:
+        while not condition():
+            assert process.poll() is None, "the command ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        import psutil
+
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            try:
+                member.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        process.wait()
+
+
+def test_killed_in_the_search_and_in_the_batch_the_same_command_ends_with_the_same_results(
+    finished: tuple[RunFolder, Path, str], tmp_path: Path, tiny_llama_dir: Path
+) -> None:
+    whole, _, _ = finished
+    write_users(tmp_path / "users.jsonl")
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(settings(tmp_path, tiny_llama_dir)), encoding="utf-8")
+    run = RunFolder(tmp_path / "runs" / "tiny")
+
+    def n_completed() -> int:
+        return len(read_study(run.journal).completed) if run.journal.exists() else 0
+
+    killed_when(command("run", config), lambda: n_completed() >= 2)
+    kept = n_completed()
+    assert 2 <= kept < 5
+    store = AdapterStore(run.adapters)
+    killed_when(command("run", config), lambda: any(True for _ in store.users()))
+    finished_trials = [trial for trial in read_study(run.journal).trials if trial.status == "completed"]
+    assert len(finished_trials) == 5
+    early = adapters(run)
+    assert 1 <= len(early) <= N_USERS
+    milp("run", config)
+    assert len(adapters(run)) == N_USERS
+    assert early.items() <= adapters(run).items()
+    assert adapters(run) == adapters_of_five_trials(whole)
+    first_five = [trial.metrics["validation_loss"] for trial in read_study(whole.journal).trials[:5]]
+    assert [trial.metrics["validation_loss"] for trial in read_study(run.journal).trials] == first_five
+
+
+def adapters_of_five_trials(run: RunFolder) -> dict[str, str]:
+    """The adapters of the uninterrupted run, as its first command made them."""
+    store = AdapterStore(run.adapters)
+    return {
+        user: hashlib.sha256(
+            (store.folder(user, version=1) / "adapter_model.safetensors").read_bytes()
+        ).hexdigest()
+        for user in store.users()
+    }
+
+
+# ------------------------------------------------------------------------------------------ without Ray
+
+
+def test_probe_users_are_a_seeded_sample_of_those_that_can_be_measured(
+    make_split: Callable[..., UserSplit],
+) -> None:
+    splits = [make_split(f"u-{i}", n_val=i % 2) for i in range(20)]
+    chosen = probe_users(splits, 4, seed=1)
+    assert [split.user_id for split in chosen] == [split.user_id for split in probe_users(splits, 4, seed=1)]
+    assert all(split.validation for split in chosen)
+    assert len({split.user_id for split in chosen}) == 4
+    assert any(probe_users(splits, 4, seed) != chosen for seed in range(2, 6))
+
+
+def test_too_few_probe_users_are_told_with_the_numbers(make_split: Callable[..., UserSplit]) -> None:
+    with pytest.raises(MilpError, match="n_probe_users is 3, but 1 of 2 users"):
+        probe_users([make_split("a"), make_split("b", n_val=0)], 3, seed=0)
+
+
+def test_settings_of_these_tests_are_a_valid_configuration(tmp_path: Path) -> None:
+    assert Config.model_validate(settings(tmp_path, tmp_path)).search.n_trials == 5
