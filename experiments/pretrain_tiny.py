@@ -10,6 +10,7 @@ the held-out loss as it goes.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,8 @@ PROMPT = PromptSection()
 PROMPT_TOKEN_WEIGHT, PROMPT_TOKEN_SHARE = 0.1, 0.2
 # The word in a response that only the context (or a rule) can tell weighs more than the sentence around it.
 FACT_TOKEN_WEIGHT = 4.0
+# The mixture moves on when the model reads such words out of the present one; guessing costs log 8 = 2.08.
+NEXT_LEVEL_FACT_LOSS = 0.45
 
 
 def spans(document: Document) -> list[tuple[str, bool]]:
@@ -58,7 +61,7 @@ def train_tokenizer(n_documents: int, vocab_size: int) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     texts = (
-        "".join(text for text, _ in spans(draw_document(pretraining_rng(index), 1.0)))
+        "".join(text for text, _ in spans(draw_document(pretraining_rng(index), 2)))
         for index in range(n_documents)
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -114,17 +117,17 @@ class Stream:
         self._tokenizer, self._tokens, self._max_length, self._next = tokenizer, tokens, max_length, first
         self._ready: list[Batch] = []
 
-    def batch(self, progress: float) -> Batch:
-        """The next batch; documents are drawn when none is left, from the mixture at ``progress``."""
+    def batch(self, level: int) -> Batch:
+        """The next batch; documents are drawn when none is left, from the mixture at ``level``."""
         if not self._ready:
-            self._fill(progress)
+            self._fill(level)
         return self._ready.pop()
 
-    def _fill(self, progress: float, n_documents: int = 1200) -> None:
+    def _fill(self, level: int, n_documents: int = 600) -> None:
         rows = []
         for _ in range(n_documents):
             rng = pretraining_rng(self._next)
-            ids, weights = encode(draw_document(rng, progress), self._tokenizer, rng)
+            ids, weights = encode(draw_document(rng, level), self._tokenizer, rng)
             self._next += 1
             if len(ids) <= self._max_length:
                 rows.append((ids, weights))
@@ -146,13 +149,17 @@ class Stream:
         )
 
 
-def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted mean token cross-entropy; right padding needs no mask under causal attention."""
+def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, float]:
+    """Weighted mean token cross-entropy, and the plain mean over the words that a context or a rule tells.
+
+    Right padding needs no mask under causal attention.
+    """
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
     kept = weights > 0
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[kept]), targets[kept], reduction="none")
-    return (losses * weights[kept]).sum() / weights.sum()
+    facts = losses.detach()[weights[kept] == FACT_TOKEN_WEIGHT]
+    return (losses * weights[kept]).sum() / weights.sum(), facts.mean().item() if len(facts) else math.nan
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay_share: float) -> float:
@@ -182,6 +189,7 @@ def pretrain(args: argparse.Namespace) -> None:
         initializer_range=0.08,
     )
     model = LlamaForCausalLM(config)
+    if args.init: model = LlamaForCausalLM.from_pretrained(args.init, attn_implementation="sdpa")
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True
     )
@@ -190,35 +198,39 @@ def pretrain(args: argparse.Namespace) -> None:
     )
     stream = Stream(tokenizer, args.batch_tokens, args.context, first=100_000)
     held_out = Stream(tokenizer, args.batch_tokens, args.context, first=50_000)
-    held_out_batches = [held_out.batch(1.0) for _ in range(4)]
-    start, tokens, shown = time.time(), 0, []
+    held_out_batches = [held_out.batch(2) for _ in range(4)]
+    start, tokens, level, fact_loss = time.time(), 0, 0, math.log(8.0)
     for step in range(args.steps):
-        batch = stream.batch(step / args.steps)
+        batch = stream.batch(level)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, 80, 0.4)
-        loss = weighted_loss(model, batch)
+        loss, batch_fact_loss = weighted_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         tokens += int((batch.ids != tokenizer.pad_token_id).sum())
-        shown.append(loss.item())
+        if not math.isnan(batch_fact_loss):
+            fact_loss += 0.03 * (batch_fact_loss - fact_loss)
+        if level < 2 and fact_loss < NEXT_LEVEL_FACT_LOSS:
+            level, fact_loss = level + 1, math.log(8.0)
         if (step + 1) % args.log_every == 0:
             seconds = time.time() - start
             print(
-                f"step {step + 1}/{args.steps} loss {sum(shown) / len(shown):.3f} held-out "
-                f"{held_out_loss(model, held_out_batches):.3f} {tokens / 1e6:.2f} M tokens "
+                f"step {step + 1}/{args.steps} level {level} loss {loss.item():.3f} facts {fact_loss:.3f} "
+                f"held-out {held_out_loss(model, held_out_batches)} {tokens / 1e6:.2f} M tokens "
                 f"{tokens / seconds:.0f}/s {seconds:.0f} s",
                 flush=True,
             )
-            shown = []
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, batches: list[Batch]) -> float:
-    return sum(weighted_loss(model, batch).item() for batch in batches) / len(batches)
+def held_out_loss(model: LlamaForCausalLM, batches: list[Batch]) -> str:
+    """Weighted loss / loss of the fact words, over documents that are not trained on."""
+    losses = [weighted_loss(model, batch) for batch in batches]
+    return " / ".join(f"{sum(map(float, column)) / len(losses):.3f}" for column in zip(*losses, strict=True))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -231,14 +243,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("milp_ray/data/tiny_base"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--vocab-size", type=int, default=2560)
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--intermediate", type=int, default=256)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--context", type=int, default=768)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--init", type=Path, help="start from these weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=100)

@@ -32,7 +32,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(EXIT_MISTAKE) from None
         except KeyboardInterrupt as interrupted:
             typer.secho(
-                f"\n{interrupted or 'interrupted; the same command continues'}",
+                f"\n{str(interrupted) or 'interrupted; the same command continues'}",
                 fg=typer.colors.YELLOW,
                 err=True,
             )

@@ -32,7 +32,8 @@ def front_table(result: StudyResult, chosen: Choice) -> Table:
     table.add_column("layers")
     table.add_column("rank", justify="right")
     for objective in objectives:
-        table.add_column(objective.label + (" ↓" if objective.direction == "min" else " ↑"), justify="right")
+        name, arrow = objective.label.partition(" (")[0], "↓" if objective.direction == "min" else "↑"
+        table.add_column(f"{name} {arrow}", justify="right")
     first = objectives[0]
     for point in sorted(result.front, key=lambda p: first.sign * p.values[first.name]):
         mark = "[green]→[/]" if point.index == chosen.point.index else ""

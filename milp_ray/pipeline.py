@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.records import UserSplit
 
+_LOG_WIDTH = 120
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
 
 
@@ -38,9 +41,16 @@ class _Work:
     def __init__(self, run: RunFolder, config: Config, stack: ExitStack, peak: PeakMemory) -> None:
         self.run = run
         self.config = config
-        self.console = Console(highlight=False, emoji=False)
+        # A log is not a terminal of 80 columns: tables keep the width they need.
+        self.console = Console(
+            highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH
+        )
         self._stack = stack
         self._peak = peak
+
+    def say(self, line: str) -> None:
+        """Print one line, never broken: paths and commands in it can be copied."""
+        self.console.print(line, soft_wrap=True)
 
     @cached_property
     def splits(self) -> list[UserSplit]:
@@ -51,12 +61,12 @@ class _Work:
         loaded = read_users(self.config.users, self.config.seed)
         self.run.record_facts(dataset_hash=loaded.dataset_hash, n_users=len(loaded.users))
         if loaded.problems:
-            self.console.print(
+            self.say(
                 f"[yellow]{len(loaded.problems)} records are kept out[/], the first: {loaded.problems[0]}; "
                 "`milp-ray users check` lists them"
             )
         if loaded.unknown_fields:
-            self.console.print(f"[yellow]fields that are not read:[/] {', '.join(loaded.unknown_fields)}")
+            self.say(f"[yellow]fields that are not read:[/] {', '.join(loaded.unknown_fields)}")
         splits = [split_user(user, self.config.users.split) for user in loaded.users]
         for split in splits:
             check_no_leak(split)
@@ -221,12 +231,12 @@ def _close(work: _Work) -> None:
     """The last lines of a run: where the time went, and what to do next."""
     seconds = work.run.seconds()
     by_stage = ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in STAGES if stage in seconds)
-    work.console.print(
+    work.say(
         f"{sum(seconds.values()):.0f} s in all ({by_stage}); peak memory {work.run.peak_memory():,.0f} MiB"
     )
-    work.console.print(f"results for programs: {work.run.summary_file}")
-    first = work.splits[0].user_id
-    work.console.print(f'ask as a user: milp-ray generate {work.run.path} --user {first} "…"')
+    work.say(f"results for programs: {work.run.summary_file}")
+    user = shlex.quote(work.splits[0].user_id)
+    work.say(f'ask as a user: milp-ray generate {work.run.path} --user {user} "…"')
 
 
 def _search(work: _Work) -> None:
@@ -260,9 +270,10 @@ def _search(work: _Work) -> None:
             shown = now.n_ended
 
         result = run_study(work.run.study, settings, probes, shapes, tell)
+        bar.advance(len(result.trials) - shown)  # a search that an earlier command finished
     work.run.record_facts(base=base_facts(config.base), probe_users=[split.user_id for split in probes])
     if result.exhausted:
-        work.console.print(f"the search measured all {len(result.trials)} layouts of the space")
+        work.say(f"the search measured all {len(result.trials)} layouts of the space")
 
 
 def _choose(work: _Work) -> None:
@@ -274,7 +285,7 @@ def _choose(work: _Work) -> None:
     chosen = choice.choose(result.front, result.objectives, work.config.choice)
     write_yaml(work.run.chosen_file, chosen.to_dict())
     work.console.print(front_table(result, chosen))
-    work.console.print(f"chosen by {chosen.rule}: [bold]{chosen.layout.key}[/]. {chosen.reason}")
+    work.say(f"chosen by {chosen.rule}: [bold]{chosen.layout.key}[/]. {chosen.reason}")
 
 
 def _personalize(work: _Work) -> None:
@@ -288,7 +299,7 @@ def _personalize(work: _Work) -> None:
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"
     if summary.failed:
         line += f", [red]{summary.failed} users failed[/] (reasons in {work.run.failed_file})"
-    work.console.print(line)
+    work.say(line)
 
 
 def _evaluate(work: _Work) -> None:
@@ -308,10 +319,10 @@ def _evaluate(work: _Work) -> None:
     for table in terminal_tables(found):
         work.console.print(table)
     if found["n_without_test"]:
-        work.console.print(f"{found['n_without_test']} users have no test example and are not in the tables")
+        work.say(f"{found['n_without_test']} users have no test example and are not in the tables")
     if found["n_failed"]:
         reasons = work.run.path / FAILED_FILE
-        work.console.print(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
+        work.say(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
 
 
 def _report(work: _Work) -> None:
@@ -324,7 +335,7 @@ def _report(work: _Work) -> None:
     summary = json.loads(work.run.summary_file.read_text(encoding="utf-8"))
     spent = round(time.perf_counter() - started, 3)
     work.run.write_summary({**summary, "seconds": {**work.run.seconds(), "report": spent}})
-    work.console.print(f"report: {page}")
+    work.say(f"report: {page}")
 
 
 _FUNCTIONS: dict[str, Callable[[_Work], None]] = {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LOG_VARIABLE = "MILP_LOG"
 _LONGEST_LOGGED_STRING = 200
 _MIB = 1 << 20
+_START_ATTEMPTS = 2
 
 logger = logging.getLogger("milp_ray")
 
@@ -137,13 +138,26 @@ def _start(section: RaySection) -> None:
     """
     import ray
 
-    ray.init(
-        num_cpus=section.num_cpus,
-        num_gpus=section.num_gpus,
-        object_store_memory=section.object_store_mib * _MIB,
-        include_dashboard=section.include_dashboard,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
+    for _ in range(_START_ATTEMPTS):
+        try:
+            ray.init(
+                num_cpus=section.num_cpus,
+                num_gpus=section.num_gpus,
+                object_store_memory=section.object_store_mib * _MIB,
+                include_dashboard=section.include_dashboard,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:
+            # Ray waits 30 s for its own processes, has no option for it and no class for this exception.
+            if "timed out during startup" not in str(error):
+                raise
+            logger.warning("Ray's processes did not start within 30 s; the machine is busy")
+            ray.shutdown()
+    raise MilpError(
+        f"Ray did not start in this process within {_START_ATTEMPTS} × 30 s: the machine is too busy, or a "
+        "firewall blocks local ports; try again, or join a running cluster with ray.address"
     )
 
 

@@ -105,6 +105,30 @@ def test_an_address_without_a_cluster_is_told_by_name(monkeypatch: pytest.Monkey
     assert set(given) == {"address", "logging_level", "log_to_driver", "runtime_env"}
 
 
+def test_a_start_that_times_out_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    starts: list[str] = []
+
+    def time_out(**options: object) -> None:
+        starts.append("start")
+        if len(starts) in failing:
+            raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", time_out)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    failing = {1}
+    with telemetry.ray_session(RaySection()) as session:
+        assert session.started_here
+    assert len(starts) == 2
+    failing = {3, 4}
+    with pytest.raises(MilpError, match="the machine is too busy"), telemetry.ray_session(RaySection()):
+        pass
+
+
 def test_a_submitted_job_joins_the_cluster_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

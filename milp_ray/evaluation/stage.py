@@ -22,7 +22,7 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
 from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.store import AdapterMissingError, AdapterStore
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
@@ -241,7 +241,13 @@ def _score(
 
     split, adapter = item.split, None
     if store is not None and "milp" in section.methods and split.test and not recipe.layout.is_empty:
-        manifest = store.verify(split.user_id)
+        try:
+            manifest = store.verify(split.user_id)
+        except AdapterMissingError:
+            # One reason for all such users, so that they are counted together.
+            raise MilpError(
+                "no adapter in the store: the user failed in the personalize stage, or that has not run"
+            ) from None
         if manifest.fingerprint != item.adapter_fingerprint:
             raise MilpError(
                 "the stored adapter was made from another layout, recipe or data than this run's; "

@@ -71,9 +71,11 @@ def kinds_figure(comparison: Cell) -> Figure | None:
         return None
     methods = comparison["methods"]
     measure = MEASURES[main]
+    keys = [f"{history}:{column}" if history else column for history in histories for column in columns]
+    limits = _common_limits(comparison, keys, measure)
     with styled():
         height = 0.85 + _ROW_HEIGHT * len(methods)
-        figure = blank_figure(1.7 + 1.5 * len(columns), 0.35 + height * len(histories))
+        figure = blank_figure(max(5.0, 1.7 + 1.5 * len(columns)), 0.35 + height * len(histories))
         parts = figure.subfigures(nrows=len(histories), squeeze=False)[:, 0]
         for history, part in zip(histories, parts, strict=True):
             row = part.subplots(ncols=len(columns), squeeze=False, sharey=True, sharex=True)[0]
@@ -81,8 +83,7 @@ def kinds_figure(comparison: Cell) -> Figure | None:
                 key = f"{history}:{column}" if history else column
                 cells = {m: comparison["scores"][m].get(key, {}).get(main) for m in methods}
                 _dot_panel(axes, comparison, cells, measure)
-                if main == "fact_accuracy":
-                    axes.set_xlim(-4, 104)
+                axes.set_xlim(*limits)
                 _panel_title(axes, comparison, key, cells)
             n_users = comparison["slices"].get(f"{history}:{ALL}" if history else ALL, {}).get("n_users", 0)
             part.suptitle(f"{HISTORY_LABELS[history]} ({n_users} users)", x=0.005, ha="left", fontsize=10.5,
@@ -92,6 +93,24 @@ def kinds_figure(comparison: Cell) -> Figure | None:
             fontsize=9.5,
         )
         return figure
+
+
+def _common_limits(comparison: Cell, keys: Sequence[str], measure: Measure) -> tuple[float, float]:
+    """One range for all panels, so that they are read against each other; the whole scale for a share."""
+    if measure.unit == "%":
+        return -4.0, 104.0
+    cells = [
+        comparison["scores"][m].get(key, {}).get(measure.name) for m in comparison["methods"] for key in keys
+    ]
+    ends = [
+        cell[end] * measure.scale
+        for cell in cells
+        if cell
+        for end in ("mean", "low", "high")
+        if cell[end] is not None
+    ]
+    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def _panel_title(axes: Axes, comparison: Cell, key: str, cells: Mapping[str, Cell | None]) -> None:

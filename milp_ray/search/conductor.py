@@ -15,6 +15,7 @@ from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import Journal, TrialRecord
 from milp_ray.search.observations import observations
 from milp_ray.search.results import StudyResult, study_result
+from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Conductor:
 
     def result(self) -> StudyResult:
         """The study as it stands."""
-        return study_result(self._journal.state, self._section.objectives, self._section.n_initial)
+        return study_result(self._journal.state)
 
     # ------------------------------------------------------------------------------------------ internals
 
@@ -148,7 +149,8 @@ class Conductor:
         batch = max((trial.batch for trial in self._trials), default=0) + 1
         if not self._is_suggesting:
             n = min(self._section.batch_size, self._section.n_trials - len(self._trials))
-            self._proposer.submit(observations(self._trials, self._section.objectives), batch, n)
+            ended = observations(self._trials, self._section.objectives)
+            self._proposer.submit(Question(tuple(ended), self.result().reference, batch, n))
             self._is_suggesting = True
             self._report()
         proposals: list[Proposal] | None = self._proposer.poll()

@@ -52,12 +52,20 @@ def hypervolume(values: ArrayLike, signs: ArrayLike, reference: ArrayLike) -> fl
     return _dominated_volume(points[(points < limit).all(axis=1)], limit)
 
 
-def reference_point(values: ArrayLike, signs: ArrayLike) -> Floats:
+def reference_point(
+    values: ArrayLike, signs: ArrayLike, worst: Sequence[float | None] | None = None
+) -> Floats:
     """The corner from which the hypervolume of a study is measured, shape (m,), in the units of ``values``.
 
     The rule: of each objective the worst value, diverged ones left out, and a tenth of the range from best
     to worst beyond it (a tenth of the value's size, at least 1e-9, where all are equal). A study applies it
     once, to its initial trials, and then keeps it, so that hypervolumes over trials compare.
+
+    Args:
+        values: the points that set it.
+        signs: the objectives' directions.
+        worst: the worst value of an objective where that is known beforehand (the size of the largest adapter
+            of a space), which is then taken in place of the worst one measured; ``None`` elsewhere.
 
     Raises:
         ValueError: there are no points.
@@ -67,11 +75,14 @@ def reference_point(values: ArrayLike, signs: ArrayLike) -> Floats:
         raise ValueError("a reference point needs at least one point")
     lower, upper = np.quantile(points, [0.25, 0.75], axis=0)
     fence = upper + REFERENCE_OUTLIER_RANGES * (upper - lower)
-    worst = np.where(points <= fence, points, -np.inf).max(axis=0)
+    limit = np.where(points <= fence, points, -np.inf).max(axis=0)
+    for column, known in enumerate(worst or ()):
+        if known is not None:
+            limit[column] = known * np.asarray(signs, dtype=float)[column]
     best = points.min(axis=0)
-    flat = np.maximum(np.abs(worst), 1e-8)
-    margin = REFERENCE_MARGIN * np.where(worst > best, worst - best, flat)
-    return np.asarray((worst + margin) * np.asarray(signs, dtype=float))
+    flat = np.maximum(np.abs(limit), 1e-8)
+    margin = REFERENCE_MARGIN * np.where(limit > best, limit - best, flat)
+    return np.asarray((limit + margin) * np.asarray(signs, dtype=float))
 
 
 def knee(values: ArrayLike, signs: ArrayLike) -> int:
@@ -140,7 +151,7 @@ def _dominated_volume(points: Floats, limit: Floats) -> float:
         if depth > 0:
             slab = points[: k + 1, :-1]
             slab = slab[pareto_front(slab, np.ones(slab.shape[1]))]
-            volume += depth * _dominated_volume(slab, limit[:-1])
+            volume += float(depth) * _dominated_volume(slab, limit[:-1])
     return volume
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from botorch.acquisition.input_constructors import acqf_input_constructor, construct_inputs_qLogNEHVI
+from botorch.acquisition.multi_objective import logei
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
 from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
 
@@ -38,6 +39,12 @@ class SweepNEHVI(qLogNoisyExpectedHypervolumeImprovement):
     def p_class(self, value: Any) -> None:
         """BoTorch's own choice, which is not taken."""
 
+
+# BoTorch compiles a C++ kernel at the first use of this acquisition function: half a minute or more on a
+# fresh machine, for code that fits that machine's processor only, behind a lock file that a killed process
+# leaves for ever, so that every later search would wait for nobody. The same sums in torch cost two seconds
+# a batch.
+logei._load_attempted = True
 
 # BoTorch finds by class how the arguments are made; they are those of the base class.
 acqf_input_constructor(SweepNEHVI)(construct_inputs_qLogNEHVI)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """One ended trial: ``values`` by objective, ``None`` where it failed; ``per_user`` in the users' order."""
+    """One ended trial: ``values`` by objective, ``None`` where it failed; ``per_user`` in users' order."""
 
     index: int
     raw: Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ class StudyResult:
     """A study, finished or not.
 
     ``reference`` is the corner of the hypervolume (:func:`milp_ray.search.front.reference_point` of the
-    initial trials), ``history`` the hypervolume after each trial in the order of their index.
+    initial trials; the worst number of parameters is that of the space's largest adapter), ``history`` the
+    hypervolume after each trial in the order of their index.
     """
 
     objectives: tuple[str, ...]
@@ -50,13 +50,22 @@ class StudyResult:
         return self.finished is not None and "every layout" in self.finished
 
 
-def study_result(state: StudyState, objectives: Sequence[str], n_initial: int) -> StudyResult:
-    """Front and hypervolume of the trials so far."""
+def study_result(state: StudyState) -> StudyResult:
+    """Front and hypervolume of the trials so far.
+
+    Raises:
+        ValueError: the study has not begun (its journal has no header).
+    """
+    if state.header is None:
+        raise ValueError("a study without a header has no objectives")
+    objectives: list[str] = state.header["objectives"]
+    n_initial, known_worst = int(state.header["n_initial"]), state.header.get("worst", {})
     signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
     completed = state.completed
     values = {trial.index: [float(trial.metrics[name]) for name in objectives] for trial in completed}
     initial = [values[t.index] for t in completed if t.index < n_initial] or list(values.values())
-    reference = tuple(float(x) for x in reference_point(initial, signs)) if initial else None
+    worst = [known_worst.get(name) for name in objectives]
+    reference = tuple(float(x) for x in reference_point(initial, signs, worst)) if initial else None
     indices = pareto_front(list(values.values()), signs) if values else []
     history = (
         hypervolume_history([values.get(trial.index) for trial in state.trials], signs, reference)
@@ -84,7 +93,7 @@ def load_result(journal: Path) -> StudyResult:
     state = read_study(journal)
     if state.header is None:
         raise MilpError(f"{journal} holds no study: run `milp-ray search` first")
-    return study_result(state, state.header["objectives"], int(state.header["n_initial"]))
+    return study_result(state)
 
 
 def trial_rows(result: StudyResult) -> list[dict[str, Any]]:

@@ -19,8 +19,7 @@ from milp_ray.search.trial import FAILED, TrialFailed
 if TYPE_CHECKING:
     from milp_ray.search.conductor import Conductor
 
-# What is taken out of Tune's result, which also holds Tune's own bookkeeping.
-_REPORTED = (*METRICS, "per_user")
+_PER_USER = "per_user"
 
 
 class LayoutSearcher(Searcher):
@@ -64,7 +63,7 @@ class LayoutSearcher(Searcher):
         if FAILED in result:
             self._conductor.fail(index, str(result[FAILED]))
         else:
-            self._conductor.complete(index, {name: result[name] for name in _REPORTED if name in result})
+            self._conductor.complete(index, reported(result))
 
     def explain_error(self, trial_id: str, reason: str) -> None:
         """Record why a trial errored for good."""
@@ -95,6 +94,15 @@ class LayoutSearcher(Searcher):
             self.explain_error(trial_id, "the trial ended with an error")
 
 
+def reported(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The trial's own part of Tune's result, without Tune's bookkeeping and not flattened (``a/b``)."""
+    prefix = f"{_PER_USER}/"
+    per_user = result.get(_PER_USER) or {
+        name.removeprefix(prefix): values for name, values in result.items() if name.startswith(prefix)
+    }
+    return {**{name: result[name] for name in METRICS if name in result}, _PER_USER: per_user}
+
+
 class ErrorReasons(tune.Callback):
     """Tells the searcher why a trial errored, which Tune tells callbacks only."""
 
@@ -121,10 +129,13 @@ class KeepWorkers(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Raise the cache's limit when the first trial comes."""
-        cache = getattr(tune_controller, "_actor_cache", None)
-        if cache is not None and hasattr(cache, "increase_max") and not self._is_raised:
-            cache.increase_max(trial.placement_group_factory, by=self._n_workers)
+        if not self._is_raised:
             self._is_raised = True
+            # Schedulers are handed a wrapper that warns of what is not meant for them.
+            controller = vars(tune_controller).get("_tune_controller", tune_controller)
+            cache = getattr(controller, "_actor_cache", None)
+            if cache is not None and hasattr(cache, "increase_max"):
+                cache.increase_max(trial.placement_group_factory, by=self._n_workers)
         super().on_trial_add(tune_controller, trial)
 
 

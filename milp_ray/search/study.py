@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.space import SearchSpace
+from milp_ray.objectives import ADAPTER_PARAMETERS
 from milp_ray.search.conductor import Conductor, StudyProgress
 from milp_ray.search.journal import Journal, StudyState
 from milp_ray.search.measure import TrialTask, check_probe_users
@@ -81,13 +83,13 @@ def run_study(
     space = SearchSpace.for_base(settings.space, shapes)
     task = _task(settings, splits)
     with Journal(folder / JOURNAL_FILE) as journal:
-        _check_header(journal, _header(settings, space, task))
+        _check_header(journal, _header(settings, space, shapes, task))
         if not _is_done(journal.state, settings.search, space):
             try:
                 _search(folder, journal, space, settings, task, on_progress)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_interrupted(journal.state, settings.search)) from None
-        result = study_result(journal.state, settings.search.objectives, settings.search.n_initial)
+        result = study_result(journal.state)
     write_trials(result, folder / TRIALS_FILE)
     if result.n_completed == 0:
         reasons = sorted({trial.reason or "" for trial in result.trials})
@@ -215,7 +217,9 @@ def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
     )
 
 
-def _header(settings: StudySettings, space: SearchSpace, task: TrialTask) -> dict[str, Any]:
+def _header(
+    settings: StudySettings, space: SearchSpace, shapes: FfnShapes, task: TrialTask
+) -> dict[str, Any]:
     """What the journal begins with; ``digest`` covers all that decides a trial's values and the proposals."""
     decisive = {
         "base": settings.base.model_dump(mode="json"),
@@ -225,6 +229,7 @@ def _header(settings: StudySettings, space: SearchSpace, task: TrialTask) -> dic
         "max_new_tokens": task.max_new_tokens,
         "splits": repr(task.splits),
     }
+    largest = space.layout({parameter.name: parameter.values[-1] for parameter in space.parameters()})
     shown = {
         "space": {
             "n_layers": space.n_layers,
@@ -235,6 +240,7 @@ def _header(settings: StudySettings, space: SearchSpace, task: TrialTask) -> dic
             "fixed_rank": space.fixed_rank,
         },
         "objectives": list(settings.search.objectives),
+        "worst": {ADAPTER_PARAMETERS.name: adapter_parameters(largest.canonical(), shapes)},
         "n_initial": settings.search.n_initial,
         "n_probe_users": len(task.splits),
         "seed": settings.seed,

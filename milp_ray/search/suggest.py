@@ -7,7 +7,7 @@ the initial trials run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,11 +35,25 @@ class Proposal:
     generator: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """What proposals are made from: everything that ended before ``batch``, in the order of the trials.
+
+    ``reference`` is the corner of the study's hypervolume, ``None`` before any trial has values; ``n`` is how
+    many are asked for.
+    """
+
+    observations: tuple[Observation, ...]
+    reference: tuple[float, ...] | None
+    batch: int
+    n: int
+
+
 class Proposer(Protocol):
     """What the conductor asks for batches; one batch is asked for at a time."""
 
-    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
-        """Ask for ``n`` proposals from the ended trials of the batches before ``batch``."""
+    def submit(self, question: Question) -> None:
+        """Ask for proposals."""
 
     def poll(self) -> list[Proposal] | None:
         """The proposals asked for, or ``None`` while they are being made."""
@@ -56,17 +70,17 @@ class Suggester:
         self._section = section
         self._seed = seed
 
-    def propose(self, observations: Sequence[Observation], batch: int, n: int) -> list[Proposal]:
-        """``n`` new layouts, fewer where the space has no more; no canonical layout comes twice.
+    def propose(self, question: Question) -> list[Proposal]:
+        """As many new layouts as asked for, fewer where the space has no more; no layout comes twice.
 
         The surrogate proposes; where it cannot be fitted (too few trials with values, or numerical trouble,
         which is logged) random new layouts take its place, so that a search never ends for it.
         """
-        seen = {observation.key for observation in observations}
-        n = min(n, self._space.n_canonical - len(seen))
-        seed = np.random.SeedSequence([self._seed, batch])
+        seen = {observation.key for observation in question.observations}
+        n = min(question.n, self._space.n_canonical - len(seen))
+        seed = np.random.SeedSequence([self._seed, question.batch])
         found: list[Proposal] = []
-        for raw in self._from_surrogate(observations, n, int(seed.generate_state(1)[0])):
+        for raw in self._from_surrogate(question, n, int(seed.generate_state(1)[0])):
             key = self._space.layout(raw).canonical().key
             if key not in seen:
                 seen.add(key)
@@ -80,13 +94,14 @@ class Suggester:
             found.append(Proposal(point, RANDOM))
         return found
 
-    def _from_surrogate(self, observations: Sequence[Observation], n: int, seed: int) -> list[dict[str, Any]]:
-        if n < 1 or sum(o.values is not None for o in observations) < _MIN_OBSERVATIONS:
+    def _from_surrogate(self, question: Question, n: int, seed: int) -> list[dict[str, Any]]:
+        n_measured = sum(o.values is not None for o in question.observations)
+        if n < 1 or n_measured < _MIN_OBSERVATIONS or question.reference is None:
             return []
+        import torch
         from ax.exceptions.core import AxError
         from botorch.exceptions.errors import BotorchError
         from linear_operator.utils.errors import NanError, NotPSDError
-        from torch._C import _LinAlgError
 
         from milp_ray.search import surrogate
 
@@ -95,36 +110,36 @@ class Suggester:
                 self._space,
                 self._section.objectives,
                 self._section.surrogate,
-                observations,
-                n_initial=self._section.n_initial,
+                question.observations,
+                question.reference,
                 n_proposals=n,
                 seed=seed,
             )
-        except (AxError, BotorchError, _LinAlgError, NanError, NotPSDError) as error:
+        except (AxError, BotorchError, torch.linalg.LinAlgError, NanError, NotPSDError) as error:
             logger.warning(
                 "the surrogate gave no proposals (%s); random layouts instead", type(error).__name__
             )
-            log_event("surrogate_failed", error=type(error).__name__, n_observations=len(observations))
+            log_event("surrogate_failed", error=type(error).__name__, n_observations=n_measured)
             return []
 
 
 class InlineProposer:
     """Proposes in this process, when polled."""
 
-    def __init__(self, propose: Callable[[Sequence[Observation], int, int], list[Proposal]]) -> None:
+    def __init__(self, propose: Callable[[Question], list[Proposal]]) -> None:
         self._propose = propose
-        self._asked: tuple[Sequence[Observation], int, int] | None = None
+        self._asked: Question | None = None
 
-    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
+    def submit(self, question: Question) -> None:
         """Remember what is asked."""
-        self._asked = (list(observations), batch, n)
+        self._asked = question
 
     def poll(self) -> list[Proposal] | None:
         """Make the proposals now."""
         if self._asked is None:
             return None
         asked, self._asked = self._asked, None
-        return self._propose(*asked)
+        return self._propose(asked)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -151,9 +166,9 @@ class SuggesterActor:
     def __repr__(self) -> str:
         return "layout-suggester"
 
-    def propose(self, observations: Sequence[Observation], batch: int, n: int) -> list[Proposal]:
+    def propose(self, question: Question) -> list[Proposal]:
         """See :meth:`Suggester.propose`."""
-        return self._suggester.propose(observations, batch, n)
+        return self._suggester.propose(question)
 
 
 class ActorProposer:
@@ -167,9 +182,9 @@ class ActorProposer:
         self._actor = actor.remote(space, section, seed)
         self._reply: Any = None
 
-    def submit(self, observations: Sequence[Observation], batch: int, n: int) -> None:
+    def submit(self, question: Question) -> None:
         """Send the question."""
-        self._reply = self._actor.propose.remote(list(observations), batch, n)
+        self._reply = self._actor.propose.remote(question)
 
     def poll(self) -> list[Proposal] | None:
         """The answer, if it has come; never waits.

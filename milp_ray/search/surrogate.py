@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
-from milp_ray.search.front import pareto_front, reference_point
+from milp_ray.search.front import pareto_front
 from milp_ray.search.observations import Observation, standard_errors
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def propose(
     objectives: Sequence[str],
     section: SurrogateSection,
     observations: Sequence[Observation],
+    reference: Sequence[float],
     *,
-    n_initial: int,
     n_proposals: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def propose(
 
     Args:
         observations: ended trials in the order of their index; failed ones have no values.
-        n_initial: trials with an index below it set the reference point.
+        reference: the corner of the hypervolume, in the units of the objectives.
         seed: of this batch.
 
     Raises:
@@ -59,7 +59,7 @@ def propose(
     from milp_ray.search.acquisition import NewLayouts
 
     new_layouts = NewLayouts(space, frozenset(o.key for o in observations), _front(objectives, observations))
-    client = _client(new_layouts, objectives, observations, n_initial, seed)
+    client = _client(new_layouts, objectives, observations, reference, seed)
     client.set_generation_strategy(_generation_strategy(new_layouts, section))
     with _quiet():
         proposed = client.get_next_trials(max_trials=n_proposals)
@@ -90,15 +90,13 @@ def _client(
     layouts: NewLayouts,
     objectives: Sequence[str],
     observations: Sequence[Observation],
-    n_initial: int,
+    reference: Sequence[float],
     seed: int,
 ) -> Client:
     from ax.api.client import Client
 
     measured = [o for o in observations if o.values is not None]
-    initial = [o for o in measured if o.index < n_initial] or measured
     signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
-    reference = reference_point([[(o.values or {})[name] for name in objectives] for o in initial], signs)
     with _quiet():
         client = Client(random_seed=seed)
         client.configure_experiment(parameters=_ax_parameters(layouts.space))

@@ -139,7 +139,7 @@ def _source(section: BaseSection) -> tuple[str, str]:
                 f"base.model is the folder {section.model!r}, which holds no config.json; "
                 "name a folder written by save_pretrained"
             )
-        return str(path), str(path.resolve())
+        return str(path.resolve()), str(path.resolve())
     looks_like_a_path = section.model.startswith((".", "/", "~")) or section.model.count("/") > 1
     if looks_like_a_path or path.exists():
         raise MilpError(

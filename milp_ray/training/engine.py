@@ -89,6 +89,7 @@ def deepspeed_engine(
                 config=deepspeed_config(section, base.dtype),
                 dist_init_required=False,
             )
+        _forget_warm_up(engine)
         try:
             with warnings.catch_warnings():
                 # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
@@ -125,6 +126,17 @@ def deepspeed_config(section: TrainingSection, dtype: torch.dtype) -> dict[str, 
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,
     }
+
+
+def _forget_warm_up(engine: Any) -> None:
+    """Set the moments and step counts that DeepSpeed leaves behind at its own start back to zero.
+
+    In 16 bits without ZeRO it takes a step with empty gradients to allocate the moments. AdamW's bias
+    correction would then be that of the second step, and the first updates several times too small.
+    """
+    for state in inner_optimizer(engine).state.values():
+        for value in state.values():
+            value.zero_()
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation import bootstrap
 from milp_ray.evaluation.bootstrap import Interval, difference_interval, interval
 
+
 def bounds(found: Interval | None) -> tuple[float, float, float]:
     assert found is not None
     assert found.low is not None

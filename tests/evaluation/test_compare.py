@@ -188,7 +188,11 @@ def test_generic_queries_stand_among_the_kinds_with_their_rouge(world: list[dict
 
 
 def test_the_table_names_no_winner_among_less_than_two_and_never_the_oracle() -> None:
-    rows = [row("a", "base", rouge_l=10.0), row("a", "milp", rouge_l=20.0), row("a", "oracle_profile", rouge_l=90.0)]
+    rows = [
+        row("a", "base", rouge_l=10.0),
+        row("a", "milp", rouge_l=20.0),
+        row("a", "oracle_profile", rouge_l=90.0),
+    ]
     from milp_ray.evaluation.tables import best_method
 
     assert best_method(compared(rows), "all", "rouge_l") == "milp"
@@ -251,9 +255,17 @@ def test_scores_that_cannot_be_read_are_told_by_name(
 
 
 def test_a_score_row_measures_the_answer_against_the_example() -> None:
-    example = Example("Which pet?", "You have a turtle.", kind="direct", answer="turtle", tags={"exposure": "unseen"})
+    example = Example(
+        "Which pet?", "You have a turtle.", kind="direct", answer="turtle", tags={"exposure": "unseen"}
+    )
     [scored] = score_rows(
-        "u", "milp", [example], ["A turtle."], [(3.0, 6)], persona=frozenset({"turtle", "city"}), history_fits=True
+        "u",
+        "milp",
+        [example],
+        ["A turtle."],
+        [(3.0, 6)],
+        persona=frozenset({"turtle", "city"}),
+        history_fits=True,
     )
     assert scored["fact_accuracy"] == 1.0
     assert scored["loss"] == 0.5

@@ -21,7 +21,10 @@ from milp_ray.users.records import Example, Turn, UserSplit
 
 PROMPT = PromptSection()
 TRAINING = TrainingSection(
-    memory_epochs=1, instruction_epochs=1, learning_rate=1e-2, lora_alpha=LoraAlphaSection(rule="constant", value=8)
+    memory_epochs=1,
+    instruction_epochs=1,
+    learning_rate=1e-2,
+    lora_alpha=LoraAlphaSection(rule="constant", value=8),
 )
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
 QUERY = "What is it?"

@@ -419,8 +419,9 @@ def test_bfloat16_trains_through_deepspeeds_own_master_weights(
     before, clean = digest(half), traces(half)
     training = section(deepspeed={"zero_stage": zero_stage}, memory_epochs=1)
     result, whole = run(half, job(make_split()), training), run(base, job(make_split()), training)
-    assert result.validation_loss == pytest.approx(whole.validation_loss, abs=0.05)
-    assert 0 < furthest(result.adapter, whole.adapter) < 0.02
+    in_half, in_whole = ([row["training_loss"] for row in r.curve] for r in (result, whole))
+    assert in_half == pytest.approx(in_whole, abs=3e-3)
+    assert in_half != in_whole
 
     def kill(_: str, done: int, __: int) -> None:
         if done == 5:

@@ -6,6 +6,7 @@ histories and wordings come from the pretraining population alone.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from random import Random
 
@@ -55,29 +56,33 @@ def _questions(persona: Persona, n: int, rng: Random) -> tuple[Asked, ...]:
     return tuple(asked)
 
 
-def draw_document(rng: Random, progress: float) -> Document:
-    """One document; ``progress`` in [0, 1] moves the mixture from single facts over profiles to histories.
+# Shares of the mixture by level: (few facts, profile, history, history without questions); the rest are
+# questions without any context.
+MIXTURES = ((0.95, 0.0, 0.0, 0.0), (0.35, 0.50, 0.10, 0.0), (0.10, 0.35, 0.42, 0.08))
+
+
+def draw_document(rng: Random, level: int) -> Document:
+    """One document of the mixture at ``level``: 0 single facts, 1 profiles as well, 2 histories as well.
 
     Single facts come first because reading an answer out of a context appears there within a few hundred
     steps; from whole profiles and histories alone it takes ten times as long.
     """
     persona = draw_persona(rng)
-    few_share = 0.85 - 0.73 * min(1.0, progress / 0.2)
-    history_share = 0.05 + 0.40 * min(1.0, max(0.0, progress - 0.1) / 0.4)
+    few, profile, history, history_alone = itertools.accumulate(MIXTURES[level])
     kind = rng.random()
-    if kind < few_share:
-        return _few_facts(Persona(persona.facts[: rng.randint(1, 3)]), rng)
-    if kind < few_share + history_share:
-        whole = rng.random() < 0.3 + 0.4 * progress
-        n_facts = len(persona.facts) if whole else rng.randint(2, len(persona.facts))
+    if kind < few:
+        return _few_facts(Persona(persona.facts[: rng.randint(1, 2)]), rng)
+    if kind < profile:
+        return Document(draw_profile(persona, rng), (), _questions(persona, 6, rng))
+    if kind < history:
+        whole = level == 2 and rng.random() < 0.6
+        n_facts = len(persona.facts) if whole else rng.randint(2, len(persona.facts) if level == 2 else 4)
         part = Persona(persona.facts[:n_facts])
         turns = draw_history(part, rng.randint(n_facts, 5 * n_facts), rng, "pretraining")
         return Document(None, tuple(turns), _questions(part, rng.randint(4, 6), rng))
-    if kind > 0.95:
-        return Document(None, (), _questions(persona, 1, rng))
-    if kind > 0.90:
+    if kind < history_alone:
         return Document(None, tuple(draw_history(persona, rng.randint(10, 60), rng, "pretraining")), ())
-    return Document(draw_profile(persona, rng), (), _questions(persona, 6, rng))
+    return Document(None, (), _questions(persona, 1, rng))
 
 
 def _few_facts(part: Persona, rng: Random) -> Document:
