@@ -189,7 +189,6 @@ def pretrain(args: argparse.Namespace) -> None:
         initializer_range=0.08,
     )
     model = LlamaForCausalLM(config)
-    if args.init: model = LlamaForCausalLM.from_pretrained(args.init, attn_implementation="sdpa")
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True
     )
@@ -251,7 +250,6 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--context", type=int, default=768)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--init", type=Path, help="start from these weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=100)

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ import psutil
 from packaging.requirements import Requirement
 
 import milp_ray
+from milp_ray.data import EMBEDDED_BASE
 from milp_ray.versions import package_version
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _tools() -> Iterator[Finding]:
 
 
 def _embedded_base() -> Finding:
-    folder = Path(str(files("milp_ray"))) / "data" / "tiny_base"
+    folder = EMBEDDED_BASE
     names = ("config.json", "model.safetensors", "tokenizer.json")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

@@ -44,8 +44,10 @@ def write_users(path: Path, n_users: int = N_USERS, seed: int = 0) -> None:
             for i, thing in enumerate(rng.choices(list(own), k=10))
         ]
         lines.append({"user_id": f"u/{index}", "history": history, "examples": examples})
-    bad = {"user_id": "nothing-to-learn-from", "profile": "A profile alone."}
-    text = "".join(json.dumps(line) + "\n" for line in [*lines, bad])
+    # Its one training example repeats the held-out one, so nothing is left to train on.
+    pair = {"query": "Of which colour is my cat?", "response": "It is red."}
+    echo = {"user_id": "echo", "examples": [pair, pair]}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, echo])
     path.write_text(text + "{broken\n", encoding="utf-8")
 
 
@@ -136,12 +138,12 @@ def test_a_user_without_data_is_recorded_as_failed_and_the_others_go_on(
     finished: tuple[RunFolder, Path, str],
 ) -> None:
     run, _, printed = finished
-    failed = [json.loads(line) for line in run.failed_file.read_text(encoding="utf-8").splitlines()]
-    assert "nothing-to-learn-from" not in adapters(run)
-    assert len(adapters(run)) == N_USERS
-    told = [line["user_id"] for line in failed]
-    # A record without history and examples is kept out when it is read, or fails when it is trained.
-    assert told == ["nothing-to-learn-from"] or "records are kept out" in printed
+    [failed] = [json.loads(line) for line in run.failed_file.read_text(encoding="utf-8").splitlines()]
+    assert failed["user_id"] == "echo"
+    assert "nothing to train on" in failed["reason"]
+    assert sorted(adapters(run)) == [f"u/{i}" for i in range(N_USERS)]
+    assert f"{N_USERS} adapters made, 0 were finished before, 1 users failed" in printed
+    assert "1 records are kept out" in printed
 
 
 def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[RunFolder, Path, str]) -> None:

@@ -55,7 +55,7 @@ def test_a_session_is_started_shared_and_taken_down(tmp_path: Path) -> None:
         env=environment | {"HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=True,
     )
     facts = json.loads(result.stdout.splitlines()[-1])

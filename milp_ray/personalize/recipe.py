@@ -6,15 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.data import EMBEDDED_BASE
 from milp_ray.memory.layout import CanonicalLayout
 
 if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
-    from milp_ray.users.records import Example, UserSplit
+from milp_ray.users.records import Example, UserSplit
 
 FINGERPRINT_FORMAT = 1  # raised when training changes so that the same recipe gives other adapters
 
@@ -87,10 +87,7 @@ def base_identity(section: BaseSection) -> dict[str, Any]:
         "context_length": section.context_length,
         "ffn_modules": section.ffn_modules,
     }
-    if section.model == "embedded":
-        folder = Path(str(resources.files("milp_ray.data"))) / "tiny_base"
-    else:
-        folder = Path(section.model).expanduser()
+    folder = EMBEDDED_BASE if section.model == "embedded" else Path(section.model).expanduser()
     if not folder.is_dir():
         return {"model": section.model, "revision": section.revision, **options}
     names = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})

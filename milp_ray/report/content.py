@@ -53,14 +53,12 @@ def read_content(run: RunFolder) -> ReportContent:
     import yaml
 
     config = run.config()
-    study = comparison = chosen = None
+    chosen = yaml.safe_load(run.chosen_file.read_text("utf-8")) if run.chosen_file.is_file() else None
+    study = comparison = None
     if run.journal.is_file():
         from milp_ray.search.results import load_result
 
-        chosen = yaml.safe_load(run.chosen_file.read_text("utf-8")) if run.chosen_file.is_file() else None
         study = study_content(load_result(run.journal), config.search.n_initial, chosen)
-    elif run.chosen_file.is_file():
-        chosen = yaml.safe_load(run.chosen_file.read_text("utf-8"))
     if run.scores_file.is_file():
         from milp_ray.evaluation.compare import compare
         from milp_ray.evaluation.scores import read_scores

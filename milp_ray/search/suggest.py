@@ -105,6 +105,7 @@ class Suggester:
 
         from milp_ray.search import surrogate
 
+        linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
         try:
             return surrogate.propose(
                 self._space,
@@ -115,7 +116,7 @@ class Suggester:
                 n_proposals=n,
                 seed=seed,
             )
-        except (AxError, BotorchError, torch.linalg.LinAlgError, NanError, NotPSDError) as error:
+        except (AxError, BotorchError, linalg_error, NanError, NotPSDError) as error:
             logger.warning(
                 "the surrogate gave no proposals (%s); random layouts instead", type(error).__name__
             )

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.config import BaseSection
+from milp_ray.data import EMBEDDED_BASE
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes, FfnSpec, ffn_shapes, ffn_spec
 
@@ -125,7 +125,7 @@ def model_config(section: BaseSection) -> PretrainedConfig:
 def _source(section: BaseSection) -> tuple[str, str]:
     """Where transformers loads from, and the id that an adapter's configuration names."""
     if section.model == EMBEDDED:
-        folder = Path(str(resources.files("milp_ray.data"))) / "tiny_base"
+        folder = EMBEDDED_BASE
         if not (folder / "config.json").is_file():
             raise MilpError(
                 "base.model is 'embedded', but the package holds no embedded base; reinstall milp_ray, or "

@@ -330,6 +330,7 @@ def test_a_study_leaves_failed_trials_out_and_keeps_values_in_step() -> None:
     from milp_ray.search.results import study_result
 
     state = StudyState()
+    state.apply({"event": "study_started", "objectives": ["validation_loss", "rouge_l"], "n_initial": 2})
     for i, loss in enumerate((3.0, None, 1.0)):
         layout = CanonicalLayout((i == 0, True), 8).to_dict()
         event = {"index": i, "batch": 0, "raw": {}, "layout": layout, "generator": "sobol"}
@@ -339,7 +340,7 @@ def test_a_study_leaves_failed_trials_out_and_keeps_values_in_step() -> None:
         else:
             metrics = {"validation_loss": loss, "rouge_l": 10.0 / loss, "adapter_parameters": 5}
             state.apply({"event": "trial_completed", "index": i, "metrics": metrics})
-    result = study_result(state, ("validation_loss", "rouge_l"), 2)
+    result = study_result(state)
     found = study_content(result, 2, {"trial": 2})
     assert [t.index for t in found.trials] == [0, 2]
     assert [(t.on_front, t.chosen) for t in found.trials] == [(False, False), (True, True)]

@@ -1,0 +1,166 @@
+"""What passes between Tune and the conductor, Tune's oddities included. No Ray is started."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.tune.search import Searcher
+
+from milp_ray.config import BaseSection, PromptSection, SearchSection, TrainingSection
+from milp_ray.memory.space import SearchSpace
+from milp_ray.search.conductor import Conductor
+from milp_ray.search.journal import Journal, read_study
+from milp_ray.search.measure import TrialTask
+from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher, error_reason
+from milp_ray.search.suggest import InlineProposer
+from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
+from milp_ray.users.records import Turn, UserSplit
+
+VALUES = {"validation_loss": 1.0, "rouge_l": 2.0, "adapter_parameters": 3, "seconds": 0.5}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+@pytest.fixture
+def searcher(path: Path) -> LayoutSearcher:
+    journal = Journal(path)
+    journal.append("study_started", digest="d", objectives=["validation_loss", "rouge_l"], n_initial=3)
+    search = SearchSection(n_trials=3, n_initial=3)
+    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, InlineProposer(lambda q: [])))
+
+
+def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearcher) -> None:
+    config = searcher.suggest("a")
+    assert set(config) == {"trial", "key", "layout"}
+    assert config["trial"] == 0
+
+
+def test_after_the_last_trial_the_search_is_finished(searcher: LayoutSearcher) -> None:
+    assert all(isinstance(searcher.suggest(name), dict) for name in "abc")
+    assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_a_result_is_recorded_flattened_or_not_and_without_tune_s_bookkeeping(
+    searcher: LayoutSearcher, path: Path
+) -> None:
+    searcher.suggest("a")
+    searcher.suggest("b")
+    bookkeeping = {"training_iteration": 1, "pid": 7, "config/key": "x"}
+    searcher.on_trial_complete("a", {**VALUES, **bookkeeping, "per_user/rouge_l": [1.0, 3.0]})
+    searcher.on_trial_complete("b", {**VALUES, **bookkeeping, "per_user": {"rouge_l": [1.0, 3.0]}})
+    for trial in read_study(path).trials[:2]:
+        assert trial.metrics == {**VALUES, "per_user": {"rouge_l": [1.0, 3.0]}}
+
+
+def test_unknown_ids_and_second_ends_are_ignored(searcher: LayoutSearcher, path: Path) -> None:
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", dict(VALUES))
+    before = path.read_bytes()
+    searcher.on_trial_complete("a", {**VALUES, "validation_loss": 9.0})
+    searcher.on_trial_complete("a", None, error=True)
+    searcher.on_trial_complete("unknown", dict(VALUES))
+    searcher.explain_error("unknown", "reason")
+    searcher.finish()
+    assert path.read_bytes() == before
+
+
+def test_a_reported_failure_is_recorded_as_one(searcher: LayoutSearcher, path: Path) -> None:
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {FAILED: "training diverged"})
+    assert read_study(path).trials[0].reason == "training diverged"
+
+
+def test_an_error_gets_its_reason_from_the_callback(searcher: LayoutSearcher, path: Path) -> None:
+    searcher.suggest("a")
+    searcher.suggest("b")
+    searcher.on_trial_complete("a", None, error=True)
+    searcher.on_trial_complete("b", None, error=True)
+    trial = SimpleNamespace(
+        trial_id="a", get_pickled_error=lambda: TrialFailed("ValueError at milp_ray/x.py:3")
+    )
+    ErrorReasons(searcher).on_trial_error(1, [], trial)
+    searcher.suggest("c")
+    reasons = [t.reason for t in read_study(path).trials[:2]]
+    assert reasons == ["ValueError at milp_ray/x.py:3", "the trial ended with an error"]
+
+
+def test_foreign_errors_are_told_by_their_class_alone() -> None:
+    assert error_reason(ValueError("my dog is called Rex")) == "ValueError"
+    wrapped = RayTaskError("step", "a traceback with my dog Rex", KeyError("Rex"))
+    assert error_reason(wrapped) == "KeyError"
+    assert error_reason(RayTaskError("step", "", TrialFailed("OSError at x.py:1"))) == "OSError at x.py:1"
+    assert error_reason(None) == "the trial ended with an error"
+
+
+def test_tune_may_copy_and_pickle_the_searcher(searcher: LayoutSearcher) -> None:
+    assert copy.deepcopy(searcher) is searcher
+    pickle.loads(pickle.dumps(searcher))
+
+
+def test_the_searcher_limits_concurrency_itself(searcher: LayoutSearcher) -> None:
+    assert searcher.set_max_concurrency(1) is True
+
+
+def test_workers_are_kept_where_tune_has_the_cache_and_nothing_breaks_where_it_has_not() -> None:
+    raised: list[tuple[Any, int]] = []
+    cache = SimpleNamespace(increase_max=lambda key, by: raised.append((key, by)))
+    wrapper = SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache))
+    trial: Any = SimpleNamespace(placement_group_factory="resources")
+    scheduler = KeepWorkers(4)
+    scheduler.on_trial_add(wrapper, trial)
+    scheduler.on_trial_add(wrapper, trial)
+    assert raised == [("resources", 4)]
+    KeepWorkers(4).on_trial_add(SimpleNamespace(), trial)
+
+
+# ----------------------------------------------------------------------------------------------- the trial
+
+
+def trainable(split: UserSplit, **changes: Any) -> MeasureLayout:
+    """A trainable without Tune around it."""
+    settings: dict[str, Any] = {
+        "base": BaseSection(model="/no/such/folder"),
+        "training": TrainingSection(),
+        "prompt": PromptSection(),
+        "stages": "memory",
+        "max_new_tokens": 4,
+        "batch_size": 4,
+        "seed": 0,
+        "splits": (split,),
+    }
+    trial = MeasureLayout.__new__(MeasureLayout)
+    trial._task = TrialTask(**{**settings, **changes})
+    trial.config = {"layout": {"n_layers": 4, "layers": [1], "rank": 2}}
+    return trial
+
+
+SECRET = "my dog is called Rex"
+SPLIT = UserSplit("u", SECRET, (Turn(SECRET),), (), (), ())
+
+
+def test_an_error_that_a_retry_would_meet_again_is_a_result() -> None:
+    result = trainable(SPLIT).step()
+    assert "base.model" in result[FAILED]
+    assert result["done"] is True
+
+
+def test_any_other_error_is_raised_without_texts() -> None:
+    broken: Any = None
+    with pytest.raises(TrialFailed) as caught:
+        trainable(SPLIT, base=broken).step()
+    assert "AttributeError at milp_ray/" in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_an_actor_may_be_given_the_next_trial() -> None:
+    assert trainable(SPLIT).reset_config({"trial": 1}) is True
