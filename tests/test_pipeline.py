@@ -27,7 +27,7 @@ from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 from milp_ray.users.records import UserSplit
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 N_USERS = 5
 
@@ -78,7 +78,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def milp(*arguments: object) -> subprocess.CompletedProcess[str]:
-    answer = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=280)
+    answer = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer
 
@@ -169,8 +169,7 @@ def test_the_same_command_again_finds_everything_done(finished: tuple[RunFolder,
 def test_an_adapter_answers_and_so_does_the_base_alone(finished: tuple[RunFolder, Path, str]) -> None:
     run, _, _ = finished
     ask = ("generate", run.path, "--user", "u/0", "Of which colour is my dog?")
-    assert milp(*ask).stdout == milp(*ask).stdout
-    assert milp(*ask, "--base").returncode == 0
+    assert milp(*ask).stdout != milp(*ask, "--base").stdout
     unknown = subprocess.run(
         command("generate", run.path, "--user", "u/99", "Why?"), capture_output=True, text=True
     )
@@ -214,7 +213,7 @@ def killed_when(arguments: list[str], condition: Callable[[], bool]) -> None:
     process = subprocess.Popen(
         arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 250
+    deadline = time.monotonic() + 400
     try:
         while not condition():
             assert process.poll() is None, "the command ended before it was killed"

@@ -70,8 +70,8 @@ def test_ties_go_to_fewer_parameters_and_then_to_the_earlier_trial() -> None:
 def test_reasons_are_plain_words() -> None:
     choice = choose(FRONT, OBJECTIVES, ChoiceSection(rule="smallest_within", tolerance=0.03))
     assert choice.reason == (
-        "With 2,000 parameters it is the smallest adapter on the front whose validation loss, 1.0200, is within "
-        "3.0% of the best, 1.0000."
+        "With 2,000 parameters it is the smallest adapter on the front whose validation loss, 1.0200, is "
+        "within 3.0% of the best, 1.0000."
     )
 
 

@@ -56,7 +56,7 @@ def conductor(path: Path, search: SearchSection, space: SearchSpace = SPACE, **e
 
 
 def run(path: Path, search: SearchSection, n_workers: int, order_seed: int, stop_after: int = 99) -> None:
-    """Run trials, at most ``n_workers`` at once, each ending at a random moment; drop all at ``stop_after``."""
+    """Run trials, at most ``n_workers`` at once, each ending at a random moment, until ``stop_after``."""
     one = conductor(path, search)
     rng = random.Random(order_seed)
     running: list[TrialRecord] = []

@@ -143,6 +143,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_study_resumed_with_more_workers_is_the_same_study(
     one_worker: tuple[Path, StudyResult], tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]
 ) -> None:
@@ -198,6 +199,6 @@ def test_an_interruption_keeps_the_journal_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study, "_search", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="0 of 8 trials have ended.*same command"):
+    with pytest.raises(KeyboardInterrupt, match=r"0 of 8 trials have ended.*same command"):
         run_study(tmp_path, settings(tiny_llama_dir), splits, SHAPES)
     assert read_study(tmp_path / "journal.jsonl").header is not None

@@ -70,7 +70,7 @@ ROWS = st.lists(st.lists(st.integers(-1, 5).map(float), min_size=3, max_size=3),
 @settings(deadline=None)
 @given(ROWS)
 def test_boxes_tile_exactly_what_no_point_dominates(rows: list[list[float]]) -> None:
-    """Counted in unit cells up to 6; every cell not dominated lies in exactly one box, every other in none."""
+    """Counted in unit cells: one that is not dominated lies in exactly one box, any other in none."""
     lower, upper = nondominated_boxes(rows, [0.0, 0.0, 0.0])
     corners = np.stack(np.meshgrid(*[np.arange(6.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     inside = ((corners[:, None] >= lower) & (corners[:, None] + 1 <= upper)).all(axis=2).sum(axis=1)
