@@ -166,6 +166,8 @@ class SearchSection(Section):
     batch_size: PositiveInt = 4  # suggestions made from one fit
     n_probe_users: PositiveInt = 1  # users a layout is measured on; 1 is the paper's single-user search
     trial_stages: Literal["memory", "both"] = "memory"  # the paper's trials do memory injection only
+    # Epochs of each of a trial's stages; None: as many as users get. Fewer make a cheaper, coarser ranking.
+    trial_epochs: PositiveInt | None = None
     objectives: tuple[str, ...] = ("validation_loss", "rouge_l")
     max_concurrent_trials: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_trial: PositiveFloat = 1.0

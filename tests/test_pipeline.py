@@ -58,7 +58,7 @@ def settings(folder: Path, model: Path, name: str = "tiny") -> dict[str, object]
         "base": {"model": str(model), "device": "cpu"},
         "users": {"format": "jsonl", "paths": [str(folder / "users.jsonl")]},
         "space": {"ranks": [4, 8]},
-        "training": {"memory_epochs": 1, "instruction_epochs": 1, "learning_rate": 0.005},
+        "training": {"memory_epochs": 1, "instruction_epochs": 8, "learning_rate": 0.03},
         "search": {
             "n_trials": 5,
             "n_initial": 4,

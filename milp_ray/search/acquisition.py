@@ -31,11 +31,11 @@ RawPoint = Mapping[str, Any]
 
 # A space of at most so many layouts is tried as a whole.
 TRY_ALL = 256
-N_RANDOM = 96
+N_RANDOM = 64
 # Points of the front whose neighbours are tried.
-N_FRONT = 6
+N_FRONT = 4
 # The local search: the neighbours of so many best points, until none is better, at most so many rounds.
-N_STARTS = 3
+N_STARTS = 2
 N_ROUNDS = 8
 # Evaluations at once; on a CPU small batches are twice as fast as one of hundreds.
 BATCH = 32

@@ -111,9 +111,10 @@ def _search(
     from milp_ray.search.suggest import ActorProposer
 
     with ExitStack() as stack:
-        # First of all, so that its imports pass while the initial trials run.
         proposer = ActorProposer(space, settings.search, settings.seed)
         stack.callback(proposer.close)
+        if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
+            proposer.start()  # first of all, so that its imports pass while the initial trials run
         conductor = Conductor(journal, space, settings.search, settings.seed, proposer, on_progress)
         _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task)
     if not conductor.is_over:
@@ -206,7 +207,7 @@ def _tune_environment() -> Iterator[None]:
 def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
     return TrialTask(
         base=settings.base,
-        training=settings.training,
+        training=_trial_training(settings),
         prompt=settings.prompt,
         stages=settings.search.trial_stages,
         max_new_tokens=settings.evaluation.max_new_tokens,
@@ -215,6 +216,14 @@ def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
         splits=tuple(replace(split, test=()) for split in splits),
         threads=settings.threads_per_worker,
     )
+
+
+def _trial_training(settings: StudySettings) -> TrainingSection:
+    """The recipe of a trial: that of the users, with as many epochs as ``search.trial_epochs`` says."""
+    epochs = settings.search.trial_epochs
+    if epochs is None:
+        return settings.training
+    return settings.training.model_copy(update={"memory_epochs": epochs, "instruction_epochs": epochs})
 
 
 def _header(

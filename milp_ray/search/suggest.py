@@ -176,15 +176,22 @@ class ActorProposer:
     """Proposes in an actor; Ray restarts it, and asks again, should its process be lost."""
 
     def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+        self._arguments = (space, section, seed)
+        self._actor: Any = None
+        self._reply: Any = None
+
+    def start(self) -> None:
+        """Start the actor, if it is not; otherwise the first question does."""
         import ray
 
-        # No CPU is reserved: it works while no trial runs, and would otherwise take one trial's place.
-        actor: Any = ray.remote(num_cpus=0, max_restarts=2, max_task_retries=2)(SuggesterActor)
-        self._actor = actor.remote(space, section, seed)
-        self._reply: Any = None
+        if self._actor is None:
+            # No CPU is reserved: it works while no trial runs, and would otherwise take one trial's place.
+            actor: Any = ray.remote(num_cpus=0, max_restarts=2, max_task_retries=2)(SuggesterActor)
+            self._actor = actor.remote(*self._arguments)
 
     def submit(self, question: Question) -> None:
         """Send the question."""
+        self.start()
         self._reply = self._actor.propose.remote(question)
 
     def poll(self) -> list[Proposal] | None:
@@ -205,4 +212,5 @@ class ActorProposer:
         """End the actor."""
         import ray
 
-        ray.kill(self._actor)
+        if self._actor is not None:
+            ray.kill(self._actor)
