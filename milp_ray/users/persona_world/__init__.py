@@ -20,6 +20,8 @@ Examples ask about the facts and are tagged:
 among an attribute's eight values is right in one of eight cases. ``User.profile`` lists all present facts:
 it is the oracle, a ceiling, and no method that is compared may read it except the ceiling itself.
 
+Every user wants responses in a form of their own, which the training examples show and nothing else tells.
+
 In time order a user's examples are train (seen facts, first rule, generic), validation and test (both mostly
 unseen facts). Test questions use wordings that neither pretraining nor the user's training examples have;
 histories use some turns that pretraining never had. The pretraining population (seeds from

@@ -30,6 +30,8 @@ LONG_TURNS = (180, 240)
 MAX_USERS = 1_000_000
 MAX_SEED = 1_000_000
 PRETRAINING_FIRST = 1 << 48
+# A user wants all responses in one of so many forms (a phrasing a kind of question).
+N_FORMS = 6
 _START = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
 
 
@@ -80,7 +82,8 @@ def _generate_user(seed: int, index: int, turns: tuple[int, int], n_examples: in
     texts = draw_history(persona, rng.randint(*turns), rng, "all")
     history = tuple(Turn(text, time=_START + timedelta(hours=i)) for i, text in enumerate(texts))
     first_example = _START + timedelta(hours=len(texts) + 1)
-    examples = _examples(_plan(persona, n_examples, rng), first_example, rng)
+    form = rng.randrange(N_FORMS)
+    examples = _examples(_plan(persona, n_examples, rng), first_example, form, rng)
     return User(
         user_id=f"pw-{seed}-{prefix}{index % (MAX_USERS // 2):05d}",
         history=history,
@@ -163,23 +166,23 @@ def _cycle(
     return _Wanted(kind, fact, exposure, order, rule, wordings)
 
 
-def _examples(plan: list[_Wanted], start: datetime, rng: Random) -> tuple[Example, ...]:
+def _examples(plan: list[_Wanted], start: datetime, form: int, rng: Random) -> tuple[Example, ...]:
     """The examples of a plan, an hour apart; no held-out question is repeated in training."""
     examples: list[Example] = []
     held_out: set[str] = set()
     for i in reversed(range(len(plan))):
         wanted, time = plan[i], start + timedelta(hours=i)
-        example = _example(wanted, rng, time)
+        example = _example(wanted, form, rng, time)
         while wanted.for_training and example.query in held_out:
-            example = _example(wanted, rng, time)
+            example = _example(wanted, form, rng, time)
         if not wanted.for_training:
             held_out.add(example.query)
         examples.append(example)
     return tuple(reversed(examples))
 
 
-def _example(wanted: _Wanted, rng: Random, time: datetime) -> Example:
-    asked = _ask(wanted, rng)
+def _example(wanted: _Wanted, form: int, rng: Random, time: datetime) -> Example:
+    asked = _ask(wanted, form, rng)
     fact = wanted.fact
     return Example(
         query=asked.query,
@@ -196,7 +199,7 @@ def _example(wanted: _Wanted, rng: Random, time: datetime) -> Example:
     )
 
 
-def _ask(wanted: _Wanted, rng: Random) -> Asked:
+def _ask(wanted: _Wanted, form: int, rng: Random) -> Asked:
     # A held-out core may come in any frame: half of them in one that pretraining has not seen either.
     frames: Wordings = wanted.wordings
     if frames == "held_out" and rng.random() < 0.5:
@@ -204,6 +207,6 @@ def _ask(wanted: _Wanted, rng: Random) -> Asked:
     if wanted.fact is None:
         return ask_generic(rng, wanted.wordings, frames)
     if wanted.order is None:
-        return ask_direct(wanted.fact, rng, wanted.wordings, frames)
+        return ask_direct(wanted.fact, rng, wanted.wordings, frames, form)
     rule = BY_NAME[wanted.fact.attribute].rules[wanted.rule]
-    return ask_implicit(wanted.fact, rule, wanted.order, rng, wanted.wordings, frames)
+    return ask_implicit(wanted.fact, rule, wanted.order, rng, wanted.wordings, frames, form)

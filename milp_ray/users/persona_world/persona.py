@@ -170,29 +170,41 @@ def _frame(core: str, rng: Random, wordings: Wordings) -> str:
     return rng.choice(choose_wordings(FRAMES, wordings, N_HELD_OUT_FRAMES)).format(core=core)
 
 
-def ask_direct(fact: Fact, rng: Random, core_wordings: Wordings, frame_wordings: Wordings) -> Asked:
-    """A question for the value itself."""
+def _template(options: Sequence[str], form: int | None, rng: Random) -> str:
+    return rng.choice(options) if form is None else options[form % len(options)]
+
+
+def ask_direct(
+    fact: Fact, rng: Random, core_wordings: Wordings, frame_wordings: Wordings, form: int | None = None
+) -> Asked:
+    """A question for the value itself; ``form`` picks the phrasing of the response, ``None`` by chance."""
     attribute = BY_NAME[fact.attribute]
     core = rng.choice(choose_wordings(attribute.cores, core_wordings))
     return Asked(
         query=_frame(core, rng, frame_wordings),
-        response=_fill(rng.choice(attribute.answers), attribute, fact.value),
+        response=_fill(_template(attribute.answers, form, rng), attribute, fact.value),
         answer=fact.value,
     )
 
 
 def ask_implicit(
-    fact: Fact, rule: Rule, order: Order, rng: Random, core_wordings: Wordings, frame_wordings: Wordings
+    fact: Fact,
+    rule: Rule,
+    order: Order,
+    rng: Random,
+    core_wordings: Wordings,
+    frame_wordings: Wordings,
+    form: int | None = None,
 ) -> Asked:
-    """A question whose answer follows from the value by a rule of the world."""
+    """A question whose answer follows from the value by a rule of the world; ``form`` as in direct ones."""
     attribute = BY_NAME[fact.attribute]
     choice = rule.choices[attribute.values.index(fact.value)]
     core = rng.choice(choose_wordings(rule.cores, core_wordings))
     if order == "fact_first":
-        query, template = _frame(core, rng, frame_wordings), rng.choice(rule.fact_first)
+        query, template = _frame(core, rng, frame_wordings), _template(rule.fact_first, form, rng)
     else:
         frames = choose_wordings(CHOICE_FIRST_FRAMES, frame_wordings, N_HELD_OUT_CHOICE_FIRST_FRAMES)
-        query, template = rng.choice(frames).format(core=core), rng.choice(rule.choice_first)
+        query, template = rng.choice(frames).format(core=core), _template(rule.choice_first, form, rng)
     return Asked(
         query=query, response=_sentence(_fill(template, attribute, fact.value, c=choice)), answer=choice
     )
