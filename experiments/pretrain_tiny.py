@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=768)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -3,7 +3,7 @@
 Every call builds its Ax experiment anew from the observations in the order of their trial index and seeds
 it, so that the same observations give the same proposals, in a resumed study too.
 
-Surrogate: Eriksson and Jankowiak 2021 (NUTS), Daulton et al. 2026 (ensemble of MAP fits). Acquisition:
+Surrogate: Eriksson and Jankowiak 2021 (NUTS), or an ensemble of MAP fits of the same model. Acquisition:
 qLogNEHVI, Daulton et al. 2021 and Ament et al. 2023.
 """
 
