@@ -231,6 +231,7 @@ def killed_when(arguments: list[str], condition: Callable[[], bool]) -> None:
         process.wait()
 
 
+@pytest.mark.slow  # several whole runs; tests/search and tests/personalize kill each stage by itself
 def test_killed_in_the_search_and_in_the_batch_the_same_command_ends_with_the_same_results(
     finished: tuple[RunFolder, Path, str], tmp_path: Path, tiny_llama_dir: Path
 ) -> None:
