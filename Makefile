@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Byte code is compiled at first import instead of for every file of every package: most are never imported.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --prefer-binary -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# Two processes, a test file in one of them: most of the tests' time is waiting for Ray to start.
+IN_TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check bench
@@ -17,7 +19,7 @@ demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
 
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
-	$(PYTEST) -m "not slow and not gpu and not launcher"
+	$(PYTEST) $(IN_TWO) --durations=15 -m "not slow and not gpu and not launcher"
 
 test-slow: $(VENV)/.stamp-dev ## the slow tests
 	$(PYTEST) -m "slow and not gpu and not launcher"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milp_ray.environment import environment as set_environment
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def ray_session(section: RaySection) -> Iterator[Session]:
         yield _session(started_here=False, seconds=0.0)
         return
     started = time.perf_counter()
-    with _environment(_local_environment(environment) if address is None else {}):
+    with set_environment(_local_environment(environment) if address is None else {}):
         try:
             if address is None:
                 _start(section)
@@ -197,21 +198,6 @@ def _has_accelerator() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return False
     return bool(list(Path("/dev").glob("nvidia[0-9]*"))) or Path("/dev/kfd").exists()
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and put back what was there."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _session(*, started_here: bool, seconds: float) -> Session:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.environment import environment
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.space import SearchSpace
@@ -192,16 +192,8 @@ def _tune_environment() -> Iterator[None]:
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
+    with environment(wanted):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:

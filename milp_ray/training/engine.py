@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import socket
 import sys
 import warnings
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.config import TrainingSection
+from milp_ray.environment import environment
 from milp_ray.errors import MilpError
 from milp_ray.training.base import accelerator_choice
 
@@ -200,18 +200,9 @@ def _single_process_environment(device: torch.device) -> Iterator[None]:
     They do not stay: a process started from here (a Ray worker) must not take them for its own.
     """
     rank = str(device.index or 0)
-    wanted = {"RANK": "0", "LOCAL_RANK": rank, "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    before = {name: os.environ.get(name) for name in (*wanted, "MASTER_PORT")}
-    os.environ.update(wanted)
-    os.environ["MASTER_PORT"] = str(_free_port())
-    try:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with environment({"RANK": "0", "LOCAL_RANK": rank, "WORLD_SIZE": "1", **address}):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _free_port() -> int:

@@ -64,8 +64,8 @@ MIXTURES = ((0.95, 0.0, 0.0, 0.0), (0.35, 0.50, 0.10, 0.0), (0.10, 0.35, 0.42, 0
 def draw_document(rng: Random, level: int) -> Document:
     """One document of the mixture at ``level``: 0 single facts, 1 profiles as well, 2 histories as well.
 
-    Single facts come first because reading an answer out of a context appears there within a few hundred
-    steps; from whole profiles and histories alone it takes ten times as long.
+    Single facts come first because reading an answer out of a context is learnt soonest where the context
+    holds little else.
     """
     persona = draw_persona(rng)
     few, profile, history, history_alone = itertools.accumulate(MIXTURES[level])
