@@ -164,6 +164,10 @@ class SearchSection(Section):
     n_trials: PositiveInt = 200
     n_initial: PositiveInt = 100  # Sobol points before the surrogate proposes
     batch_size: PositiveInt = 4  # suggestions made from one fit
+    # Which trials a batch is proposed around (as pending), so that no slot waits for it. greedy: those that
+    # have not ended; repeatable: the newest `lookahead` ones, ended or not, so that timing decides nothing.
+    proposals: Literal["repeatable", "greedy"] = "greedy"
+    lookahead: NonNegativeInt = 4  # repeatable only; at least as many as trials run at once keeps slots busy
     n_probe_users: PositiveInt = 1  # users a layout is measured on; 1 is the paper's single-user search
     trial_stages: Literal["memory", "both"] = "memory"  # the paper's trials do memory injection only
     # Epochs of each of a trial's stages; None: as many as users get. Fewer make a cheaper, coarser ranking.

@@ -264,6 +264,7 @@ def _search(work: _Work) -> None:
         def tell(now: StudyProgress) -> None:
             nonlocal shown
             notes = [f"hypervolume {now.hypervolume:.4g}"] if now.hypervolume is not None else []
+            notes += [f"{now.n_stopped} stopped early"] if now.n_stopped else []
             notes += [f"{now.n_failed} failed"] if now.n_failed else []
             notes += ["proposing layouts"] if now.is_suggesting else []
             bar.advance(now.n_ended - shown, note=", ".join(notes))

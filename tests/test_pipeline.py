@@ -63,6 +63,7 @@ def settings(folder: Path, model: Path, name: str = "tiny") -> dict[str, object]
             "n_trials": 5,
             "n_initial": 4,
             "batch_size": 1,
+            "proposals": "repeatable",
             "n_probe_users": 1,
             "objectives": ["validation_loss", "adapter_parameters"],
             "surrogate": {"inference": "map"},

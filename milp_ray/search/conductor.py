@@ -1,20 +1,31 @@
 """Which trial comes next, when a batch is asked for, and when a study is over. Knows the journal, not Tune.
 
-The rule that makes a study the same whatever the number of workers: a batch is proposed once every earlier
-trial has ended, from all of them in the order of their index. Results are taken whenever they come.
+No trial slot waits for a fit where that can be helped: a batch is asked for while earlier trials run, which
+it takes as pending. Which trials those are is one of two rules (``search.proposals``):
+
+- *repeatable*: the newest ``search.lookahead`` trials before the batch, ended or not. A batch is asked for
+  once all trials older than those have ended. The study is the same whatever the number of workers, however
+  long trials and fits take.
+- *greedy*: the trials that have not ended. A batch is asked for as soon as fewer trials wait than there are
+  slots. Nothing that is known is left out and nobody waits for a straggler, but what is proposed depends on
+  the order in which trials end. (With one worker there is one order.)
+
+Either way the journal says which trials a batch was proposed around, before it is proposed: a study that is
+resumed asks the same question again.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from milp_ray.search.candidates import initial_points
-from milp_ray.search.journal import Journal, TrialRecord
+from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
-from milp_ray.search.results import StudyResult, study_result
+from milp_ray.search.results import StudyResult, current_hypervolume, reference_corner, study_result
 from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
 
@@ -32,6 +43,7 @@ class StudyProgress:
 
     n_ended: int
     n_failed: int
+    n_stopped: int  # early, by the scheduler
     n_trials: int
     hypervolume: float | None
     is_suggesting: bool  # the next batch is being proposed
@@ -41,7 +53,7 @@ class Conductor:
     """Hands out trials and records what becomes of them.
 
     Trials that an earlier process suggested and did not finish are handed out again, with the same index
-    and layout.
+    and layout. ``n_slots`` is how many trials can run at once.
     """
 
     def __init__(
@@ -52,14 +64,16 @@ class Conductor:
         seed: int,
         proposer: Proposer,
         on_progress: Callable[[StudyProgress], None] | None = None,
+        n_slots: int = 1,
     ) -> None:
         self._journal = journal
         self._space = space
         self._section = section
         self._proposer = proposer
         self._on_progress = on_progress
+        self._n_slots = n_slots
         self._running: set[int] = set()  # handed out by this process and not ended
-        self._is_suggesting = False
+        self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed)
 
     @property
@@ -69,20 +83,21 @@ class Conductor:
 
     def next_trial(self) -> TrialRecord | Literal["finished"] | None:
         """The trial to run now; ``None``: ask again later; "finished": there will be no more."""
+        self._keep_proposing()
         waiting = self._waiting()
-        if waiting is None:
-            if len(self._trials) >= self._section.n_trials or self._is_exhausted():
+        if not waiting:
+            if self._are_all_suggested():
                 self._finish_if_over()
                 return "finished"
-            if not all(trial.has_ended for trial in self._trials) or not self._take_proposals():
-                return None
-            waiting = self._waiting()
-        limit = self._section.max_concurrent_trials
-        if waiting is None or (limit is not None and len(self._running) >= limit):
             return None
-        self._running.add(waiting.index)
-        self._journal.append("trial_started", index=waiting.index)
-        return waiting
+        limit = self._section.max_concurrent_trials
+        if limit is not None and len(self._running) >= limit:
+            return None
+        trial = waiting[0]
+        self._running.add(trial.index)
+        self._journal.append("trial_started", index=trial.index)
+        self._keep_proposing()  # one trial fewer waits
+        return trial
 
     def complete(self, index: int, metrics: Mapping[str, Any]) -> None:
         """Record a trial's values; one whose objectives are missing or not finite has failed.
@@ -104,6 +119,28 @@ class Conductor:
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
             self._after_end()
 
+    def reached_rung(self, index: int, rung: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Record the values of a trial's partial training; a rung that an earlier process saw comes twice."""
+        if not self._trials[index].has_ended:
+            self._journal.append(
+                "trial_rung", index=index, rung=rung, epoch=epoch, values=_json_ready(values)
+            )
+
+    def stop(self, index: int, rung: int, epoch: int, seconds: float) -> None:
+        """Record that a trial was stopped early, after ``seconds`` of training; it has no values."""
+        if self._ends_now(index):
+            self._journal.append("trial_stopped", index=index, rung=rung, epoch=epoch, seconds=seconds)
+            log_event("trial_stopped", index=index, key=self._trials[index].layout.key, epoch=epoch)
+            self._after_end()
+
+    def begin_session(self) -> None:
+        """Record that this process takes the study up."""
+        self._journal.append("session_started", n_slots=self._n_slots)
+
+    def end_session(self, max_block_seconds: float) -> None:
+        """Record the longest time that Tune's controller waited for the searcher in this process."""
+        self._journal.append("session_ended", max_block_seconds=max_block_seconds)
+
     def result(self) -> StudyResult:
         """The study as it stands."""
         return study_result(self._journal.state)
@@ -114,9 +151,12 @@ class Conductor:
     def _trials(self) -> list[TrialRecord]:
         return self._journal.state.trials
 
-    def _waiting(self) -> TrialRecord | None:
-        """The first trial that nobody runs and that has not ended."""
-        return next((t for t in self._trials if not t.has_ended and t.index not in self._running), None)
+    def _waiting(self) -> list[TrialRecord]:
+        """Trials that nobody runs and that have not ended, in the order of their index."""
+        return [t for t in self._trials if not t.has_ended and t.index not in self._running]
+
+    def _are_all_suggested(self) -> bool:
+        return len(self._trials) >= self._section.n_trials or self._is_exhausted()
 
     def _ends_now(self, index: int) -> bool:
         self._running.discard(index)
@@ -144,25 +184,62 @@ class Conductor:
         points = initial_points(self._space, self._section.n_initial, seed)
         self._suggest([(point, SOBOL) for point in points[len(self._trials) :]], batch=0)
 
-    def _take_proposals(self) -> bool:
-        """Ask for the next batch, or take it in if it is there; whether there are new trials."""
-        batch = max((trial.batch for trial in self._trials), default=0) + 1
-        if not self._is_suggesting:
+    def _keep_proposing(self) -> None:
+        """Take in the batch that has been proposed, and ask for the next one where it is time to."""
+        state = self._journal.state
+        if state.asked is None and not self._are_all_suggested():
+            pending = self._pending()
+            if pending is None:
+                return
+            batch = max((trial.batch for trial in self._trials), default=0) + 1
             n = min(self._section.batch_size, self._section.n_trials - len(self._trials))
-            ended = observations(self._trials, self._section.objectives)
-            self._proposer.submit(Question(tuple(ended), self.result().reference, batch, n))
-            self._is_suggesting = True
+            self._journal.append("batch_asked", batch=batch, n=n, pending=pending)
+        if state.asked is not None and self._asked_at is None:
+            self._proposer.submit(self._question(state.asked))
+            self._asked_at = time.monotonic()
             self._report()
-        proposals: list[Proposal] | None = self._proposer.poll()
-        if proposals is None:
-            return False
-        self._is_suggesting = False
-        self._suggest([(proposal.raw, proposal.generator) for proposal in proposals], batch)
-        self._report()
-        return True
+        if state.asked is not None:
+            self._take_proposals(state.asked)
 
-    def _suggest(self, points: list[tuple[dict[str, Any], str]], batch: int) -> None:
-        events = []
+    def _pending(self) -> list[int] | None:
+        """The trials that a batch asked for now is proposed around; ``None``: it is not time to ask."""
+        not_ended = [trial.index for trial in self._trials if not trial.has_ended]
+        if self._section.proposals == "greedy":
+            n_waiting = len(not_ended) - len(self._running)
+            # Some trial must have ended, or there is nothing to propose from.
+            return not_ended if n_waiting < self._n_slots and len(not_ended) < len(self._trials) else None
+        # Half of the trials at the least are proposed from.
+        n_newest = min(self._section.lookahead, len(self._trials) // 2)
+        newest = list(range(len(self._trials) - n_newest, len(self._trials)))
+        return newest if set(not_ended) <= set(newest) else None
+
+    def _question(self, asked: AskedBatch) -> Question:
+        # A kill may have cut the batch's trials off in the middle of being written.
+        before = [trial for trial in self._trials if trial.batch < asked.batch]
+        pending = set(asked.pending)
+        ended = [trial for trial in before if trial.index not in pending]
+        return Question(
+            observations=tuple(observations(ended, self._section.objectives)),
+            reference=reference_corner(self._journal.state.header or {}, ended),
+            batch=asked.batch,
+            n=asked.n,
+            pending=tuple(trial.layout for trial in before if trial.index in pending),
+        )
+
+    def _take_proposals(self, asked: AskedBatch) -> None:
+        proposals: list[Proposal] | None = self._proposer.poll()
+        if proposals is None or self._asked_at is None:
+            return
+        seconds, self._asked_at = time.monotonic() - self._asked_at, None
+        n_there = sum(trial.batch == asked.batch for trial in self._trials)
+        self._suggest([(p.raw, p.generator) for p in proposals[n_there:]], asked.batch, seconds)
+        self._report()
+
+    def _suggest(
+        self, points: list[tuple[dict[str, Any], str]], batch: int, seconds: float | None = None
+    ) -> None:
+        """Record new trials, and in the same write that their batch (``seconds`` given) has been proposed."""
+        events: list[dict[str, Any]] = []
         for index, (raw, generator) in enumerate(points, start=len(self._trials)):
             layout = self._space.layout(raw).canonical()
             events.append(
@@ -176,20 +253,22 @@ class Conductor:
                     "generator": generator,
                 }
             )
+        if seconds is not None:
+            events.append({"event": "batch_proposed", "batch": batch, "seconds": round(seconds, 3)})
         if events:
             self._journal.append_all(events)
 
     def _report(self) -> None:
         if self._on_progress is None:
             return
-        result = self.result()
         self._on_progress(
             StudyProgress(
                 n_ended=sum(trial.has_ended for trial in self._trials),
-                n_failed=result.n_failed,
+                n_failed=sum(trial.status == "failed" for trial in self._trials),
+                n_stopped=sum(trial.status == "stopped" for trial in self._trials),
                 n_trials=self._section.n_trials,
-                hypervolume=result.hypervolume,
-                is_suggesting=self._is_suggesting,
+                hypervolume=current_hypervolume(self._journal.state),
+                is_suggesting=self._asked_at is not None,
             )
         )
 

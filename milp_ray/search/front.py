@@ -121,10 +121,13 @@ def hypervolume_history(
     history: list[float] = []
     front: list[Sequence[float]] = []
     for point in values:
+        volume = history[-1] if history else 0.0
         if point is not None:
-            front.append(point)
-            front = [front[i] for i in pareto_front(front, signs)]
-        history.append(hypervolume(front, signs, reference) if front else 0.0)
+            indices = pareto_front([*front, point], signs)
+            if indices[-1] == len(front):  # else it is dominated, and the front as it was
+                front = [[*front, point][i] for i in indices]
+                volume = hypervolume(front, signs, reference)
+        history.append(volume)
     return history
 
 

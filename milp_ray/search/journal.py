@@ -4,10 +4,16 @@ The journal is the truth of a search. A study killed at any moment resumes from 
 :func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:
 
     study_started    digest of what decides the results, the space, objectives, seed
+    session_started  n_slots (trials that may run at once): a process takes the study up
+    batch_asked      batch, n, pending (indices of the trials that are proposed around, results not used)
+    batch_proposed   batch, seconds from asking to the answer
     trial_suggested  index, batch, raw factors, canonical layout, key, generator (sobol, saas_nehvi, random)
     trial_started    index
+    trial_rung       index, rung, epoch, values (of partial training, never taken for final ones)
     trial_completed  index, metrics (objective values, SEMs over the probe users, extras)
+    trial_stopped    index, rung, epoch, seconds (stopped early; it has no values)
     trial_failed     index, reason (class and place of the error, never a text of a user)
+    session_ended    max_block_seconds (the longest that Tune's controller waited for the searcher)
     study_finished   reason
 
 A line is a line once its newline is written: a last line without one was cut off by a crash, is ignored, and
@@ -28,7 +34,7 @@ from typing import Any, Literal, TextIO
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 
-TrialStatus = Literal["suggested", "started", "completed", "failed"]
+TrialStatus = Literal["suggested", "started", "completed", "stopped", "failed"]
 Event = Mapping[str, Any]
 
 
@@ -49,15 +55,31 @@ class TrialRecord:
     @property
     def has_ended(self) -> bool:
         """Whether the trial is over, for good or ill."""
-        return self.status in ("completed", "failed")
+        return self.status in ("completed", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class AskedBatch:
+    """A batch that was asked for: how many layouts, and which trials were pending when it was."""
+
+    batch: int
+    n: int
+    pending: tuple[int, ...]
 
 
 @dataclass
 class StudyState:
-    """A study as its journal tells it; ``trials`` are in the order of their index."""
+    """A study as its journal tells it; ``trials`` are in the order of their index.
+
+    ``keys`` are the canonical keys of all trials, whatever became of them; ``asked`` is the batch that was
+    asked for last and has not been proposed; ``rungs`` are the values of partial training, as journalled.
+    """
 
     header: dict[str, Any] | None = None
     trials: list[TrialRecord] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    asked: AskedBatch | None = None
+    rungs: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None  # the reason, once the study is finished
 
     def apply(self, event: Event) -> None:
@@ -80,9 +102,18 @@ class StudyState:
             self.trials.append(
                 TrialRecord(event["index"], event["batch"], dict(event["raw"]), layout, event["generator"])
             )
+            self.keys.add(layout.key)
             self.finished = None  # a finished study that was given more trials goes on
-        elif kind in ("trial_started", "trial_completed", "trial_failed"):
+        elif kind in ("trial_started", "trial_completed", "trial_stopped", "trial_failed"):
             self._apply_to_trial(kind, event)
+        elif kind == "batch_asked":
+            self.asked = AskedBatch(event["batch"], event["n"], tuple(event["pending"]))
+        elif kind == "batch_proposed":
+            self.asked = None
+        elif kind == "trial_rung":
+            self.rungs.append({name: event[name] for name in ("index", "rung", "epoch", "values")})
+        elif kind in ("session_started", "session_ended"):
+            pass  # of interest to whoever measures the search, not to its state
         elif kind == "study_finished":
             self.finished = event["reason"]
         else:
@@ -98,6 +129,9 @@ class StudyState:
         changes: dict[str, Any] = {"status": kind.removeprefix("trial_")}
         if kind == "trial_completed":
             changes |= {"metrics": dict(event["metrics"]), "time": event.get("time")}
+        elif kind == "trial_stopped":
+            spent = {name: event[name] for name in ("rung", "epoch", "seconds")}
+            changes |= {"metrics": spent, "time": event.get("time")}
         elif kind == "trial_failed":
             changes |= {"reason": event["reason"], "time": event.get("time")}
         self.trials[index] = replace(trial, **changes)
@@ -106,11 +140,6 @@ class StudyState:
     def completed(self) -> list[TrialRecord]:
         """Trials with values, in the order of their index."""
         return [trial for trial in self.trials if trial.status == "completed"]
-
-    @property
-    def keys(self) -> set[str]:
-        """Canonical keys of all trials so far, failed ones included."""
-        return {trial.layout.key for trial in self.trials}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.choice import FrontPoint
-from milp_ray.search.front import hypervolume_history, pareto_front, reference_point
+from milp_ray.search.front import hypervolume, hypervolume_history, pareto_front, reference_point
 from milp_ray.search.journal import StudyState, TrialRecord, read_study
 
 
@@ -33,6 +34,11 @@ class StudyResult:
     def n_failed(self) -> int:
         """Trials that failed for good."""
         return sum(trial.status == "failed" for trial in self.trials)
+
+    @property
+    def n_stopped(self) -> int:
+        """Trials that were stopped early."""
+        return sum(trial.status == "stopped" for trial in self.trials)
 
     @property
     def n_completed(self) -> int:
@@ -59,13 +65,10 @@ def study_result(state: StudyState) -> StudyResult:
     if state.header is None:
         raise ValueError("a study without a header has no objectives")
     objectives: list[str] = state.header["objectives"]
-    n_initial, known_worst = int(state.header["n_initial"]), state.header.get("worst", {})
     signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
     completed = state.completed
     values = {trial.index: [float(trial.metrics[name]) for name in objectives] for trial in completed}
-    initial = [values[t.index] for t in completed if t.index < n_initial] or list(values.values())
-    worst = [known_worst.get(name) for name in objectives]
-    reference = tuple(float(x) for x in reference_point(initial, signs, worst)) if initial else None
+    reference = reference_corner(state.header, completed)
     indices = pareto_front(list(values.values()), signs) if values else []
     history = (
         hypervolume_history([values.get(trial.index) for trial in state.trials], signs, reference)
@@ -80,6 +83,34 @@ def study_result(state: StudyState) -> StudyResult:
         history=tuple(history),
         finished=state.finished,
     )
+
+
+def reference_corner(header: Mapping[str, Any], trials: Sequence[TrialRecord]) -> tuple[float, ...] | None:
+    """The corner of the hypervolume that ``trials`` set, in the units of the objectives.
+
+    Only the initial ones count, so that it stays the same once they have ended, unless none of them has
+    values. ``None``: no trial has values.
+    """
+    objectives: Sequence[str] = header["objectives"]
+    completed = [trial for trial in trials if trial.status == "completed"]
+    setting = [trial for trial in completed if trial.index < int(header["n_initial"])] or completed
+    if not setting:
+        return None
+    values = [[float(trial.metrics[name]) for name in objectives] for trial in setting]
+    worst = [header.get("worst", {}).get(name) for name in objectives]
+    signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
+    return tuple(float(x) for x in reference_point(values, signs, worst))
+
+
+def current_hypervolume(state: StudyState) -> float | None:
+    """Hypervolume of the trials so far; ``None`` before the first one has values."""
+    header = state.header or {}
+    reference = reference_corner(header, state.completed)
+    if reference is None:
+        return None
+    signs = [KNOWN_OBJECTIVES[name].sign for name in header["objectives"]]
+    values = [[float(trial.metrics[name]) for name in header["objectives"]] for trial in state.completed]
+    return hypervolume([values[index] for index in pareto_front(values, signs)], signs, reference)
 
 
 def load_result(journal: Path) -> StudyResult:

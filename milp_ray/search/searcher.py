@@ -5,7 +5,9 @@ State lives in the journal alone: Tune's own saves of the searcher are empty on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -34,6 +36,7 @@ class LayoutSearcher(Searcher):
         self._conductor = conductor
         self._index: dict[str, int] = {}  # Tune's trial id → ours
         self._unexplained: set[str] = set()  # errored; the reason comes by another way, a moment later
+        self.max_block_seconds = 0.0  # the longest that Tune's controller, which calls this, had to wait
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """The conductor limits concurrency itself; Tune's limiter would lose results of resumed trials."""
@@ -41,8 +44,9 @@ class LayoutSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; ``None``: ask again later; FINISHED: there are no more."""
-        self._explain_leftovers()
-        trial = self._conductor.next_trial()
+        with self._controller_waits():
+            self._explain_leftovers()
+            trial = self._conductor.next_trial()
         if trial is None:
             return None
         if trial == "finished":
@@ -60,10 +64,11 @@ class LayoutSearcher(Searcher):
             self._unexplained.add(trial_id)
             return
         index = self._index.pop(trial_id)
-        if FAILED in result:
-            self._conductor.fail(index, str(result[FAILED]))
-        else:
-            self._conductor.complete(index, reported(result))
+        with self._controller_waits():
+            if FAILED in result:
+                self._conductor.fail(index, str(result[FAILED]))
+            else:
+                self._conductor.complete(index, reported(result))
 
     def explain_error(self, trial_id: str, reason: str) -> None:
         """Record why a trial errored for good."""
@@ -72,8 +77,9 @@ class LayoutSearcher(Searcher):
             self._conductor.fail(self._index.pop(trial_id), reason)
 
     def finish(self) -> None:
-        """Record what is still unexplained once Tune has ended."""
+        """Record what is still unexplained once Tune has ended, and the longest wait."""
         self._explain_leftovers()
+        self._conductor.end_session(round(self.max_block_seconds, 4))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
@@ -88,6 +94,15 @@ class LayoutSearcher(Searcher):
     def __deepcopy__(self, memo: dict[int, Any]) -> LayoutSearcher:
         """Itself: there is one journal."""
         return self
+
+    @contextmanager
+    def _controller_waits(self) -> Iterator[None]:
+        """Measure for how long Tune's controller, which does nothing else meanwhile, waits in here."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.max_block_seconds = max(self.max_block_seconds, time.perf_counter() - started)
 
     def _explain_leftovers(self) -> None:
         for trial_id in sorted(self._unexplained):

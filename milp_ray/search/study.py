@@ -115,14 +115,18 @@ def _search(
         stack.callback(proposer.close)
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run
-        conductor = Conductor(journal, space, settings.search, settings.seed, proposer, on_progress)
-        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task)
+        n_slots = _n_slots(settings.search)
+        conductor = Conductor(journal, space, settings.search, settings.seed, proposer, on_progress, n_slots)
+        conductor.begin_session()
+        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots)
     if not conductor.is_over:
         progress = _progress(journal.state, settings.search)
         raise MilpError(f"Tune ended before the search: {progress}; the same command goes on from there")
 
 
-def _run_tune(folder: Path, conductor: Conductor, section: SearchSection, task: TrialTask) -> None:
+def _run_tune(
+    folder: Path, conductor: Conductor, section: SearchSection, task: TrialTask, n_slots: int
+) -> None:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
@@ -141,7 +145,7 @@ def _run_tune(folder: Path, conductor: Conductor, section: SearchSection, task: 
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=KeepWorkers(section.max_concurrent_trials or _n_workers(section)),
+                scheduler=KeepWorkers(n_slots),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
@@ -157,18 +161,22 @@ def _run_tune(folder: Path, conductor: Conductor, section: SearchSection, task: 
                 callbacks=[ErrorReasons(searcher), JsonLoggerCallback()],
             ),
         )
-        tuner.fit()
-    searcher.finish()
+        try:
+            tuner.fit()
+        finally:
+            searcher.finish()
 
 
-def _n_workers(section: SearchSection) -> int:
-    """Trials that the cluster can run at once, as it is now."""
+def _n_slots(section: SearchSection) -> int:
+    """Trials that can run at once, on the cluster as it is now."""
     import ray
 
     resources = ray.cluster_resources()
     counts = [resources.get("CPU", 1.0) / section.cpus_per_trial]
     if section.gpus_per_trial:
         counts.append(resources.get("GPU", 0.0) / section.gpus_per_trial)
+    if section.max_concurrent_trials is not None:
+        counts.append(section.max_concurrent_trials)
     return max(1, int(min(counts)))
 
 

@@ -19,6 +19,7 @@ from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
     from milp_ray.config import SearchSection
+    from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
 
 SAAS_NEHVI = "saas_nehvi"
@@ -47,6 +48,7 @@ class Question:
     reference: tuple[float, ...] | None
     batch: int
     n: int
+    pending: tuple[CanonicalLayout, ...] = ()
 
 
 class Proposer(Protocol):
@@ -76,7 +78,7 @@ class Suggester:
         The surrogate proposes; where it cannot be fitted (too few trials with values, or numerical trouble,
         which is logged) random new layouts take its place, so that a search never ends for it.
         """
-        seen = {observation.key for observation in question.observations}
+        seen = {o.key for o in question.observations} | {layout.key for layout in question.pending}
         n = min(question.n, self._space.n_canonical - len(seen))
         seed = np.random.SeedSequence([self._seed, question.batch])
         found: list[Proposal] = []
@@ -113,6 +115,7 @@ class Suggester:
                 self._section.surrogate,
                 question.observations,
                 question.reference,
+                pending=question.pending,
                 n_proposals=n,
                 seed=seed,
             )

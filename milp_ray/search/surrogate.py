@@ -40,6 +40,7 @@ def propose(
     observations: Sequence[Observation],
     reference: Sequence[float],
     *,
+    pending: Sequence[CanonicalLayout],
     n_proposals: int,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -49,6 +50,7 @@ def propose(
     Args:
         observations: ended trials in the order of their index; failed ones have no values.
         reference: the corner of the hypervolume, in the units of the objectives.
+        pending: layouts that are being measured; they are not proposed again.
         seed: of this batch.
 
     Raises:
@@ -59,7 +61,8 @@ def propose(
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
     from milp_ray.search.acquisition import NewLayouts
 
-    new_layouts = NewLayouts(space, frozenset(o.key for o in observations), _front(objectives, observations))
+    seen = frozenset(o.key for o in observations) | frozenset(layout.key for layout in pending)
+    new_layouts = NewLayouts(space, seen, _front(objectives, observations))
     client = _client(new_layouts, objectives, observations, reference, seed)
     client.set_generation_strategy(_generation_strategy(new_layouts, section))
     with _quiet():

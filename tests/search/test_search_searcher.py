@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from milp_ray.config import BaseSection, PromptSection, SearchSection, TrainingSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.conductor import Conductor
-from milp_ray.search.journal import Journal, read_study
+from milp_ray.search.journal import Journal, read_events, read_study
 from milp_ray.search.measure import TrialTask
 from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher, error_reason
 from milp_ray.search.suggest import InlineProposer
@@ -69,8 +69,16 @@ def test_unknown_ids_and_second_ends_are_ignored(searcher: LayoutSearcher, path:
     searcher.on_trial_complete("a", None, error=True)
     searcher.on_trial_complete("unknown", dict(VALUES))
     searcher.explain_error("unknown", "reason")
-    searcher.finish()
     assert path.read_bytes() == before
+
+
+def test_the_longest_wait_of_the_controller_is_recorded(searcher: LayoutSearcher, path: Path) -> None:
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", dict(VALUES))
+    searcher.finish()
+    last = read_events(path)[-1]
+    assert last["event"] == "session_ended"
+    assert 0 < last["max_block_seconds"] == pytest.approx(searcher.max_block_seconds, abs=1e-4)
 
 
 def test_a_reported_failure_is_recorded_as_one(searcher: LayoutSearcher, path: Path) -> None:

@@ -45,6 +45,8 @@ def settings(base: Path, **search: Any) -> StudySettings:
         "n_trials": 8,
         "n_initial": 4,
         "batch_size": 2,
+        "proposals": "repeatable",
+        "lookahead": 2,
         "n_probe_users": 2,
         "objectives": ("validation_loss", "rouge_l", "adapter_parameters"),
         "surrogate": SurrogateSection(inference="map", n_ensemble=2),
