@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Byte code is compiled at first import instead of for every file of every package: most are never imported.
+# It must then be kept, whatever the shell says, or each of a dozen worker processes compiles it all again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --prefer-binary -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # Two processes, a test file in one of them: most of the tests' time is waiting for Ray to start.
