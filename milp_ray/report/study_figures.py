@@ -80,8 +80,10 @@ def pareto_figure(trials: Sequence[Trial]) -> Figure:
             for axes in grid[0]
             for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2 * max(1, len(panels)) + 1,
-                      handletextpad=0.3)  # fmt: skip
+        columns = 2 * max(1, len(panels)) + 1
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handletextpad=0.3
+        )
         return figure
 
 

@@ -226,6 +226,8 @@ def front_rows(study: Study, analysis: Analysis | None = None) -> list[FrontRow]
         analysis: of the study's front, its layouts in the order of ``study.result.front``.
     """
     objectives, completed = study.result.objectives, study.state.completed
+    if not completed:
+        return []
     names = [name for name in KNOWN_OBJECTIVES if all(name in trial.metrics for trial in completed)]
     errors = standard_errors(observations(completed, names), names) or {}
     rows = []
