@@ -149,8 +149,11 @@ def number(value: float) -> str:
 
 
 def plus_minus(value: float, spread: float | None) -> str:
-    """A value and its error, both to the error's second digit: "0.2489 ± 0.0018"; no error, no ±."""
-    if not spread:
+    """A value and its error, both to the error's second digit: "0.2489 ± 0.0018".
+
+    Without an error, or with one that is rounding alone, the value as :func:`number` shows it.
+    """
+    if not spread or spread < 1e-9 * abs(value):
         return number(value)
     digits = max(0, 1 - math.floor(math.log10(spread)))
     return f"{value:,.{digits}f} ± {spread:,.{digits}f}"
