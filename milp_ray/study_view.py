@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from milp_ray.objectives import KNOWN_OBJECTIVES, Objective
+from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES, Objective
 from milp_ray.outcome import layers_text
 from milp_ray.report.style import duration, number, plus_minus
 from milp_ray.search.insight import (
@@ -138,10 +138,11 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
         table.add_row(_FACTOR_NAMES.get(factor, factor), *cells)
     console = _console()
     console.print(table)
-    if any(maps.values()):
+    shown = {name: values for name, values in maps.items() if values and name != ADAPTER_PARAMETERS.name}
+    if shown:
         console.print("Where the memory is stored (layers from the input to the output):")
-        for name, values in maps.items():
-            console.print(f"  {sparkline(values)}  {_short(KNOWN_OBJECTIVES[name])}")
+    for name, values in shown.items():
+        console.print(f"  {sparkline(values)}  {_short(KNOWN_OBJECTIVES[name])}")
 
 
 def export(run: RunFolder, to: Path) -> None:

@@ -325,7 +325,7 @@ def test_the_summary_has_what_programs_ask_for(content: ReportContent, study: St
     }  # fmt: skip
     assert "milp - text_prompt" in summary["differences"]
     assert [point["trial"] for point in summary["front"]] == [6, 2, 9, 0]
-    assert summary["chosen"]["trial"] == 4
+    assert summary["chosen"]["trial"] == 6
     assert (summary["seconds"]["search"], summary["peak_rss_mib"]) == (71.2, 2048.0)
     assert summary["failed_users"] == {"personalize": 2}
 
