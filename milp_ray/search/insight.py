@@ -276,26 +276,27 @@ def analysis_of(study: Study) -> Analysis:
     Raises:
         NoAnalysis: there are too few measured trials, or the model cannot be fitted to them.
     """
-    import importlib
-
     if study.result.n_completed < MIN_TRIALS:
         raise NoAnalysis(
             f"{study.result.n_completed} trials have values: the model says which layers matter from "
             f"{MIN_TRIALS} of them on"
         )
+    import importlib
+
+    import torch
+
+    linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
     try:
-        module = importlib.import_module("milp_ray.search.analysis")
-    except ModuleNotFoundError as error:
-        raise NoAnalysis(f"the model of the search cannot be loaded: {error}") from None
-    header: dict[str, Any] = study.state.header or {}
-    analysis: Analysis = module.analyse(
-        study.space,
-        study.result.objectives,
-        study.section,
-        observations(study.state.trials, study.result.objectives),
-        [point.layout for point in study.result.front],
-        int(header["seed"]),
-    )
+        analysis: Analysis = importlib.import_module("milp_ray.search.analysis").analyse(
+            study.space,
+            study.result.objectives,
+            study.section.surrogate,
+            observations(study.state.trials, study.result.objectives),
+            [point.layout for point in study.result.front],
+            int((study.state.header or {})["seed"]),
+        )
+    except (ModuleNotFoundError, linalg_error) as error:
+        raise NoAnalysis(f"the model could not be fitted ({type(error).__name__})") from error
     return analysis
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +173,37 @@ def test_too_few_trials_have_no_analysis_and_the_reason_says_how_many_it_takes(
         NoAnalysis, match=f"{MIN_TRIALS - 1} trials have values.* from {MIN_TRIALS} of them on"
     ):
         analysis_of(study)
+
+
+def test_the_model_is_asked_about_the_front_with_what_every_trial_measured(
+    going_on: Study, build_analysis: Callable[[Study], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def analyse(*question: Any) -> Any:
+        asked.append(question)
+        return build_analysis(going_on)
+
+    monkeypatch.setitem(sys.modules, "milp_ray.search.analysis", SimpleNamespace(analyse=analyse))
+    assert analysis_of(going_on) == build_analysis(going_on)
+    [(space, objectives, section, observed, layouts, seed)] = asked
+    assert (space, objectives, seed) == (going_on.space, ("validation_loss", "rouge_l"), 0)
+    assert section == going_on.section.surrogate
+    assert sum(one.values is not None for one in observed) == 10
+    assert list(layouts) == [point.layout for point in going_on.result.front]
+
+
+def test_a_model_that_cannot_be_fitted_is_no_analysis(
+    going_on: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def analyse(*_: Any) -> Any:
+        torch.linalg.cholesky(-torch.eye(2))
+
+    monkeypatch.setitem(sys.modules, "milp_ray.search.analysis", SimpleNamespace(analyse=analyse))
+    with pytest.raises(NoAnalysis, match=r"could not be fitted \(_LinAlgError\)"):
+        analysis_of(going_on)
 
 
 def test_the_importance_of_layers_is_in_their_order(
