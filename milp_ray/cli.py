@@ -53,8 +53,12 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a configuration.", no_args_is_help=True, rich_markup_mode=None)
 users_app = typer.Typer(help="Look at users.", no_args_is_help=True, rich_markup_mode=None)
+study_app = typer.Typer(
+    help="Look at a search, running or finished.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(config_app, name="config")
 app.add_typer(users_app, name="users")
+app.add_typer(study_app, name="study")
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; experiments/ holds examples.")
@@ -68,6 +72,8 @@ Overrides = Annotated[
 Target = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration file whose run is meant.")
 ]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def _version(asked: bool) -> None:
@@ -223,6 +229,65 @@ def users_check(file: ConfigFile, overrides: Overrides = None) -> None:
     from milp_ray.config_loader import load_config
 
     users_view.print_check(load_config(file, overrides or []))
+
+
+@study_app.command("status")
+def study_status(target: Target, as_json: AsJson = False) -> None:
+    """Say how far a search is and what it costs.
+
+    Reads the journal alone, and may be called at any time.
+    """
+    from milp_ray import study_view
+
+    study_view.print_status(_existing_run(target), as_json=as_json)
+
+
+@study_app.command("front")
+def study_front(target: Target, as_json: AsJson = False) -> None:
+    """Print the Pareto front.
+
+    Values as measured with their standard errors, and what the model of the search believes.
+    """
+    from milp_ray import study_view
+
+    study_view.print_front(_existing_run(target), as_json=as_json)
+
+
+@study_app.command("importance")
+def study_importance(target: Target, as_json: AsJson = False) -> None:
+    """Say which layers store the memory.
+
+    How much each layer, the number of LoRAs and their rank matter for each objective, after the model of the
+    search.
+    """
+    from milp_ray import study_view
+
+    study_view.print_importance(_existing_run(target), as_json=as_json)
+
+
+@study_app.command("export")
+def study_export(
+    target: Target,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A .csv, .parquet or .json file.")],
+) -> None:
+    """Write the trials as a table.
+
+    One row a trial: layout, raw factors, values, status and times.
+    """
+    from milp_ray import study_view
+
+    study_view.export(_existing_run(target), to)
+
+
+def _existing_run(target: Path) -> RunFolder:
+    """The run that a path means, which is only looked at."""
+    from milp_ray.config_loader import load_config
+    from milp_ray.rundir import RunFolder
+
+    if target.is_file():
+        config = load_config(target, [])
+        return RunFolder.open(Path(config.output_dir) / config.name)
+    return RunFolder.open(target)
 
 
 def main() -> None:

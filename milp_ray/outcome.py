@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
+from milp_ray.report.style import number
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from milp_ray.config import BaseSection
-    from milp_ray.search.choice import Choice, FrontPoint
+    from milp_ray.memory.layout import CanonicalLayout
+    from milp_ray.search.choice import Choice
     from milp_ray.search.results import StudyResult
 
 
@@ -37,19 +39,15 @@ def front_table(result: StudyResult, chosen: Choice) -> Table:
     first = objectives[0]
     for point in sorted(result.front, key=lambda p: first.sign * p.values[first.name]):
         mark = "[green]→[/]" if point.index == chosen.point.index else ""
-        values = [_number(point.values[objective.name]) for objective in objectives]
+        values = [number(point.values[objective.name]) for objective in objectives]
         rank = "–" if point.layout.is_empty else str(point.layout.rank)
-        table.add_row(mark, str(point.index), _layers(point), rank, *values)
+        table.add_row(mark, str(point.index), layers_text(point.layout), rank, *values)
     return table
 
 
-def _layers(point: FrontPoint) -> str:
+def layers_text(layout: CanonicalLayout) -> str:
     """``01100000`` as ``·##·····``: where the adapter sits, at a glance."""
-    return "".join("#" if on else "·" for on in point.layout.mask)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4g}"
+    return "".join("#" if on else "·" for on in layout.mask)
 
 
 def base_facts(section: BaseSection) -> dict[str, Any]:

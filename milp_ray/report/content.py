@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,57 @@ from milp_ray.report.study_figures import Trial
 
 if TYPE_CHECKING:
     from milp_ray.rundir import RunFolder
-    from milp_ray.search.results import StudyResult
+    from milp_ray.search.insight import Analysis, FrontRow, Study, StudyStatus
+
+_COSTS = (
+    "seconds",
+    "trial_seconds",
+    "cpu_seconds",
+    "gpu_seconds",
+    "idle_share",
+    "utilisation",
+    "max_block_seconds",
+    "n_batches",
+    "proposal_seconds",
+    "longest_proposal_seconds",
+)
 
 
 @dataclass(frozen=True)
 class StudyContent:
-    """A search: its finished trials, and what they add up to."""
+    """A search: its completed trials, what they add up to, what they cost, and what its model believes."""
 
-    objectives: tuple[str, ...]
     trials: tuple[Trial, ...]  # completed ones, in order
     hypervolumes: tuple[float, ...]  # after each of them
+    hypervolumes_by_time: tuple[
+        tuple[float, float], ...
+    ]  # (seconds, hypervolume), in the order of their ends
     n_initial: int  # of them
-    n_failed: int
-    hypervolume: float | None
-    front: tuple[Mapping[str, Any], ...]  # {trial, layout, key, <objective>: value, …}
+    status: StudyStatus
+    front: tuple[FrontRow, ...]
+    analysis: Analysis | None = None
+    no_analysis: str = ""  # why there is none
+    chosen_trial: int | None = None
+
+    @property
+    def n_failed(self) -> int:
+        """Trials that failed."""
+        return self.status.trials["failed"]
+
+    @property
+    def n_stopped(self) -> int:
+        """Trials that were stopped early."""
+        return self.status.trials["stopped"]
+
+    @property
+    def n_ended(self) -> int:
+        """Trials that are over."""
+        return self.status.n_ended
+
+    @property
+    def chosen_mask(self) -> tuple[bool, ...] | None:
+        """The layers of the chosen layout."""
+        return next((trial.mask for trial in self.trials if trial.chosen), None)
 
 
 @dataclass(frozen=True)
@@ -56,9 +93,9 @@ def read_content(run: RunFolder) -> ReportContent:
     chosen = yaml.safe_load(run.chosen_file.read_text("utf-8")) if run.chosen_file.is_file() else None
     study = comparison = None
     if run.journal.is_file():
-        from milp_ray.search.results import load_result
+        from milp_ray.search.insight import analysis_of, load_study
 
-        study = study_content(load_result(run.journal), config.search.n_initial, chosen)
+        study = study_content(load_study(run), chosen, analysis_of)
     if run.scores_file.is_file():
         from milp_ray.evaluation.compare import compare
         from milp_ray.evaluation.scores import read_scores
@@ -81,11 +118,26 @@ def read_content(run: RunFolder) -> ReportContent:
     )
 
 
-def study_content(result: StudyResult, n_initial: int, chosen: Mapping[str, Any] | None) -> StudyContent:
-    """A study as figures and tables want it; trials without values are counted and left out."""
-    on_front = {point.index for point in result.front}
+def study_content(
+    study: Study, chosen: Mapping[str, Any] | None, analyse: Callable[[Study], Analysis]
+) -> StudyContent:
+    """A study as figures and tables want it; trials without values are counted and left out.
+
+    Args:
+        study: what the journal tells.
+        chosen: what ``chosen.yaml`` holds.
+        analyse: as :func:`milp_ray.search.insight.analysis_of`; where it refuses, the content says why.
+    """
+    from milp_ray.search.insight import NoAnalysis, front_rows, hypervolume_over_time, study_status
+
+    result, analysis, no_analysis = study.result, None, ""
+    try:
+        analysis = analyse(study)
+    except NoAnalysis as error:
+        no_analysis = str(error)
+    front = {row.trial: row for row in front_rows(study, analysis)}
     chosen_trial = chosen.get("trial") if chosen else None
-    trials, hypervolumes, n_early = [], [], 0
+    trials, hypervolumes = [], []
     for position, record in enumerate(result.trials):
         if record.status != "completed":
             continue
@@ -96,25 +148,47 @@ def study_content(result: StudyResult, n_initial: int, chosen: Mapping[str, Any]
                 mask=record.layout.mask,
                 rank=record.layout.rank,
                 values={n: float(record.metrics[n]) for n in KNOWN_OBJECTIVES if n in record.metrics},
-                on_front=record.index in on_front,
+                on_front=record.index in front,
                 chosen=record.index == chosen_trial,
+                model=_believed(front.get(record.index)),
             )
         )
         if result.history:
             hypervolumes.append(result.history[position])
-        n_early += record.index < n_initial
     return StudyContent(
-        objectives=result.objectives,
         trials=tuple(trials),
         hypervolumes=tuple(hypervolumes),
-        n_initial=n_early,
-        n_failed=result.n_failed,
-        hypervolume=result.hypervolume,
-        front=tuple(
-            {"trial": p.index, "key": p.layout.key, "layout": p.layout.to_dict(), **dict(p.values)}
-            for p in result.front
-        ),
+        hypervolumes_by_time=tuple(hypervolume_over_time(study)),
+        n_initial=sum(trial.index < study.section.n_initial for trial in trials),
+        status=study_status(study),
+        front=tuple(front.values()),
+        analysis=analysis,
+        no_analysis=no_analysis,
+        chosen_trial=chosen_trial,
     )
+
+
+def _point(row: FrontRow) -> dict[str, Any]:
+    values = {name: estimate.value for name, estimate in row.estimates.items()}
+    return {"trial": row.trial, "key": row.layout.key, "layout": row.layout.to_dict(), **values}
+
+
+def _importance(analysis: Analysis) -> dict[str, dict[str, list[float]]]:
+    """By objective and factor: median, low, high."""
+    return {
+        name: {factor: list(values) for factor, values in analysis.importance[name].items()}
+        for name in analysis.objectives
+    }
+
+
+def _believed(row: FrontRow | None) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of the model by objective."""
+    estimates = row.estimates if row else {}
+    return {
+        name: (estimate.model_mean, estimate.model_sd)
+        for name, estimate in estimates.items()
+        if estimate.model_mean is not None and estimate.model_sd is not None
+    }
 
 
 def failed_reasons(path: Path) -> dict[str, int]:
@@ -134,11 +208,14 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
     study, comparison = content.study, content.comparison
     return {
         "name": content.name,
-        "n_trials": len(study.trials) + study.n_failed if study else None,
+        "n_trials": study.n_ended if study else None,
         "n_failed_trials": study.n_failed if study else None,
-        "objectives": list(study.objectives) if study else None,
-        "hypervolume": study.hypervolume if study else None,
-        "front": [dict(point) for point in study.front] if study else None,
+        "n_stopped_trials": study.n_stopped if study else None,
+        "objectives": list(study.status.objectives) if study else None,
+        "hypervolume": study.status.hypervolume if study else None,
+        "front": [_point(row) for row in study.front] if study else None,
+        "importance": _importance(study.analysis) if study and study.analysis else None,
+        "search_cost": {name: getattr(study.status, name) for name in _COSTS} if study else None,
         "chosen": dict(content.chosen) if content.chosen else None,
         "n_users": comparison["n_users"] if comparison else None,
         "n_users_history_fits": comparison["n_users_fits"] if comparison else None,

@@ -5,8 +5,7 @@ Tables are built here as plain data; ``templates/report.html.j2`` only lays them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.evaluation.compare import main_measure, measured
@@ -23,41 +22,12 @@ from milp_ray.evaluation.tables import (
     slice_name,
 )
 from milp_ray.methods import INFO
-from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES
+from milp_ray.report.html_table import Cell, HtmlTable, Row
+from milp_ray.report.study_text import cost_sentences, front_table, importance_table
 from milp_ray.report.style import duration, method_colour, thousands
 
 if TYPE_CHECKING:
     from milp_ray.report.content import ReportContent
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One number of a table: the mean, its interval below it, and whether it is to stand out."""
-
-    text: str
-    interval: str = ""
-    strong: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a table."""
-
-    label: str
-    cells: Sequence[Cell]
-    indented: bool = False
-    colour: str = ""  # of the method, as in the figures
-    heading: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HtmlTable:
-    """A table of the page."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Row] = field(default_factory=list)
-    note: str = ""
 
 
 def render(content: ReportContent, figures: Mapping[str, str]) -> str:
@@ -86,7 +56,9 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         difference_table=difference_table(comparison) if comparison else None,
         kind_tables=kind_tables(comparison) if comparison else [],
         tag_table=tag_table(comparison) if comparison else None,
-        front_table=front_table(content) if content.study else None,
+        front_table=front_table(content.study) if content.study else None,
+        importance_table=importance_table(content.study) if content.study else None,
+        costs=cost_sentences(content.study.status) if content.study else [],
         methods=[INFO[name] for name in comparison["methods"] if name in INFO] if comparison else [],
         versions=_flat(content.versions),
     )
@@ -97,8 +69,11 @@ def facts(content: ReportContent) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     study, chosen, comparison = content.study, content.chosen, content.comparison
     if study:
-        remark = f"{len(study.front)} on the front" + (f", {study.n_failed} failed" if study.n_failed else "")
-        found.append(("Trials", str(len(study.trials) + study.n_failed), remark))
+        counts = {"stopped early": study.n_stopped, "failed": study.n_failed}
+        remark = ", ".join(
+            [f"{len(study.front)} on the front", *(f"{n} {what}" for what, n in counts.items() if n)]
+        )
+        found.append(("Trials", str(study.n_ended), remark))
     if chosen:
         layout = chosen["layout"]
         size = thousands(chosen["adapter_parameters"])
@@ -235,29 +210,6 @@ def difference_table(comparison: Mapping[str, Any]) -> HtmlTable | None:
         rows,
         note="Bold where the interval excludes 0. For the loss, below 0 is better.",
     )
-
-
-def front_table(content: ReportContent) -> HtmlTable | None:
-    """The layouts on the front, by the first objective."""
-    study = content.study
-    if study is None or not study.front:
-        return None
-    chosen = content.chosen.get("trial") if content.chosen else None
-    names = [name for name in KNOWN_OBJECTIVES if all(name in point for point in study.front)]
-    sign = KNOWN_OBJECTIVES[study.objectives[0]].sign
-    rows = []
-    for point in sorted(study.front, key=lambda point: sign * point[study.objectives[0]]):
-        is_chosen = point["trial"] == chosen
-        cells = [Cell(str(point["trial"]), strong=is_chosen)]
-        cells += [Cell(_objective_text(name, point[name]), strong=is_chosen) for name in names]
-        rows.append(Row(point["key"] + (" (chosen)" if is_chosen else ""), cells))
-    labels = [KNOWN_OBJECTIVES[name].label for name in names]
-    note = "A layout is written as one digit a layer, 1 for a LoRA, and the rank."
-    return HtmlTable("Layouts on the front", ["Layout", "Trial", *labels], rows, note)
-
-
-def _objective_text(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == ADAPTER_PARAMETERS.name else f"{value:.4g}"
 
 
 def _cell(

@@ -45,7 +45,7 @@ def write_page(content: ReportContent, folder: Path) -> Path:
 
 def _figures(content: ReportContent) -> dict[str, Callable[[], Figure | None]]:
     """Name → function that draws it, for what the content has."""
-    from milp_ray.report import score_figures, study_figures
+    from milp_ray.report import importance_figure, score_figures, study_figures
 
     makers: dict[str, Callable[[], Figure | None]] = {}
     study, comparison, seconds = content.study, content.comparison, content.seconds
@@ -54,8 +54,11 @@ def _figures(content: ReportContent) -> dict[str, Callable[[], Figure | None]]:
         makers["layout"] = lambda: study_figures.layout_figure(study.trials)
         if study.hypervolumes:
             makers["hypervolume"] = lambda: study_figures.hypervolume_figure(
-                study.hypervolumes, study.n_initial
+                study.hypervolumes, study.n_initial, study.hypervolumes_by_time
             )
+        if study.analysis is not None:
+            analysis = study.analysis
+            makers["importance"] = lambda: importance_figure.importance_figure(analysis, study.chosen_mask)
     if comparison is not None:
         makers["methods"] = lambda: score_figures.methods_figure(comparison)
         makers["kinds"] = lambda: score_figures.kinds_figure(comparison)

@@ -16,6 +16,7 @@ from milp_ray.evaluation.bootstrap import interval
 from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES, ROUGE_L, VALIDATION_LOSS
 from milp_ray.report.style import (
     BLUE,
+    GREEN,
     GREY,
     INK,
     MUTED,
@@ -53,6 +54,8 @@ class Trial:
     values: Mapping[str, float] = field(default_factory=dict)
     on_front: bool = False
     chosen: bool = False
+    # The model's mean and standard deviation by objective, where there is a model.
+    model: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def n_loras(self) -> int:
@@ -77,7 +80,10 @@ def pareto_figure(trials: Sequence[Trial]) -> Figure:
             for axes in grid[0]
             for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4, handletextpad=0.3)
+        columns = 2 * max(1, len(panels)) + 1
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handletextpad=0.3
+        )
         return figure
 
 
@@ -92,6 +98,17 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
     axes.scatter(*place(initial), s=30, facecolor="white", edgecolor=GREY, lw=1.2, label="Initial (Sobol)")
     axes.scatter(*place(proposed), s=34, color=BLUE, alpha=0.8, lw=0, label="Proposed by the surrogate")
     axes.scatter(*place(front), s=105, facecolor="none", edgecolor=VERMILLION, lw=1.6, label="Pareto front")
+    believed = [t for t in front if t.model]
+    if believed:
+        (xs, x_errors), (ys, y_errors) = (_believed(believed, name) for name in (x_name, y_name))
+        # From what was measured to what the model makes of it.
+        axes.plot(
+            *([m, b] for m, b in zip(place(believed), (xs, ys), strict=True)), color=GREEN, lw=0.7, ls=":"
+        )
+        axes.errorbar(
+            xs, ys, xerr=x_errors, yerr=y_errors, fmt="s", ms=3.6, color=GREEN, elinewidth=1.1, zorder=4,
+            label="Front as the model sees it (mean ± sd)",
+        )  # fmt: skip
     axes.scatter(
         *place(chosen),
         s=190,
@@ -107,7 +124,9 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
     hidden = 0
     for name, setter in ((x_name, axes.set_xlim), (y_name, axes.set_ylim)):
         values = [t.values[name] for t in trials]
-        low, high = robust_limits(values)
+        means, deviations = _believed(believed, name)
+        ends = [mean + side * sd for mean, sd in zip(means, deviations, strict=True) for side in (-1, 1)]
+        low, high = robust_limits(values + ends)
         setter(low, high)
         hidden += sum(not low <= value <= high for value in values)
     if ADAPTER_PARAMETERS.name == x_name:
@@ -120,37 +139,78 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
         )  # fmt: skip
 
 
-def hypervolume_figure(hypervolumes: Sequence[float], n_initial: int) -> Figure:
-    """Hypervolume of the front after each finished trial.
+def _believed(trials: Sequence[Trial], name: str) -> tuple[list[float], list[float]]:
+    """Means and deviations of the model; an objective that it does not model is known: as measured."""
+    pairs = [trial.model.get(name, (trial.values[name], 0.0)) for trial in trials]
+    return [mean for mean, _ in pairs], [sd for _, sd in pairs]
+
+
+def hypervolume_figure(
+    hypervolumes: Sequence[float], n_initial: int, by_time: Sequence[tuple[float, float]] = ()
+) -> Figure:
+    """Hypervolume of the front over trials and, beside it, over time.
 
     Args:
-        hypervolumes: one value a trial, in the order of the trials.
+        hypervolumes: one value a finished trial, in the order of the trials.
         n_initial: how many of them were drawn before the surrogate proposed.
+        by_time: (seconds that the search had worked, hypervolume), in the order in which trials ended.
     """
-    counts = np.arange(1, len(hypervolumes) + 1)
     with styled():
-        figure, axes = new_figure(6.4, 3.4)
-        only_grid(axes, "y")
-        if n_initial:
-            axes.axvspan(0.5, n_initial + 0.5, color="#f3f4f6", lw=0, zorder=0)
-        axes.step(counts, hypervolumes, where="post", color=BLUE, lw=2)
-        axes.plot(counts[-1:], hypervolumes[-1:], "o", color=BLUE, ms=6)
-        axes.annotate(
-            _number(hypervolumes[-1]), (counts[-1], hypervolumes[-1]), xytext=(-6, 7), ha="right",
-            textcoords="offset points", color=BLUE, fontweight="bold",
-        )  # fmt: skip
-        axes.set_xlim(0.5, len(hypervolumes) + 0.8)
-        axes.set_ylim(0, max(hypervolumes) * 1.15 or 1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
-        axes.set(xlabel="Finished trials", ylabel="Hypervolume of the front")
-        axes.set_title("Hypervolume over trials")
-        for start, end, text in ((0, n_initial, "initial"), (n_initial, len(hypervolumes), "surrogate")):
-            if end > start:
-                middle = (start + end + 1) / 2
-                axes.text(middle, 0.03, text, transform=axes.get_xaxis_transform(), ha="center", color=MUTED,
-                          fontsize=8.5)  # fmt: skip
+        n_panels = 2 if by_time else 1
+        figure, [panels] = new_figure(
+            5.1 * n_panels if by_time else 6.4, 3.4, ncols=n_panels, squeeze=False, sharey=True
+        )
+        _hypervolume_by_trial(panels[0], hypervolumes, n_initial)
+        if by_time:
+            _hypervolume_by_time(panels[1], by_time)
+        panels[0].set_ylim(0, max(hypervolumes) * 1.15 or 1)
+        panels[0].yaxis.set_major_formatter(lambda value, _: _number(value))
+        panels[0].set_ylabel("Hypervolume of the front")
         return figure
+
+
+def _hypervolume_by_trial(axes: Axes, hypervolumes: Sequence[float], n_initial: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    counts = np.arange(1, len(hypervolumes) + 1)
+    only_grid(axes, "y")
+    if n_initial:
+        axes.axvspan(0.5, n_initial + 0.5, color="#f3f4f6", lw=0, zorder=0)
+    axes.step(counts, hypervolumes, where="post", color=BLUE, lw=2)
+    _mark_last(axes, counts[-1], hypervolumes[-1])
+    axes.set_xlim(0.5, len(hypervolumes) + 0.8)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.set(xlabel="Finished trials")
+    axes.set_title("Hypervolume over trials")
+    for start, end, text in ((0, n_initial, "initial"), (n_initial, len(hypervolumes), "surrogate")):
+        if end > start:
+            middle = (start + end + 1) / 2
+            axes.text(middle, 0.03, text, transform=axes.get_xaxis_transform(), ha="center", color=MUTED,
+                      fontsize=8.5)  # fmt: skip
+
+
+def _hypervolume_by_time(axes: Axes, by_time: Sequence[tuple[float, float]]) -> None:
+    only_grid(axes, "y")
+    last = by_time[-1][0]
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+        if last >= 2 * unit or unit == 1.0
+    )
+    times = [0.0, *(seconds / unit for seconds, _ in by_time)]
+    axes.step(times, [0.0, *(value for _, value in by_time)], where="post", color=BLUE, lw=2)
+    _mark_last(axes, times[-1], by_time[-1][1])
+    axes.set_xlim(0, times[-1] * 1.03 or 1)
+    axes.set(xlabel=f"Time that the search worked ({name})")
+    axes.set_title("Hypervolume over time")
+
+
+def _mark_last(axes: Axes, x: float, value: float) -> None:
+    axes.plot([x], [value], "o", color=BLUE, ms=6)
+    axes.annotate(
+        _number(value), (x, value), xytext=(-6, 7), ha="right", textcoords="offset points", color=BLUE,
+        fontweight="bold",
+    )  # fmt: skip
 
 
 def layout_figure(trials: Sequence[Trial]) -> Figure:

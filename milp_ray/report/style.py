@@ -7,6 +7,7 @@ nothing global is left behind and no display is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,22 @@ def thousands(value: float, _: object = None) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.1f}".removesuffix(".0") + unit
     return f"{value:.0f}"
+
+
+def number(value: float) -> str:
+    """A value of an objective: four digits; counts in full."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def plus_minus(value: float, spread: float | None) -> str:
+    """A value and its error, both to the error's second digit: "0.2489 ± 0.0018".
+
+    Without an error, or with one that is rounding alone, the value as :func:`number` shows it.
+    """
+    if not spread or spread < 1e-9 * abs(value):
+        return number(value)
+    digits = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:,.{digits}f} ± {spread:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -162,7 +162,7 @@ def write_trials(result: StudyResult, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _COLUMNS.items()])
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pq.write_table(pa.Table.from_pylist(trial_rows(result), schema=schema), temporary)
@@ -186,7 +186,8 @@ METRICS: dict[str, str] = {
     "peak_rss_mib": "float64",
 }
 
-_COLUMNS: dict[str, str] = {
+# The table's columns and their Arrow types.
+COLUMNS: dict[str, str] = {
     "index": "int64",
     "batch": "int64",
     "generator": "string",

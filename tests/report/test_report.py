@@ -6,6 +6,7 @@ import json
 import random
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from milp_ray.evaluation.scores import as_table, write_scores
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.report.content import ReportContent, StudyContent, failed_reasons, study_content, summary_of
 from milp_ray.report.html import facts, findings, render
+from milp_ray.report.importance_figure import importance_figure
 from milp_ray.report.score_figures import differences_figure, kinds_figure, methods_figure, seconds_figure
 from milp_ray.report.stage import write_page, write_report
 from milp_ray.report.study_figures import Trial, hypervolume_figure, layout_figure, pareto_figure
-from milp_ray.report.style import METHOD_COLOURS, duration, robust_limits, save, thousands
+from milp_ray.report.study_text import cost_sentences
+from milp_ray.report.style import METHOD_COLOURS, duration, plus_minus, robust_limits, save, thousands
+from milp_ray.search.insight import load_study
 
 METHODS = ("base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp")
 KINDS = (
@@ -85,31 +89,26 @@ def make_trials(n: int = 12, diverged: bool = False) -> list[Trial]:
     return trials
 
 
-def full_content() -> ReportContent:
-    trials = make_trials()
-    layouts = {t.index: CanonicalLayout(t.mask, t.rank) for t in trials}
-    front = tuple(
-        {"trial": t.index, "key": layouts[t.index].key, "layout": layouts[t.index].to_dict(), **t.values}
-        for t in trials
-        if t.on_front
-    )
+@pytest.fixture(scope="module")
+def study(
+    study_events: Any, make_study_run: Any, build_analysis: Any, tmp_path_factory: pytest.TempPathFactory
+) -> StudyContent:
+    """Ten trials with values, one that failed and one that was stopped; trial 6 was chosen; with a model."""
+    run = make_study_run(tmp_path_factory.mktemp("studied"), study_events())
+    return study_content(load_study(run), {"trial": 6}, build_analysis)
+
+
+@pytest.fixture(scope="module")
+def content(study: StudyContent) -> ReportContent:
     return ReportContent(
         name="demo",
-        study=StudyContent(
-            ("validation_loss", "rouge_l", "adapter_parameters"),
-            tuple(trials),
-            tuple(range(12)),
-            8,
-            1,
-            11.0,
-            front,
-        ),
+        study=study,
         chosen={
-            "layout": {**layouts[4].to_dict(), "key": layouts[4].key},
+            "layout": {**CanonicalLayout((True, True, True, False), 8).to_dict(), "key": "1110-r8"},
             "rule": "best_loss",
             "reason": "It is the lowest.",
             "adapter_parameters": 12345,
-            "trial": 4,
+            "trial": 6,
         },
         comparison=comparison_of(scored()),
         seconds={"search": 71.2, "personalize": 30.0},
@@ -138,6 +137,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         lambda: pareto_figure(make_trials(1)),
         lambda: hypervolume_figure([0.0, 0.5, 0.5, 0.7], 2),
         lambda: hypervolume_figure([0.0], 1),
+        lambda: hypervolume_figure([0.0, 0.5], 1, [(20.0, 0.1), (7300.0, 0.5)]),
         lambda: layout_figure(make_trials(diverged=True)),
         lambda: layout_figure(make_trials(1)),
         lambda: methods_figure(comparison_of(scored())),
@@ -252,15 +252,15 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def written_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(full_content(), tmp_path_factory.mktemp("run") / "report")
+def written_page(content: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(content, tmp_path_factory.mktemp("run") / "report")
 
 
 def test_the_page_is_whole_and_loads_nothing_but_its_figures(written_page: Path) -> None:
     path = written_page
     page = Page(path.read_text("utf-8"))
     assert page.open == []
-    assert len(page.images) == 7
+    assert len(page.images) == 8
     assert page.loaded == page.images
     for image in page.images:
         assert not image.startswith(("/", "http"))
@@ -268,8 +268,7 @@ def test_the_page_is_whole_and_loads_nothing_but_its_figures(written_page: Path)
     assert "<script" not in path.read_text("utf-8")
 
 
-def test_the_page_holds_the_tables(written_page: Path) -> None:
-    content = full_content()
+def test_the_page_holds_the_tables(written_page: Path, content: ReportContent) -> None:
     page = Page(written_page.read_text("utf-8"))
     rows = {row[0]: row[1:] for row in page.rows if row}
     mean = content.comparison["scores"]["milp"]["all"]["rouge_l"]["mean"]  # type: ignore[index]
@@ -278,14 +277,15 @@ def test_the_page_holds_the_tables(written_page: Path) -> None:
     assert any("history longer than the context" in caption for caption in page.captions)
     assert any("front" in caption for caption in page.captions)
     chosen = content.chosen["layout"]["key"]  # type: ignore[index]
-    assert rows[f"{chosen} (chosen)"][0] == "4"
+    assert rows[f"{chosen} (chosen)"][:2] == ["6", "1.56"]
+    assert rows["Layer 2"][:2] == ["0.80", "0.40 to 0.90"]
     assert {"MiLP − base alone", "MiLP − text prompt"} <= rows.keys()
 
 
-def test_what_stands_in_the_data_cannot_break_the_page() -> None:
+def test_what_stands_in_the_data_cannot_break_the_page(content: ReportContent) -> None:
     rows = [{**row, "kind": "<script>alert(1)</script>" if row["example"] else "direct"} for row in scored()]
-    content = ReportContent(name="<b>x</b>", comparison=comparison_of(rows), failures=full_content().failures)
-    text = render(content, {})
+    shown = ReportContent(name="<b>x</b>", comparison=comparison_of(rows), failures=content.failures)
+    text = render(shown, {})
     assert "<script>alert" not in text
     assert "<b>x</b>" not in text
     assert "training &lt;diverged&gt;" in text
@@ -302,50 +302,128 @@ def test_the_findings_tell_defeats_as_well() -> None:
     assert "ahead" not in first
 
 
-def test_the_facts_count_failed_trials_too() -> None:
-    found = {name: (value, remark) for name, value, remark in facts(full_content())}
-    assert found["Trials"] == ("13", "3 on the front, 1 failed")
+def test_the_facts_count_failed_and_stopped_trials_too(content: ReportContent) -> None:
+    found = {name: (value, remark) for name, value, remark in facts(content)}
+    assert found["Trials"] == ("12", "4 on the front, 1 stopped early, 1 failed")
     assert found["Time"] == ("1 min 41 s", "peak memory 2.0 GiB")
 
 
 # ------------------------------------------------------------------------------------------------ a run
 
 
-def test_the_summary_has_what_programs_ask_for() -> None:
-    summary = summary_of(full_content())
+def test_the_summary_has_what_programs_ask_for(content: ReportContent, study: StudyContent) -> None:
+    summary = summary_of(content)
     json.dumps(summary, allow_nan=False)
-    assert (summary["n_trials"], summary["n_users"], summary["hypervolume"]) == (13, 5, 11.0)
+    assert (summary["n_trials"], summary["n_failed_trials"], summary["n_stopped_trials"]) == (12, 1, 1)
+    assert (summary["n_users"], summary["hypervolume"]) == (5, study.hypervolumes[-1])
+    assert [point["key"] for point in summary["front"]] == ["1110-r8", "1100-r8", "0101-r8", "1000-r8"]
+    assert summary["front"][0]["adapter_parameters"] == 300
+    assert summary["importance"]["rouge_l"]["layer 2"] == [0.8, 0.4, 0.9]
+    assert (summary["search_cost"]["trial_seconds"], summary["search_cost"]["idle_share"]) == (84.0, 0.0)
     assert summary["scores"]["milp"]["direct"]["fact_accuracy"].keys() == {
         "mean", "low", "high", "n_users", "n_examples",
     }  # fmt: skip
     assert "milp - text_prompt" in summary["differences"]
-    assert [point["trial"] for point in summary["front"]] == [0, 4, 8]
-    assert summary["chosen"]["trial"] == 4
+    assert [point["trial"] for point in summary["front"]] == [6, 2, 9, 0]
+    assert summary["chosen"]["trial"] == 6
     assert (summary["seconds"]["search"], summary["peak_rss_mib"]) == (71.2, 2048.0)
     assert summary["failed_users"] == {"personalize": 2}
 
 
-def test_a_study_leaves_failed_trials_out_and_keeps_values_in_step() -> None:
-    from milp_ray.search.journal import StudyState
-    from milp_ray.search.results import study_result
+def test_a_study_leaves_failed_trials_out_and_keeps_values_in_step(
+    study_events: Any, make_study_run: Any, build_analysis: Any, tmp_path: Path
+) -> None:
+    events = study_events(6, is_finished=True)
+    [place] = [i for i, e in enumerate(events) if e["event"] == "trial_completed" and e["index"] == 2]
+    events[place] = {"event": "trial_failed", "index": 2, "reason": "diverged", "time": events[place]["time"]}
+    study = load_study(make_study_run(tmp_path, events))
+    found = study_content(study, {"trial": 5}, build_analysis)
+    assert [trial.index for trial in found.trials] == [0, 1, 3, 4, 5]
+    assert (found.n_failed, found.n_stopped, found.n_ended, found.n_initial) == (1, 0, 6, 3)
+    assert found.hypervolumes == tuple(study.result.history[i] for i in (0, 1, 3, 4, 5))
+    assert [trial.index for trial in found.trials if trial.chosen] == [5]
+    assert found.chosen_mask == (False, True, True, False)
+    on_front = [trial for trial in found.trials if trial.on_front]
+    assert {trial.index for trial in on_front} == {point.index for point in study.result.front}
+    assert all(bool(trial.model) == trial.on_front for trial in found.trials)
 
-    state = StudyState()
-    state.apply({"event": "study_started", "objectives": ["validation_loss", "rouge_l"], "n_initial": 2})
-    for i, loss in enumerate((3.0, None, 1.0)):
-        layout = CanonicalLayout((i == 0, True), 8).to_dict()
-        event = {"index": i, "batch": 0, "raw": {}, "layout": layout, "generator": "sobol"}
-        state.apply({"event": "trial_suggested", **event})
-        if loss is None:
-            state.apply({"event": "trial_failed", "index": i, "reason": "diverged"})
-        else:
-            metrics = {"validation_loss": loss, "rouge_l": 10.0 / loss, "adapter_parameters": 5}
-            state.apply({"event": "trial_completed", "index": i, "metrics": metrics})
-    result = study_result(state)
-    found = study_content(result, 2, {"trial": 2})
-    assert [t.index for t in found.trials] == [0, 2]
-    assert [(t.on_front, t.chosen) for t in found.trials] == [(False, False), (True, True)]
-    assert (found.n_failed, found.n_initial) == (1, 1)
-    assert found.hypervolumes == (result.history[0], result.history[2])
+
+def test_a_study_without_an_analysis_has_its_page_which_says_why(
+    study_events: Any, make_study_run: Any, tmp_path: Path
+) -> None:
+    run = make_study_run(tmp_path, study_events(3))
+    page = write_report(run)
+    text = page.read_text("utf-8")
+    assert "says nothing of single layers here: 3 trials have values" in text
+    assert sorted(path.stem for path in (run.report / "figures").iterdir()) == [
+        "front",
+        "hypervolume",
+        "layout",
+    ]
+    assert "Importance" not in text
+    assert json.loads(run.summary_file.read_text("utf-8"))["importance"] is None
+
+
+def test_a_study_before_its_first_value_has_its_page(
+    study_events: Any, make_study_run: Any, tmp_path: Path
+) -> None:
+    page = Page(write_report(make_study_run(tmp_path, study_events(0)[:2])).read_text("utf-8"))
+    assert (page.images, page.open) == ([], [])
+
+
+def test_the_cost_of_a_search_in_sentences(study: StudyContent) -> None:
+    text = " ".join(cost_sentences(study.status))
+    assert text == (
+        "The search took 56 s; its trials worked for 1 min 24 s (84 CPU-seconds). 75% of the time of its 2 "
+        "slots was spent in trials; while trials were still to be proposed, 0.0% of it stood idle. Proposing "
+        "1 batch took 1.5 s, the longest 1.5 s. 1 trial was stopped early, and no value of theirs counts."
+    )
+    held = replace(study.status, n_sessions=2, gpu_seconds=42.0, max_block_seconds=0.126)
+    text = " ".join(cost_sentences(held))
+    assert "56 s in 2 sessions" in text
+    assert "84 CPU-seconds and 42 GPU-seconds" in text
+    assert "never held up for longer than 0.13 s" in text
+    unknown = replace(study.status, n_slots=None, utilisation=None, idle_share=None, proposal_seconds=None)
+    assert "slots" not in " ".join(cost_sentences(unknown))
+
+
+def test_the_layer_map_marks_the_chosen_layers_and_has_a_bar_a_factor(study: StudyContent) -> None:
+    assert study.analysis is not None
+    figure = importance_figure(study.analysis, study.chosen_mask)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Validation loss", "ROUGE-L"]
+    for axes in figure.axes:
+        assert [bar.get_height() for bar in axes.patches] == [0.1, 0.0, 0.8, 0.4, 0.05, 0.2]
+        [marked] = [line for line in axes.lines if line.get_label() == "Layers of the chosen layout"]
+        assert list(marked.get_xdata()) == [0, 1, 2]
+    plain = importance_figure(study.analysis)
+    assert not [line for line in plain.axes[0].lines if line.get_label() == "Layers of the chosen layout"]
+
+
+def test_what_the_model_believes_of_the_front_is_inside_the_axes() -> None:
+    trials = make_trials()
+    lowest = min(trial.values["validation_loss"] for trial in trials)
+    believed = {"validation_loss": (lowest - 0.1, 0.05), "rouge_l": (40.0, 1.0)}
+    axes = pareto_figure([replace(t, model=believed) if t.index == 4 else t for t in trials]).axes[0]
+    [bars] = [c for c in axes.containers if c.get_label() == "Front as the model sees it (mean ± sd)"]
+    assert list(bars.lines[0].get_xdata()) == [lowest - 0.1]
+    assert axes.get_xlim()[0] < lowest - 0.15
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "text"),
+    [
+        (0.24891, 0.00182, "0.2489 ± 0.0018"),
+        (55.394, 3.21, "55.4 ± 3.2"),
+        (102559.4, 1538.2, "102,559 ± 1,538"),
+        (8448.0, 0.0, "8,448"),
+        (0.5, None, "0.5"),
+        (1.56, 2e-16, "1.56"),
+    ],
+)
+def test_a_value_is_written_to_the_second_digit_of_its_error(
+    value: float, spread: float | None, text: str
+) -> None:
+    assert plus_minus(value, spread) == text
 
 
 def test_failures_are_counted_by_reason(tmp_path: Path) -> None:
