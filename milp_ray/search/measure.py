@@ -8,6 +8,7 @@ loss is taken, which is cheap; answers are generated at the end alone. Free of R
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.train import Job, JobResult, PausedJob
     from milp_ray.users.records import UserSplit
+
+# What the name of a measurement's temporary folder begins with; the process's id follows.
+SCRATCH_PREFIX = "milp-ray-trial-"
 
 # Averaged over the probe users, with a standard error each.
 _BY_USER = ("validation_loss", "rouge_l", "rouge_1", "persona_f1")
@@ -97,7 +101,7 @@ class Measurement:
         rung = self._n_rungs_done
         epoch = self._task.rungs[rung]
         if self._folder is None:
-            self._folder = TemporaryDirectory(prefix="milp-ray-trial-")
+            self._folder = TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-")
         paused: list[PausedJob] = []
         losses: list[float] = []
         for place, job in enumerate(self._jobs()):
