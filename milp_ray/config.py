@@ -158,6 +158,15 @@ class SurrogateSection(Section):
     n_ensemble: PositiveInt = 4  # map
 
 
+class EarlyStoppingSection(Section):
+    """Ends trials at rungs (MO-ASHA); rungs lie at first_rung · eta^k epochs, below a trial's last one."""
+
+    enabled: bool = False
+    eta: Annotated[int, Field(ge=2, le=4)] = 3  # a rung lets one in eta trials go on
+    first_rung: PositiveInt = 1  # epochs, counted through all of a trial's stages
+    min_records: PositiveInt = 6  # trials that have reached a rung before one is stopped there
+
+
 class SearchSection(Section):
     """The layout search."""
 
@@ -178,6 +187,7 @@ class SearchSection(Section):
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
     surrogate: SurrogateSection = SurrogateSection()
+    early_stopping: EarlyStoppingSection = EarlyStoppingSection()
 
     @model_validator(mode="after")
     def _known_objectives(self) -> SearchSection:
@@ -189,6 +199,11 @@ class SearchSection(Section):
             )
         if self.n_initial > self.n_trials:
             raise ValueError(f"n_initial {self.n_initial} is above n_trials {self.n_trials}; lower it")
+        if self.early_stopping.enabled and self.early_stopping.min_records > self.n_trials:
+            raise ValueError(
+                f"early_stopping.min_records {self.early_stopping.min_records} is above n_trials "
+                f"{self.n_trials}, so that no trial would ever be stopped; lower it"
+            )
         return self
 
 

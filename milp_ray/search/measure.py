@@ -1,14 +1,20 @@
 """What a trial measures: one layout, trained for every probe user, scored on their validation queries.
 
-Free of Ray; :mod:`milp_ray.search.trial` runs it in Tune.
+With rungs it is measured in parts: at each rung every probe user is trained up to it and only the validation
+loss is taken, which is cheap; answers are generated at the end alone. Free of Ray;
+:mod:`milp_ray.search.trial` runs it in Tune.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,13 +22,17 @@ import numpy as np
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.metrics import persona_f1, rouge_1, rouge_l
 from milp_ray.memory.architecture import adapter_parameters
+from milp_ray.search.rungs import RUNG
 
 if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
-    from milp_ray.training.train import JobResult
+    from milp_ray.training.train import Job, JobResult, PausedJob
     from milp_ray.users.records import UserSplit
+
+# What the name of a measurement's temporary folder begins with; the process's id follows.
+SCRATCH_PREFIX = "milp-ray-trial-"
 
 # Averaged over the probe users, with a standard error each.
 _BY_USER = ("validation_loss", "rouge_l", "rouge_1", "persona_f1")
@@ -30,7 +40,10 @@ _BY_USER = ("validation_loss", "rouge_l", "rouge_1", "persona_f1")
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What all trials of a study share; the probe users' ``splits`` hold no test examples."""
+    """What all trials of a study share; the probe users' ``splits`` hold no test examples.
+
+    ``rungs`` are epochs, ascending and below the end of training (:mod:`milp_ray.search.rungs`).
+    """
 
     base: BaseSection
     training: TrainingSection
@@ -41,50 +54,169 @@ class TrialTask:
     seed: int
     splits: tuple[UserSplit, ...]
     threads: int = 1
+    rungs: tuple[int, ...] = ()
 
 
 def measure(base: Base, layout: CanonicalLayout, task: TrialTask) -> dict[str, Any]:
-    """Train ``layout`` for every probe user and score it; the empty layout is the base as it is.
+    """Train ``layout`` for every probe user and score it, without a pause; see :meth:`Measurement.finish`."""
+    with Measurement(base, layout, task) as measurement:
+        return measurement.finish()
+
+
+class Measurement:
+    """The measurement of one layout, to be gone on with rung by rung.
 
     A user's training seed depends on the user's place alone, so that layouts are compared under the same
-    draws (common random numbers) and a layout measured twice gives the same values.
-
-    Returns:
-        Means over the probe users of validation_loss, rouge_l, rouge_1 and persona_f1, each with its standard
-        error ``…_sem`` (``None`` for one user); adapter_parameters of one user; seconds, tokens and steps of
-        all; peak_rss_mib; and ``per_user``, the values by user in the order of ``task.splits``. No texts.
-
-    Raises:
-        MilpError: training diverged.
+    draws (common random numbers) and a layout measured twice gives the same values. Between rungs the users'
+    adapters and optimizers are kept in a temporary folder of this process, which :meth:`close` removes;
+    without a rung nothing is written.
     """
-    from milp_ray.training.train import Job, train
 
-    started = time.perf_counter()
-    parts = frozenset({"memory"} if task.stages == "memory" else {"memory", "instruction"})
-    per_user: dict[str, list[float]] = {name: [] for name in _BY_USER}
-    results: list[JobResult] = []
-    for place, split in enumerate(task.splits):
-        job = Job(f"probe-{place}", split, layout, parts, seed=_user_seed(task.seed, place))
-        [result] = train(base, [job], task.training, task.prompt)
-        if result.validation_loss is None:
-            raise MilpError(f"probe user {place} has no validation examples: a trial cannot be measured")
-        scores = {"validation_loss": result.validation_loss, **_text_scores(base, result, split, task)}
-        for name in _BY_USER:
-            per_user[name].append(scores[name])
-        result.adapter = None  # one user's weights at a time
-        results.append(result)
-    summary: dict[str, Any] = {}
-    for name, values in per_user.items():
-        summary[name] = fmean(values)
-        summary[f"{name}_sem"] = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return summary | {
-        "adapter_parameters": adapter_parameters(layout, base.shapes),
-        "seconds": time.perf_counter() - started,
-        "tokens": sum(result.tokens for result in results),
-        "steps": sum(result.steps for result in results),
-        "peak_rss_mib": max(result.peak_rss_mib for result in results),
-        "per_user": per_user,
-    }
+    def __init__(self, base: Base, layout: CanonicalLayout, task: TrialTask) -> None:
+        self._base = base
+        self._layout = layout
+        self._task = task
+        self._n_rungs_done = 0
+        self._seconds = 0.0
+        self._folder: TemporaryDirectory[str] | None = None
+
+    @property
+    def has_rungs_left(self) -> bool:
+        """Whether :meth:`next_rung` comes next, and not yet :meth:`finish`."""
+        return self._n_rungs_done < len(self._task.rungs)
+
+    def next_rung(self) -> dict[str, Any]:
+        """Train every probe user up to the next rung.
+
+        Returns:
+            The values of a :class:`milp_ray.search.rungs.RungRecord`, less the trial. No texts.
+
+        Raises:
+            IndexError: there is no rung left.
+            MilpError: training diverged.
+        """
+        from milp_ray.training.train import train_until
+
+        started = time.perf_counter()
+        rung = self._n_rungs_done
+        epoch = self._task.rungs[rung]
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-")
+        paused: list[PausedJob] = []
+        losses: list[float] = []
+        for place, job in enumerate(self._jobs()):
+            [part] = train_until(
+                self._base,
+                [job],
+                self._task.training,
+                self._task.prompt,
+                epoch=epoch,
+                checkpoint_dir=Path(self._folder.name),
+            )
+            loss = _required(part.validation_loss, place)
+            if not math.isfinite(loss):
+                raise MilpError(
+                    f"training diverged: after epoch {part.epoch} the validation loss of probe user {place} "
+                    f"is no longer a number; lower training.learning_rate or training.lora_alpha.value"
+                )
+            paused.append(part)
+            losses.append(loss)
+        self._n_rungs_done += 1
+        self._seconds += time.perf_counter() - started
+        return {
+            RUNG: rung,
+            "epoch": epoch,
+            "adapter_parameters": adapter_parameters(self._layout, self._base.shapes),
+            "validation_loss_at_rung": fmean(losses),
+            "validation_loss_at_rung_sem": _standard_error(losses),
+            "validation_loss_at_rung_by_user": losses,
+            "seconds_at_rung": self._seconds,
+            "tokens_at_rung": sum(part.tokens for part in paused),
+            "steps_at_rung": sum(part.steps for part in paused),
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Train every probe user to the end and score the layout; the empty layout is the base as it is.
+
+        The values are the same, bit for bit, whatever rungs there were.
+
+        Returns:
+            Means over the probe users of validation_loss, rouge_l, rouge_1 and persona_f1, each with its
+            standard error ``…_sem`` (``None`` for one user); adapter_parameters of one user; seconds, tokens
+            and steps of all; peak_rss_mib; and ``per_user``, the values by user in the order of
+            ``task.splits``. No texts.
+
+        Raises:
+            MilpError: training diverged.
+        """
+        from milp_ray.training.train import train
+
+        started = time.perf_counter()
+        per_user: dict[str, list[float]] = {name: [] for name in _BY_USER}
+        results: list[JobResult] = []
+        for place, job in enumerate(self._jobs()):
+            [result] = train(
+                self._base,
+                [job],
+                self._task.training,
+                self._task.prompt,
+                checkpoint_dir=None if self._folder is None else Path(self._folder.name),
+                checkpoint_every_epoch=False,
+            )
+            loss = _required(result.validation_loss, place)
+            scores = {"validation_loss": loss, **_text_scores(self._base, result, job.split, self._task)}
+            for name in _BY_USER:
+                per_user[name].append(scores[name])
+            result.adapter = None  # one user's weights at a time
+            results.append(result)
+        summary: dict[str, Any] = {}
+        for name, values in per_user.items():
+            summary[name] = fmean(values)
+            summary[f"{name}_sem"] = _standard_error(values)
+        self._seconds += time.perf_counter() - started
+        return summary | {
+            "adapter_parameters": adapter_parameters(self._layout, self._base.shapes),
+            "seconds": self._seconds,
+            "tokens": sum(result.tokens for result in results),
+            "steps": sum(result.steps for result in results),
+            "peak_rss_mib": max(result.peak_rss_mib for result in results),
+            "per_user": per_user,
+        }
+
+    def close(self) -> None:
+        """Remove what was kept between rungs; the measurement cannot be gone on with."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> Measurement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _jobs(self) -> Iterator[Job]:
+        from milp_ray.training.train import Job
+
+        parts = trial_parts(self._task.stages)
+        for place, split in enumerate(self._task.splits):
+            seed = _user_seed(self._task.seed, place)
+            yield Job(f"probe-{place}", split, self._layout, parts, seed=seed)
+
+
+def trial_parts(stages: Literal["memory", "both"]) -> frozenset[str]:
+    """The parts that the jobs of a trial train, for ``search.trial_stages``."""
+    return frozenset({"memory"} if stages == "memory" else {"memory", "instruction"})
+
+
+def _required(loss: float | None, place: int) -> float:
+    if loss is None:
+        raise MilpError(f"probe user {place} has no validation examples: a trial cannot be measured")
+    return loss
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def _text_scores(base: Base, result: JobResult, split: UserSplit, task: TrialTask) -> dict[str, float]:

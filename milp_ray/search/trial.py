@@ -10,7 +10,7 @@ from ray import tune
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.worker import safe_reason
-from milp_ray.search.measure import TrialTask, measure
+from milp_ray.search.measure import Measurement, TrialTask
 from milp_ray.telemetry import prepare_worker
 
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ class TrialFailed(Exception):
 
 
 class MeasureLayout(tune.Trainable):
-    """Measures the layout in its config, in one step.
+    """Measures the layout in its config: a step for each rung, and one more for the final values.
 
-    ``reset_config`` says that the actor may be given another trial, which saves its imports and its base.
+    A rung's result has the key :data:`milp_ray.search.rungs.RUNG` and no value under the name of a final one;
+    the last result has the final values only. ``reset_config`` says that the actor may be given another
+    trial, which saves its imports and its base.
     """
+
+    _measurement: Measurement | None = None  # between the steps of a trial
 
     def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
         """Called once an actor; ``task`` comes through the object store (``tune.with_parameters``)."""
@@ -36,24 +40,42 @@ class MeasureLayout(tune.Trainable):
         prepare_worker(task.threads)
 
     def step(self) -> dict[str, Any]:
-        """Train, score, report and be done.
+        """Train up to the next rung and report it, or train to the end, score, report and be done.
 
         An error that a retry would meet again (a :class:`MilpError`) is reported as a result; any other one
         is raised, so that Tune retries as often as it is allowed to.
         """
         try:
-            layout = CanonicalLayout.from_dict(self.config["layout"])
-            return {**measure(_base(self._task.base), layout, self._task), tune.result.DONE: True}
+            return self._advance()
         except MilpError as error:
+            self.cleanup()
             return {FAILED: str(error), tune.result.DONE: True}
         except Exception as error:
+            self.cleanup()
             reason = safe_reason(error)
         # Raised out here: the caught exception, whose message may quote a text, must not hang on to it.
         raise TrialFailed(reason)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial."""
+        """Forget the trial at hand, which may have been stopped at a rung, and take the next one."""
+        self.cleanup()
         return True
+
+    def cleanup(self) -> None:
+        """Remove what the trial at hand kept for its next step; called when the actor ends as well."""
+        if self._measurement is not None:
+            self._measurement.close()
+            self._measurement = None
+
+    def _advance(self) -> dict[str, Any]:
+        if self._measurement is None:
+            layout = CanonicalLayout.from_dict(self.config["layout"])
+            self._measurement = Measurement(_base(self._task.base), layout, self._task)
+        if self._measurement.has_rungs_left:
+            return self._measurement.next_rung()
+        result = self._measurement.finish()
+        self.cleanup()
+        return {**result, tune.result.DONE: True}
 
 
 @lru_cache(maxsize=1)

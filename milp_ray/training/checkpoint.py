@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,12 @@ class Progress:
     best_loss: float | None = None
     n_worse: int = 0
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_stage(self, stage: int) -> None:
+        """Count epochs, steps and early stopping's losses of another stage from nothing."""
+        self.stage = stage
+        self.epoch = self.stage_steps = self.n_worse = 0
+        self.best_loss = None
 
 
 class CheckpointFile:
@@ -77,29 +84,30 @@ class CheckpointFile:
         self.path.unlink(missing_ok=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Copies of an optimizer's parameters (the master weights, under ZeRO) and of its moments."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Tensors:
+    """Copies of the parameters that an optimizer steps (master weights, under ZeRO) and of its moments."""
     tensors: Tensors = {}
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            tensors[f"optimizer.{g}.{i}.weights"] = parameter.detach().cpu().clone().contiguous()
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{g}.{i}.state.{key}"] = value.detach().cpu().clone().contiguous()
+    for i, parameter in enumerate(parameters):
+        tensors[f"optimizer.{i}.weights"] = parameter.detach().cpu().clone().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{i}.state.{key}"] = value.detach().cpu().clone().contiguous()
     return tensors
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what :func:`optimizer_tensors` gave of an optimizer made the same way."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], tensors: Tensors
+) -> None:
+    """Put back what :func:`optimizer_tensors` gave of an optimizer and parameters made the same way."""
     import torch
 
-    for g, group in enumerate(optimizer.param_groups):
-        for i, parameter in enumerate(group["params"]):
-            head = f"optimizer.{g}.{i}."
-            with torch.no_grad():
-                parameter.copy_(tensors[head + "weights"])
-            states = {n: t for n, t in tensors.items() if n.startswith(head + "state.")}
-            for name, value in states.items():
-                key = name.removeprefix(head + "state.")
-                # AdamW counts its steps on the CPU, unless its kernel is a fused one.
-                on_device = key != "step" or bool(group.get("fused"))
-                optimizer.state[parameter][key] = value.to(parameter.device if on_device else "cpu")
+    is_fused = any(group.get("fused") for group in optimizer.param_groups)
+    for i, parameter in enumerate(parameters):
+        head = f"optimizer.{i}."
+        with torch.no_grad():
+            parameter.copy_(tensors[head + "weights"])
+        states = {n: t for n, t in tensors.items() if n.startswith(head + "state.")}
+        for name, value in states.items():
+            key = name.removeprefix(head + "state.")
+            # AdamW counts its steps on the CPU, unless its kernel is a fused one.
+            on_device = key != "step" or is_fused
+            optimizer.state[parameter][key] = value.to(parameter.device if on_device else "cpu")

@@ -148,6 +148,17 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return found
 
 
+def stepped_parameters(engine: Any) -> list[torch.Tensor]:
+    """The tensors that the inner optimizer steps and keeps moments of, in an order of their own.
+
+    ZeRO-3 shows them to the optimizer during a step only and empties its groups in between.
+    """
+    partitions = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    if partitions is not None:
+        return list(partitions)
+    return [parameter for group in inner_optimizer(engine).param_groups for parameter in group["params"]]
+
+
 def _prepare_process(device: torch.device) -> Any:
     """Import DeepSpeed for this kind of device and see that the process has a process group."""
     with accelerator_choice(device.type), _quiet():

@@ -28,7 +28,7 @@ from milp_ray.training.checkpoint import (
     restore_optimizer,
 )
 from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batches
-from milp_ray.training.engine import deepspeed_engine, inner_optimizer
+from milp_ray.training.engine import deepspeed_engine, inner_optimizer, stepped_parameters
 from milp_ray.training.frozen import frozen_prefix
 from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
 
@@ -63,8 +63,8 @@ class Stage:
 class JobTraining:
     """Everything that the stages of one job share.
 
-    ``model`` carries the LoRA weights on ``base.model``. ``checkpoint`` is where the job is kept after every
-    epoch, ``fingerprint`` what it was made from.
+    ``model`` carries the LoRA weights on ``base.model``. ``checkpoint`` is where the job is kept, after every
+    epoch or, without ``checkpoint_every_epoch``, where it pauses; ``fingerprint`` is what it was made from.
     """
 
     base: Base
@@ -78,13 +78,22 @@ class JobTraining:
     checkpoint: CheckpointFile | None = None
     on_step: StepCallback | None = None
     validate_every_epoch: bool = False
+    checkpoint_every_epoch: bool = True
 
     @cached_property
     def _n_steps(self) -> int:
         return sum(stage.n_steps(self.section) for stage in self.stages)
 
-    def run(self) -> tuple[Progress, float | None]:
-        """Train all stages; gives how it went and the validation loss of the final weights."""
+    def run(self, until_epoch: int | None = None) -> tuple[Progress, float | None]:
+        """Train all stages, or pause once ``until_epoch`` epochs of the whole plan are done.
+
+        Epochs count through the stages; a stage that early stopping ends counts as done to its last one. The
+        learning rate follows the whole plan, wherever the job pauses.
+
+        Returns:
+            How far the job is, and the validation loss of the weights that it would end with were this its
+            end (under early stopping the best ones of the stage so far).
+        """
         progress, tensors = Progress(self.fingerprint), None
         found = self.checkpoint.read(self.fingerprint) if self.checkpoint else None
         if found is not None:
@@ -92,35 +101,44 @@ class JobTraining:
             load_tensors(self.model, _part(tensors, "lora."))
         with self._own_randomness(tensors), self._loss() as loss:
             for index in range(progress.stage, len(self.stages)):
-                progress.stage = index
-                self._run_stage(loss, progress, tensors)
-                tensors = None
-                progress.epoch = progress.stage_steps = progress.n_worse = 0
-                progress.best_loss = None
+                if index > progress.stage:
+                    tensors = None
+                    progress.begin_stage(index)
+                n_before = sum(stage.epochs for stage in self.stages[:index])
+                until = None if until_epoch is None else until_epoch - n_before
+                self._run_stage(loss, progress, tensors, until)
+                if until is not None and until <= self.stages[index].epochs:
+                    break
             return progress, mean_token_loss(self._validation_losses(loss))
 
     # ------------------------------------------------------------------------------------------ one stage
 
-    def _run_stage(self, loss: TargetLoss, progress: Progress, tensors: Tensors | None) -> None:
+    def _run_stage(
+        self, loss: TargetLoss, progress: Progress, tensors: Tensors | None, until_epoch: int | None
+    ) -> None:
+        """Train the stage that ``progress`` is in, to its end or until its epoch ``until_epoch`` is done."""
         stage = self.stages[progress.stage]
-        n_steps = stage.n_steps(self.section)
         patience = self.section.early_stopping_patience
         best = _part(tensors, "best.") if tensors else {}
-        if n_steps > 0 and not _is_over(progress, patience):
+        last = stage.epochs if until_epoch is None else min(until_epoch, stage.epochs)
+        if progress.epoch < last and not _is_over(progress, patience):
             loss = self._own_copy(loss)
             engine_of_stage = deepspeed_engine(
                 loss,
                 list(lora_parameters(loss.model).values()),
                 self.base,
                 self.section,
-                n_steps=n_steps,
+                n_steps=stage.n_steps(self.section),
                 first_step=progress.stage_steps,
             )
             with engine_of_stage as engine, _training_mode(loss, self.base.spec, self.section):
                 if tensors:
-                    restore_optimizer(inner_optimizer(engine), tensors)
-                while progress.epoch < stage.epochs and not _is_over(progress, patience):
+                    restore_optimizer(inner_optimizer(engine), stepped_parameters(engine), tensors)
+                while progress.epoch < last and not _is_over(progress, patience):
                     self._run_epoch(engine, stage, progress, best)
+                    if self.checkpoint_every_epoch:
+                        self._write(engine, progress, best)
+                if until_epoch is not None and not self.checkpoint_every_epoch:
                     self._write(engine, progress, best)
                 if loss.model is not self.model:
                     load_tensors(self.model, read_tensors(loss.model))
@@ -217,7 +235,7 @@ class JobTraining:
             return
         tensors = {f"lora.{name}": t for name, t in read_tensors(engine.module.model).items()}
         tensors |= {f"best.{name}": t for name, t in best.items()}
-        tensors |= optimizer_tensors(inner_optimizer(engine))
+        tensors |= optimizer_tensors(inner_optimizer(engine), stepped_parameters(engine))
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.base.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)

@@ -1,0 +1,169 @@
+"""Training in parts: a paused job that is gone on with ends with the bits of one that was never paused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training.base import Base, load_base
+from milp_ray.training.checkpoint import CheckpointFile
+from milp_ray.training.train import Job, JobResult, PausedJob, planned_epochs, train, train_until
+from milp_ray.users.records import UserSplit
+
+PROMPT = PromptSection()
+BOTH = frozenset({"memory", "instruction"})
+Split = Callable[..., UserSplit]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama_dir: Path) -> Base:
+    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
+def section(**changes: Any) -> TrainingSection:
+    """Two steps an epoch in either stage, three epochs of memory and two of instruction."""
+    settings: dict[str, Any] = {
+        "memory_epochs": 3,
+        "instruction_epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-2,
+        "memory_block_turns": 2,
+    }
+    return TrainingSection(**{**settings, **changes})
+
+
+def job(split: UserSplit, bits: str = "0101", **changes: Any) -> Job:
+    layout = CanonicalLayout(tuple(bit == "1" for bit in bits), 4 if "1" in bits else 0)
+    return replace(Job("job", split, layout, BOTH, seed=0), **changes)
+
+
+def whole(base: Base, a_job: Job, training: TrainingSection, **options: Any) -> JobResult:
+    [result] = train(base, [a_job], training, PROMPT, **options)
+    return result
+
+
+def until(base: Base, a_job: Job, training: TrainingSection, epoch: int, folder: Path) -> PausedJob:
+    [part] = train_until(base, [a_job], training, PROMPT, epoch=epoch, checkpoint_dir=folder)
+    return part
+
+
+def same(a: JobResult, b: JobResult) -> bool:
+    assert a.adapter is not None
+    assert b.adapter is not None
+    numbers = [(r.validation_loss, r.steps, r.tokens, r.curve) for r in (a, b)]
+    tensors = [r.adapter.tensors for r in (a, b) if r.adapter is not None]
+    return numbers[0] == numbers[1] and all(
+        torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("pauses", "changes"),
+    [
+        ((1,), {}),
+        ((1, 3), {"dropout": 0.1}),  # the second one between the two stages
+        ((2, 4), {"deepspeed": {"zero_stage": 2}}),
+        ((1,), {"deepspeed": {"zero_stage": 3}, "memory_epochs": 2, "instruction_epochs": 0}),
+        ((5,), {}),  # after the last epoch
+        ((99,), {"stages": "joint", "dropout": 0.1}),
+        ((1, 2), {"early_stopping_patience": 1, "learning_rate": 0.3, "memory_epochs": 6}),
+    ],
+)
+def test_a_paused_job_ends_with_the_same_bits(
+    base: Base, make_split: Split, tmp_path: Path, pauses: tuple[int, ...], changes: dict[str, Any]
+) -> None:
+    a_job, training = job(make_split()), section(**changes)
+    for epoch in pauses:
+        part = until(base, a_job, training, epoch, tmp_path)
+        assert part.epoch <= epoch
+        assert len(list(tmp_path.iterdir())) == 1
+    resumed = whole(base, a_job, training, checkpoint_dir=tmp_path, checkpoint_every_epoch=False)
+    assert same(resumed, whole(base, a_job, training))
+    assert list(tmp_path.iterdir()) == [], "a finished job leaves no checkpoint"
+
+
+def test_a_pause_tells_the_validation_loss_of_that_epoch(
+    base: Base, make_split: Split, tmp_path: Path
+) -> None:
+    a_job, training = job(make_split()), section()
+    curve = whole(base, a_job, training, validate_every_epoch=True).curve
+    for epoch in (1, 3, 4, 5):
+        part = until(base, a_job, training, epoch, tmp_path)
+        assert part.validation_loss == curve[epoch - 1]["validation_loss"]
+        assert (part.epoch, part.steps) == (epoch, 2 * epoch)
+
+
+def test_under_early_stopping_a_pause_tells_the_best_loss_so_far(
+    base: Base, make_split: Split, tmp_path: Path
+) -> None:
+    training = section(early_stopping_patience=9, learning_rate=0.3, instruction_epochs=9)
+    a_job = job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
+    losses = [row["validation_loss"] for row in whole(base, a_job, training).curve]
+    n = next(i for i in range(1, len(losses)) if losses[i] > min(losses[:i])) + 1
+    part = until(base, a_job, training, n, tmp_path)
+    assert part.validation_loss == pytest.approx(min(losses[:n]), rel=1e-6)
+    assert part.validation_loss != pytest.approx(losses[n - 1], rel=1e-6)
+
+
+def test_each_epoch_is_trained_once_and_kept_only_where_the_job_pauses(
+    base: Base, make_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[int] = []
+    write = CheckpointFile.write
+
+    def watched(self: CheckpointFile, progress: Any, tensors: Any) -> None:
+        writes.append(progress.steps)
+        write(self, progress, tensors)
+
+    monkeypatch.setattr(CheckpointFile, "write", watched)
+    steps: list[int] = []
+    options: dict[str, Any] = {
+        "checkpoint_dir": tmp_path,
+        "on_progress": lambda _, done, n: steps.append(done),
+    }
+    jobs, training = [job(make_split())], section()
+    train_until(base, jobs, training, PROMPT, epoch=2, **options)
+    train_until(base, jobs, training, PROMPT, epoch=2, **options)
+    train(base, jobs, training, PROMPT, checkpoint_every_epoch=False, **options)
+    assert steps == list(range(1, 11))
+    assert writes == [4]
+
+
+def test_a_job_that_is_further_is_left_there(base: Base, make_split: Split, tmp_path: Path) -> None:
+    a_job, training = job(make_split()), section()
+    later = until(base, a_job, training, 4, tmp_path)
+    earlier = until(base, a_job, training, 1, tmp_path)
+    assert replace(earlier, seconds=later.seconds) == later
+
+
+def test_the_empty_layout_and_a_user_without_texts_have_nothing_to_pause(
+    base: Base, make_split: Split, tmp_path: Path
+) -> None:
+    empty = until(base, job(make_split(), "0000"), section(), 1, tmp_path)
+    assert (empty.epoch, empty.steps, empty.tokens) == (0, 0, 0)
+    assert empty.validation_loss == whole(base, job(make_split(), "0000"), section()).validation_loss
+    silent = until(base, job(make_split(n_turns=0, n_train=0, n_val=0)), section(), 1, tmp_path)
+    assert (silent.epoch, silent.validation_loss) == (0, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pause_before_the_first_epoch_is_refused(base: Base, make_split: Split, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="epoch 0"):
+        until(base, job(make_split()), section(), 0, tmp_path)
+
+
+@pytest.mark.parametrize("stages", ["sequential", "joint"])
+@pytest.mark.parametrize("parts", [{"memory"}, {"instruction"}, {"memory", "instruction"}])
+def test_planned_epochs_are_those_that_a_job_trains(
+    base: Base, make_split: Split, stages: str, parts: set[str]
+) -> None:
+    training, chosen = section(stages=stages), frozenset(parts)
+    result = whole(base, job(make_split(), parts=chosen), training)
+    assert len(result.curve) == planned_epochs(training, chosen)
