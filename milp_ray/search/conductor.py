@@ -26,6 +26,7 @@ from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
 from milp_ray.search.results import StudyResult, current_hypervolume, reference_corner, study_result
+from milp_ray.search.rungs import RungRecord
 from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
 
@@ -119,12 +120,18 @@ class Conductor:
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
             self._after_end()
 
-    def reached_rung(self, index: int, rung: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Record the values of a trial's partial training; a rung that an earlier process saw comes twice."""
-        if not self._trials[index].has_ended:
-            self._journal.append(
-                "trial_rung", index=index, rung=rung, epoch=epoch, values=_json_ready(values)
-            )
+    def rung_records(self) -> list[RungRecord]:
+        """What trials were worth at rungs, this process's and earlier ones', in the order of the journal."""
+        return [
+            RungRecord.from_dict({**entry, **entry["values"]}, trial=entry["index"])
+            for entry in self._journal.state.rungs
+        ]
+
+    def reached_rung(self, record: RungRecord) -> None:
+        """Record what partial training gave; a trial that is run again reaches its rungs again."""
+        values = record.to_dict()
+        place = {name: values.pop(name) for name in ("rung", "epoch")}
+        self._journal.append("trial_rung", index=values.pop("trial"), **place, values=values)
 
     def stop(self, index: int, rung: int, epoch: int, seconds: float) -> None:
         """Record that a trial was stopped early, after ``seconds`` of training; it has no values."""

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 # A model of fewer measured trials says more of its prior than of the layouts.
 MIN_TRIALS = 8
-# They tell of time and of trials without values: front, hypervolume and model do not depend on them.
-_TIME_ALONE = {"session_started", "session_ended", "batch_proposed", "trial_rung", "trial_stopped"}
 _LAYER = "layer "  # a layer's factor is this and its index
 
 
@@ -171,8 +169,7 @@ def load_study(run: RunFolder) -> Study:
         MilpError: there is no study in the run, or its journal is damaged.
     """
     events = read_events(run.journal)
-    # Only the events that a study's values come from: the others are the timeline's.
-    state = replay([event for event in events if event["event"] not in _TIME_ALONE], run.journal)
+    state = replay(events, run.journal)
     if state.header is None:
         raise MilpError(f"{run.journal} holds no study: run `milp-ray search` first")
     space = dict(state.header["space"])

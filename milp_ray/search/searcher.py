@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from milp_ray.search.results import METRICS
+from milp_ray.search.rungs import RUNG
 from milp_ray.search.trial import FAILED, TrialFailed
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class LayoutSearcher(Searcher):
         with self._controller_waits():
             if FAILED in result:
                 self._conductor.fail(index, str(result[FAILED]))
+            elif RUNG in result:  # the last that a trial has reported which the scheduler stopped
+                seconds = float(result["seconds_at_rung"])
+                self._conductor.stop(index, int(result[RUNG]), int(result["epoch"]), seconds)
             else:
                 self._conductor.complete(index, reported(result))
 

@@ -21,8 +21,9 @@ from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import ADAPTER_PARAMETERS
 from milp_ray.search.conductor import Conductor, StudyProgress
 from milp_ray.search.journal import Journal, StudyState
-from milp_ray.search.measure import TrialTask, check_probe_users
+from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
+from milp_ray.search.rungs import rung_epochs
 
 if TYPE_CHECKING:
     from milp_ray.config import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TrainingSection,
     )
     from milp_ray.memory.architecture import FfnShapes
+    from milp_ray.search.searcher import KeepWorkers
     from milp_ray.users.records import UserSplit
 
 JOURNAL_FILE = "journal.jsonl"
@@ -130,7 +132,7 @@ def _run_tune(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher
+    from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
 
     searcher = LayoutSearcher(conductor)
@@ -145,7 +147,7 @@ def _run_tune(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=KeepWorkers(n_slots),
+                scheduler=_scheduler(conductor, section, n_slots),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
@@ -165,6 +167,22 @@ def _run_tune(
             tuner.fit()
         finally:
             searcher.finish()
+
+
+def _scheduler(conductor: Conductor, section: SearchSection, n_slots: int) -> KeepWorkers:
+    """Keeps idle workers, and ends trials early where that is asked for."""
+    from milp_ray.search.scheduler import RungScheduler
+    from milp_ray.search.searcher import KeepWorkers
+
+    if not section.early_stopping.enabled:
+        return KeepWorkers(n_slots)
+    return RungScheduler(
+        n_slots,
+        section.early_stopping,
+        section.objectives,
+        conductor.rung_records(),
+        on_rung=conductor.reached_rung,
+    )
 
 
 def _n_slots(section: SearchSection) -> int:
@@ -205,9 +223,13 @@ def _tune_environment() -> Iterator[None]:
 
 
 def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
+    from milp_ray.training.train import planned_epochs
+
+    training = _trial_training(settings)
+    n_epochs = planned_epochs(training, trial_parts(settings.search.trial_stages))
     return TrialTask(
         base=settings.base,
-        training=_trial_training(settings),
+        training=training,
         prompt=settings.prompt,
         stages=settings.search.trial_stages,
         max_new_tokens=settings.evaluation.max_new_tokens,
@@ -215,6 +237,7 @@ def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
         seed=settings.seed,
         splits=tuple(replace(split, test=()) for split in splits),
         threads=settings.threads_per_worker,
+        rungs=rung_epochs(settings.search.early_stopping, n_epochs),
     )
 
 

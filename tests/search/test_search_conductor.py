@@ -15,6 +15,7 @@ from milp_ray.search.candidates import random_new_point
 from milp_ray.search.conductor import Conductor, StudyProgress
 from milp_ray.search.journal import Journal, TrialRecord, read_events, read_study
 from milp_ray.search.results import load_result, trial_rows, write_trials
+from milp_ray.search.rungs import RungRecord
 from milp_ray.search.suggest import InlineProposer, Proposal, Question
 
 SPACE = SearchSpace(5, (2, 4))
@@ -191,14 +192,16 @@ def test_a_trial_that_is_stopped_early_has_ended_without_values(tmp_path: Path) 
     one = conductor(tmp_path / "j", section())
     trial = one.next_trial()
     assert isinstance(trial, TrialRecord)
-    one.reached_rung(trial.index, 0, 1, {"validation_loss": 2.0})
+    record = RungRecord(trial.index, 0, 1, 64, 2.0, None, (2.0,), 3.0, 100, 4)
+    one.reached_rung(record)
     one.stop(trial.index, 0, 1, seconds=3.0)
     one.complete(trial.index, metrics(trial))
     state = read_study(tmp_path / "j")
     assert state.trials[0].status == "stopped"
     assert state.trials[0].has_ended
     assert state.completed == []
-    assert state.rungs == [{"index": 0, "rung": 0, "epoch": 1, "values": {"validation_loss": 2.0}}]
+    one._journal.close()
+    assert conductor(tmp_path / "j", section()).rung_records() == [record]
     assert load_result(tmp_path / "j").hypervolume is None
 
 
