@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from milp_ray.search.suggest import Proposal, Proposer
 
 SOBOL = "sobol"
+WARM_START = "warm_start"  # from the front of an earlier search
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Conductor:
     """Hands out trials and records what becomes of them.
 
     Trials that an earlier process suggested and did not finish are handed out again, with the same index
-    and layout. ``n_slots`` is how many trials can run at once.
+    and layout. ``n_slots`` is how many trials can run at once; ``portfolio`` are raw points, all different,
+    that take the place of the first initial ones.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Conductor:
         proposer: Proposer,
         on_progress: Callable[[StudyProgress], None] | None = None,
         n_slots: int = 1,
+        portfolio: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._journal = journal
         self._space = space
@@ -75,7 +78,7 @@ class Conductor:
         self._n_slots = n_slots
         self._running: set[int] = set()  # handed out by this process and not ended
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
-        self._top_up_initial(seed)
+        self._top_up_initial(seed, portfolio)
 
     @property
     def is_over(self) -> bool:
@@ -184,12 +187,20 @@ class Conductor:
         elif self._is_exhausted():
             self._journal.append("study_finished", reason="every layout of the space has been measured")
 
-    def _top_up_initial(self, seed: int) -> None:
+    def _top_up_initial(self, seed: int, portfolio: Sequence[Mapping[str, Any]]) -> None:
         """Suggest the initial trials, or those of them that are missing."""
         if any(trial.batch > 0 for trial in self._trials):
             return
-        points = initial_points(self._space, self._section.n_initial, seed)
-        self._suggest([(point, SOBOL) for point in points[len(self._trials) :]], batch=0)
+        n_initial = self._section.n_initial
+        tried = {self._space.layout(point).canonical().key for point in portfolio}
+        # As many more Sobol points as may fall on the portfolio's.
+        sobol = [
+            point
+            for point in initial_points(self._space, n_initial + len(portfolio), seed)
+            if self._space.layout(point).canonical().key not in tried
+        ]
+        points = [(dict(point), WARM_START) for point in portfolio] + [(point, SOBOL) for point in sobol]
+        self._suggest(points[len(self._trials) : n_initial], batch=0)
 
     def _keep_proposing(self) -> None:
         """Take in the batch that has been proposed, and ask for the next one where it is time to."""

@@ -24,6 +24,7 @@ from milp_ray.search.journal import Journal, StudyState
 from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
+from milp_ray.search.warm_start import EarlierStudy, fingerprint, load_earlier, portfolio
 
 if TYPE_CHECKING:
     from milp_ray.config import (
@@ -42,8 +43,16 @@ JOURNAL_FILE = "journal.jsonl"
 TRIALS_FILE = "trials.parquet"
 TUNE_FOLDER = "tune"
 
-# Settings of a search that change where and how long it runs, but no trial's values.
-_OPERATIONAL = {"n_trials", "max_concurrent_trials", "cpus_per_trial", "gpus_per_trial", "max_failures"}
+# Settings of a search that change where and how long it runs, but no trial's values; of earlier searches it is
+# what they hold that counts.
+_OPERATIONAL = {
+    "n_trials",
+    "warm_start",
+    "max_concurrent_trials",
+    "cpus_per_trial",
+    "gpus_per_trial",
+    "max_failures",
+}
 
 
 @dataclass(frozen=True)
@@ -84,11 +93,12 @@ def run_study(
     check_probe_users(splits)
     space = SearchSpace.for_base(settings.space, shapes)
     task = _task(settings, splits)
+    earlier = load_earlier(settings.search.warm_start, space, settings.search.objectives)
     with Journal(folder / JOURNAL_FILE) as journal:
-        _check_header(journal, _header(settings, space, shapes, task))
+        _check_header(journal, _header(settings, space, shapes, task, earlier))
         if not _is_done(journal.state, settings.search, space):
             try:
-                _search(folder, journal, space, settings, task, on_progress)
+                _search(folder, journal, space, settings, task, earlier, on_progress)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_interrupted(journal.state, settings.search)) from None
         result = study_result(journal.state)
@@ -108,6 +118,7 @@ def _search(
     space: SearchSpace,
     settings: StudySettings,
     task: TrialTask,
+    earlier: Sequence[EarlierStudy],
     on_progress: Callable[[StudyProgress], None] | None,
 ) -> None:
     from milp_ray.search.suggest import ActorProposer
@@ -118,7 +129,16 @@ def _search(
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run
         n_slots = _n_slots(settings.search)
-        conductor = Conductor(journal, space, settings.search, settings.seed, proposer, on_progress, n_slots)
+        conductor = Conductor(
+            journal,
+            space,
+            settings.search,
+            settings.seed,
+            proposer,
+            on_progress,
+            n_slots,
+            portfolio(earlier, space, settings.search.n_initial),
+        )
         conductor.begin_session()
         _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots)
     if not conductor.is_over:
@@ -250,7 +270,11 @@ def _trial_training(settings: StudySettings) -> TrainingSection:
 
 
 def _header(
-    settings: StudySettings, space: SearchSpace, shapes: FfnShapes, task: TrialTask
+    settings: StudySettings,
+    space: SearchSpace,
+    shapes: FfnShapes,
+    task: TrialTask,
+    earlier: Sequence[EarlierStudy],
 ) -> dict[str, Any]:
     """What the journal begins with; ``digest`` covers all that decides a trial's values and the proposals."""
     decisive = {
@@ -260,6 +284,7 @@ def _header(
         "search": settings.search.model_dump(mode="json", exclude=_OPERATIONAL),
         "max_new_tokens": task.max_new_tokens,
         "splits": repr(task.splits),
+        "earlier": fingerprint(earlier),
     }
     largest = space.layout({parameter.name: parameter.values[-1] for parameter in space.parameters()})
     shown = {
