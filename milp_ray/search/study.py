@@ -27,6 +27,8 @@ from milp_ray.search.rungs import rung_epochs
 from milp_ray.search.warm_start import EarlierStudy, fingerprint, load_earlier, portfolio
 
 if TYPE_CHECKING:
+    from ray.tune import Trainable
+
     from milp_ray.config import (
         BaseSection,
         EvaluationSection,
@@ -43,8 +45,8 @@ JOURNAL_FILE = "journal.jsonl"
 TRIALS_FILE = "trials.parquet"
 TUNE_FOLDER = "tune"
 
-# Settings of a search that change where and how long it runs, but no trial's values; of earlier searches it is
-# what they hold that counts.
+# Settings of a search that change where and how long it runs, but no trial's values; what earlier searches hold
+# counts, not where they are.
 _OPERATIONAL = {
     "n_trials",
     "warm_start",
@@ -75,6 +77,7 @@ def run_study(
     splits: Sequence[UserSplit],
     shapes: FfnShapes,
     on_progress: Callable[[StudyProgress], None] | None = None,
+    trainable: type[Trainable] | None = None,
 ) -> StudyResult:
     """Run the study in ``folder`` to its end, or what is left of it; Ray must be up.
 
@@ -84,6 +87,8 @@ def run_study(
         splits: the probe users; their test examples are not used.
         shapes: feed-forward shapes of the base.
         on_progress: called when a trial ends and when a batch is asked for or taken in.
+        trainable: measures a layout in place of :class:`milp_ray.search.trial.MeasureLayout`, whose contract it
+            keeps, so that the search itself can be measured without training.
 
     Raises:
         MilpError: the folder holds another study, the journal is damaged or being written by another process,
@@ -98,7 +103,7 @@ def run_study(
         _check_header(journal, _header(settings, space, shapes, task, earlier))
         if not _is_done(journal.state, settings.search, space):
             try:
-                _search(folder, journal, space, settings, task, earlier, on_progress)
+                _search(folder, journal, space, settings, task, earlier, on_progress, trainable)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_interrupted(journal.state, settings.search)) from None
         result = study_result(journal.state)
@@ -120,6 +125,7 @@ def _search(
     task: TrialTask,
     earlier: Sequence[EarlierStudy],
     on_progress: Callable[[StudyProgress], None] | None,
+    trainable: type[Trainable] | None,
 ) -> None:
     from milp_ray.search.suggest import ActorProposer
 
@@ -140,14 +146,19 @@ def _search(
             portfolio(earlier, space, settings.search.n_initial),
         )
         conductor.begin_session()
-        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots)
+        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots, trainable)
     if not conductor.is_over:
         progress = _progress(journal.state, settings.search)
         raise MilpError(f"Tune ended before the search: {progress}; the same command goes on from there")
 
 
 def _run_tune(
-    folder: Path, conductor: Conductor, section: SearchSection, task: TrialTask, n_slots: int
+    folder: Path,
+    conductor: Conductor,
+    section: SearchSection,
+    task: TrialTask,
+    n_slots: int,
+    trainable: type[Trainable] | None,
 ) -> None:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -156,15 +167,15 @@ def _run_tune(
     from milp_ray.search.trial import MeasureLayout
 
     searcher = LayoutSearcher(conductor)
-    trainable = tune.with_resources(
-        tune.with_parameters(MeasureLayout, task=task),
+    prepared = tune.with_resources(
+        tune.with_parameters(trainable or MeasureLayout, task=task),
         {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
     with _tune_environment():
         tuner = tune.Tuner(
-            trainable,
+            prepared,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=_scheduler(conductor, section, n_slots),
