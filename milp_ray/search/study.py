@@ -45,8 +45,8 @@ JOURNAL_FILE = "journal.jsonl"
 TRIALS_FILE = "trials.parquet"
 TUNE_FOLDER = "tune"
 
-# Settings of a search that change where and how long it runs, but no trial's values; what earlier searches hold
-# counts, not where they are.
+# Settings of a search that change where and how long it runs, but no trial's values. (What earlier searches
+# hold counts, not where they are.)
 _OPERATIONAL = {
     "n_trials",
     "warm_start",
@@ -87,8 +87,8 @@ def run_study(
         splits: the probe users; their test examples are not used.
         shapes: feed-forward shapes of the base.
         on_progress: called when a trial ends and when a batch is asked for or taken in.
-        trainable: measures a layout in place of :class:`milp_ray.search.trial.MeasureLayout`, whose contract it
-            keeps, so that the search itself can be measured without training.
+        trainable: measures a layout in place of :class:`milp_ray.search.trial.MeasureLayout`, whose contract
+            it keeps, so that the search itself can be measured without training.
 
     Raises:
         MilpError: the folder holds another study, the journal is damaged or being written by another process,
