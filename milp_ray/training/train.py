@@ -29,12 +29,15 @@ from milp_ray.training.data import Sequence, instruction_set, memory_set
 from milp_ray.users.records import UserSplit
 
 if TYPE_CHECKING:
+    import torch
+
     from milp_ray.training.stages import Stage
 
 MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
 PARTS = frozenset({MEMORY, INSTRUCTION})
 
 OnProgress = Callable[[str, int, int], None]
+OnEpoch = Callable[[str, int, dict[str, "torch.Tensor"]], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def train(
     *,
     checkpoint_dir: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_epoch: OnEpoch | None = None,
     validate_every_epoch: bool = False,
 ) -> list[JobResult]:
     """Train the jobs, one after the other; the base is left bit for bit as it was.
@@ -91,6 +95,8 @@ def train(
         checkpoint_dir: where an unfinished job is kept after every epoch. A job that finds its own checkpoint
             goes on from it and ends with the same bits; one that ends removes it. ``None``: nothing is kept.
         on_progress: called with (job_id, steps done, steps of the whole job) after every optimizer step.
+        on_epoch: called with (job_id, epochs done in the stage, the LoRA weights at that moment, copied to the
+            CPU and named as in PEFT's files) after every epoch.
         validate_every_epoch: measure the validation loss after every epoch, for the curve. Otherwise it is
             measured at the end only, or after every epoch where early stopping needs it.
 
@@ -98,7 +104,7 @@ def train(
         MilpError: a job's parts or layout do not fit this base, or its training diverges.
     """
     return [
-        _train_job(base, job, section, prompt, checkpoint_dir, on_progress, validate_every_epoch)
+        _train_job(base, job, section, prompt, checkpoint_dir, on_progress, on_epoch, validate_every_epoch)
         for job in jobs
     ]
 
@@ -110,6 +116,7 @@ def _train_job(
     prompt: PromptSection,
     checkpoint_dir: Path | None,
     on_progress: OnProgress | None,
+    on_epoch: OnEpoch | None,
     validate_every_epoch: bool,
 ) -> JobResult:
     from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
@@ -140,6 +147,7 @@ def _train_job(
             fingerprint=_fingerprint(job, base, section, stages, validation),
             checkpoint=checkpoint,
             on_step=(lambda i, n: on_progress(job.job_id, i, n)) if on_progress is not None else None,
+            on_epoch=(lambda i, tensors: on_epoch(job.job_id, i, tensors)) if on_epoch is not None else None,
             validate_every_epoch=validate_every_epoch,
         )
         progress, loss = training.run()
