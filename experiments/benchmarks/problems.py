@@ -1,4 +1,4 @@
-"""Search problems that answer in microseconds: measured learning curves, and synthetic ones with known fronts.
+"""Search problems that answer at once: measured learning curves, and synthetic ones, all with known fronts.
 
     .venv/bin/python experiments/benchmarks/problems.py    # what the problems are like; seconds
 
@@ -67,16 +67,20 @@ class Problem(Protocol):
     objectives: tuple[str, ...]
 
     @property
-    def signs(self) -> tuple[float, ...]: ...
+    def signs(self) -> tuple[float, ...]:
+        """Directions of the objectives."""
 
     @property
-    def front(self) -> Floats: ...
+    def front(self) -> Floats:
+        """Values of the best possible Pareto front."""
 
     @property
-    def reference(self) -> Floats: ...
+    def reference(self) -> Floats:
+        """The corner of the hypervolume."""
 
     @property
-    def worst(self) -> tuple[float | None, ...]: ...
+    def worst(self) -> tuple[float | None, ...]:
+        """Worst values known beforehand."""
 
     def measured(self, layout: CanonicalLayout) -> CanonicalLayout:
         """The layout that is measured in place of ``layout``: itself wherever the problem knows it."""
@@ -267,7 +271,7 @@ class Synthetic:
     name: str
     effects: Mapping[str, Effect]
     objectives: tuple[str, ...]
-    space: SearchSpace = SearchSpace(32, (8, 16, 32, 64, 96))
+    space: SearchSpace = field(default_factory=lambda: SearchSpace(32, (8, 16, 32, 64, 96)))
     n_users: int = 4
     n_epochs: int = 9
     # r × so many numbers a layer: the feed-forward maps of Llama-2 7B.
@@ -312,7 +316,11 @@ class Synthetic:
         final = truth.copy()
         for column, name in enumerate(self.objectives):
             if name != ADAPTER_PARAMETERS.name:
-                values = truth[column] + self._by_user(name) + rng.normal(0, self.effects[name].noise, self.n_users)
+                values = (
+                    truth[column]
+                    + self._by_user(name)
+                    + rng.normal(0, self.effects[name].noise, self.n_users)
+                )
                 per_user[name] = tuple(values.tolist())
                 final[column] = values.mean()
         return Curve(self._approach(final, layout), self._train_seconds(layout), 15.0, per_user)
@@ -343,9 +351,7 @@ class Synthetic:
         matters = sorted(set().union(*(effect.layers for effect in self.effects.values())))
         masks = np.array(list(itertools.product((0.0, 1.0), repeat=len(matters))))
         n_others, ranks = self.space.n_layers - len(matters) + 1, len(self.space.ranks)
-        mask, other, rank = (
-            index.ravel() for index in np.indices((len(masks), n_others, ranks))
-        )
+        mask, other, rank = (index.ravel() for index in np.indices((len(masks), n_others, ranks)))
         bits = np.zeros((len(mask), self.space.n_layers))
         bits[:, matters] = masks[mask]
         return self._values(bits, bits.sum(axis=1) + other, rank)

@@ -244,7 +244,9 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise MilpError(f"this comparison needs {name}: pip install {name}, or name other --algorithms") from error
+        raise MilpError(
+            f"this comparison needs {name}: pip install {name}, or name other --algorithms"
+        ) from error
 
 
 @contextmanager

@@ -71,7 +71,9 @@ class EarlyStopping:
 
     def epochs(self, n_epochs: int) -> list[int]:
         """Where the rungs of a trial of ``n_epochs`` lie."""
-        found = itertools.takewhile(lambda e: e < n_epochs, (self.first * self.eta**k for k in itertools.count()))
+        found = itertools.takewhile(
+            lambda e: e < n_epochs, (self.first * self.eta**k for k in itertools.count())
+        )
         return list(found)
 
 
@@ -212,7 +214,11 @@ class _Simulation:
 
     def _tell(self, suggestion: Suggestion, layout: CanonicalLayout, curve: Curve | None) -> None:
         proposed = self._problem.space.layout(suggestion.raw).canonical()
-        values = None if curve is None else dict(zip(self._problem.objectives, curve.values[-1].tolist(), strict=True))
+        values = (
+            None
+            if curve is None
+            else dict(zip(self._problem.objectives, curve.values[-1].tolist(), strict=True))
+        )
         before = self._clock()
         self._algorithm.tell(Told(suggestion, proposed, values, curve.per_user if curve else {}))
         seconds = self._clock() - before
@@ -228,7 +234,7 @@ class _Simulation:
         self._n_started += 1
         rungs = self._early_stopping.epochs(len(curve.train_seconds)) if self._early_stopping else []
         self._go_on(trial, rungs, 0)
-    
+
     def _go_on(self, trial: _Running, rungs: Sequence[int], n_reached: int) -> None:
         """To the next rung, or to the end."""
         if n_reached < len(rungs):

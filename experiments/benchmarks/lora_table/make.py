@@ -230,9 +230,10 @@ def measure_all(layouts: Sequence[CanonicalLayout], path: Path, n_workers: int) 
             file.flush()
             os.fsync(file.fileno())
             pace = (time.monotonic() - started) / n
+            loss, score = fmean(curve["validation_loss"][-1]), fmean(curve["rouge_l"][-1])
             print(
-                f"{len(done) + n} of {len(layouts)}  {curve['key']:16s} loss {fmean(curve['validation_loss'][-1]):.3f}  "
-                f"ROUGE-L {fmean(curve['rouge_l'][-1]):5.1f}  {pace:.1f} s a layout",
+                f"{len(done) + n} of {len(layouts)}  {curve['key']:16s} loss {loss:.3f}  "
+                f"ROUGE-L {score:5.1f}  {pace:.1f} s a layout",
                 flush=True,
             )
 
