@@ -95,8 +95,8 @@ def train(
         checkpoint_dir: where an unfinished job is kept after every epoch. A job that finds its own checkpoint
             goes on from it and ends with the same bits; one that ends removes it. ``None``: nothing is kept.
         on_progress: called with (job_id, steps done, steps of the whole job) after every optimizer step.
-        on_epoch: called with (job_id, epochs done in the stage, LoRA weights) after every epoch; the latter are
-            copies on the CPU, named as in PEFT's files.
+        on_epoch: called with (job_id, epochs done in the stage, the LoRA weights then) after every epoch; the
+            weights are copies on the CPU, named as in PEFT's files.
         validate_every_epoch: measure the validation loss after every epoch, for the curve. Otherwise it is
             measured at the end only, or after every epoch where early stopping needs it.
 
