@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
 
 StepCallback = Callable[[int, int], None]
+EpochCallback = Callable[[int, Tensors], None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class JobTraining:
     fingerprint: str
     checkpoint: CheckpointFile | None = None
     on_step: StepCallback | None = None
+    on_epoch: EpochCallback | None = None
     validate_every_epoch: bool = False
     checkpoint_every_epoch: bool = True
 
@@ -136,6 +138,8 @@ class JobTraining:
                     restore_optimizer(inner_optimizer(engine), stepped_parameters(engine), tensors)
                 while progress.epoch < last and not _is_over(progress, patience):
                     self._run_epoch(engine, stage, progress, best)
+                    if self.on_epoch is not None:
+                        self.on_epoch(progress.epoch, read_tensors(engine.module.model))
                     if self.checkpoint_every_epoch:
                         self._write(engine, progress, best)
                 if until_epoch is not None and not self.checkpoint_every_epoch:

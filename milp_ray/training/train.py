@@ -30,12 +30,15 @@ from milp_ray.training.data import Sequence, instruction_set, memory_set
 from milp_ray.users.records import UserSplit
 
 if TYPE_CHECKING:
+    import torch
+
     from milp_ray.training.stages import JobTraining, Stage
 
 MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
 PARTS = frozenset({MEMORY, INSTRUCTION})
 
 OnProgress = Callable[[str, int, int], None]
+OnEpoch = Callable[[str, int, dict[str, "torch.Tensor"]], None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def train(
     *,
     checkpoint_dir: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_epoch: OnEpoch | None = None,
     validate_every_epoch: bool = False,
     checkpoint_every_epoch: bool = True,
 ) -> list[JobResult]:
@@ -110,6 +114,8 @@ def train(
         checkpoint_dir: where an unfinished job is kept after every epoch. A job that finds its own checkpoint
             goes on from it and ends with the same bits; one that ends removes it. ``None``: nothing is kept.
         on_progress: called with (job_id, steps done, steps of the whole job) after every optimizer step.
+        on_epoch: called with (job_id, epochs done in the stage, the LoRA weights then) after every epoch; the
+            weights are copies on the CPU, named as in PEFT's files.
         validate_every_epoch: measure the validation loss after every epoch, for the curve. Otherwise it is
             measured at the end only, or after every epoch where early stopping needs it.
         checkpoint_every_epoch: without, checkpoints of ``checkpoint_dir`` are gone on from and removed, but
@@ -126,6 +132,7 @@ def train(
             prompt,
             checkpoint_dir,
             on_progress,
+            on_epoch,
             validate_every_epoch=validate_every_epoch,
             checkpoint_every_epoch=checkpoint_every_epoch,
         )
@@ -182,6 +189,7 @@ def _train_job(
     prompt: PromptSection,
     checkpoint_dir: Path | None,
     on_progress: OnProgress | None,
+    on_epoch: OnEpoch | None,
     **options: bool,
 ) -> JobResult:
     start = time.perf_counter()
@@ -190,7 +198,7 @@ def _train_job(
         loss = _loss_of_base(base, job, section, prompt)
         return JobResult(job.job_id, None, loss, 0, 0, time.perf_counter() - start, _peak_rss_mib(), [])
     checkpoint = CheckpointFile(checkpoint_dir, job.job_id) if checkpoint_dir is not None else None
-    with _training(base, job, section, prompt, checkpoint, on_progress, **options) as training:
+    with _training(base, job, section, prompt, checkpoint, on_progress, on_epoch, **options) as training:
         progress, loss = training.run()
         adapter = adapter_of(training.model, job.layout, base)
     if checkpoint is not None:
@@ -239,6 +247,7 @@ def _training(
     prompt: PromptSection,
     checkpoint: CheckpointFile | None,
     on_progress: OnProgress | None,
+    on_epoch: OnEpoch | None = None,
     **options: bool,
 ) -> Iterator[JobTraining]:
     """A job of a layout that is not empty, on the base for the time."""
@@ -259,6 +268,7 @@ def _training(
             fingerprint=_fingerprint(job, base, section, stages, validation),
             checkpoint=checkpoint,
             on_step=(lambda i, n: on_progress(job.job_id, i, n)) if on_progress is not None else None,
+            on_epoch=(lambda i, tensors: on_epoch(job.job_id, i, tensors)) if on_epoch is not None else None,
             **options,
         )
 

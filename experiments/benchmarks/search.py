@@ -1,0 +1,195 @@
+"""Layout searches compared in simulated time: ours against random, Optuna and stock Ax, with four workers.
+
+    .venv/bin/python experiments/benchmarks/search.py --quick   # under a minute: fewer of everything
+    .venv/bin/python experiments/benchmarks/search.py           # hours, most of them stock Ax's; see below
+    .venv/bin/python experiments/benchmarks/search.py --algorithms random,ours_map --problems lora_table
+
+Problems answer at once (problems.py), so that only suggestions take time; workers, trials and early stopping
+are simulated (comparison/simulation.py). Every finished run is kept under runs/search_comparison: a
+comparison that was interrupted goes on, and more seeds, problems or algorithms add to it. A run is made anew
+when what it was made from has changed: its settings, the table, the peer's version, or for ours the code of
+the search. Optuna is no dependency of the package: pip install optuna, or leave it out with --algorithms.
+
+Writes experiments/results/search/regret.png. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from comparison.algorithms import ENTRIES, N_INITIAL
+from comparison.simulation import EarlyStopping, simulate
+from comparison.summary import by_problem, draw, figures_of, table_of
+from problems import TABLE, LoraTable, Problem, best_hypervolume, few_layers, two_depths
+
+import milp_ray
+
+CACHE = Path("runs/search_comparison/runs.jsonl")
+FIGURE = Path("experiments/results/search/regret.png")
+# The embedded base's trials take seconds, those that a search is run for take minutes: with this factor the
+# median trial of the table takes about two.
+TIME_SCALE = 30.0
+N_WORKERS = 4
+# A search that stops trials early starts more of them in the same time; all are compared by time, and by
+# trials only where each of them is a whole one.
+STOPPING_FACTOR = 2
+PROBLEMS = {
+    "lora_table": lambda: LoraTable(time_scale=TIME_SCALE),
+    "few_layers": few_layers,
+    "two_depths": two_depths,
+}
+QUICK = ("random", "optuna_motpe", "ours_map")
+
+
+def run_one(problem: Problem, algorithm: str, seed: int, n_trials: int) -> dict[str, Any]:
+    """One search: what it cost, and the share of the best hypervolume after each trial that ended."""
+    entry = ENTRIES[algorithm]
+    run = simulate(
+        problem,
+        entry.make(problem, seed),
+        n_trials=n_trials * (STOPPING_FACTOR if entry.stops_early else 1),
+        n_workers=N_WORKERS,
+        early_stopping=_early_stopping() if entry.stops_early else None,
+    )
+    best = best_hypervolume(problem)
+    return {
+        "ended": [round(trial.ended, 3) for trial in run.trials],
+        "keys": [trial.key for trial in run.trials],
+        "share": [volume / best for volume in run.hypervolumes],
+        "suggestion_seconds": run.suggestion_seconds,
+        "n_repeats": run.n_repeats,
+        "n_stopped": sum(trial.was_stopped for trial in run.trials),
+    }
+
+
+def _early_stopping() -> EarlyStopping:
+    from milp_ray.search.rungs import promoted
+
+    return EarlyStopping(promoted)
+
+
+# ------------------------------------------------------------------------------------------------- cache
+
+
+def identity(problem: str, algorithm: str, seed: int, n_trials: int) -> dict[str, Any]:
+    """What a run depends on, in plain types."""
+    here = Path(__file__).parent
+    made_from: dict[str, Any] = {
+        "n_trials": n_trials,
+        "n_workers": N_WORKERS,
+        "problems": _digest_of(here / "problems.py", here / "comparison" / "simulation.py"),
+    }
+    if problem == "lora_table":
+        made_from |= {"time_scale": TIME_SCALE, "table": hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]}
+    if ENTRIES[algorithm].is_ours:
+        made_from |= {
+            "search": _digest_of(*sorted((Path(milp_ray.__file__).parent / "search").glob("*.py"))),
+            "n_initial": N_INITIAL,
+        }
+    for head, package in (("optuna", "optuna"), ("ax", "ax-platform")):
+        if algorithm.startswith(head):
+            made_from["version"] = importlib.metadata.version(package)
+    return {"problem": problem, "algorithm": algorithm, "seed": seed, "made_from": made_from}
+
+
+@lru_cache
+def _digest_of(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_cache(path: Path) -> list[dict[str, Any]]:
+    """Finished runs; a last line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a run as a line of its own, whatever a kill left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def all_runs(
+    problems: Sequence[str],
+    algorithms: Sequence[str],
+    n_seeds: int,
+    n_slow_seeds: int,
+    n_trials: int,
+    cache: Path,
+) -> list[dict[str, Any]]:
+    """Every run of the comparison, from the cache or made now; seed by seed, so that early ends are even."""
+    known = {_key(record): record for record in read_cache(cache)}
+    found: list[dict[str, Any]] = []
+    for seed in range(n_seeds):
+        for problem_name in problems:
+            problem = PROBLEMS[problem_name]()
+            for algorithm in algorithms:
+                if seed >= n_slow_seeds and ENTRIES[algorithm].is_slow:
+                    continue
+                record = identity(problem_name, algorithm, seed, n_trials)
+                key = _key(record)
+                if key not in known:
+                    known[key] = record | run_one(problem, algorithm, seed, n_trials)
+                    append(cache, known[key])
+                    share = known[key]["share"][-1]
+                    print(f"seed {seed}  {problem_name:12s} {algorithm:20s} {share:.4f}", flush=True)
+                found.append(known[key])
+    return found
+
+
+def _key(record: dict[str, Any]) -> str:
+    names = ("problem", "algorithm", "seed", "made_from")
+    return json.dumps([record[name] for name in names], sort_keys=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the table only, two seeds, few trials, no figure"
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--slow-seeds", type=int, default=5, help="seeds of the algorithms that take minutes")
+    parser.add_argument("--trials", type=int, default=64, help="trials a search")
+    parser.add_argument("--problems", default=",".join(PROBLEMS), help="some of: %(default)s")
+    parser.add_argument("--algorithms", default=",".join(ENTRIES), help="some of: %(default)s")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="file of finished runs")
+    parser.add_argument("--figure", type=Path, default=FIGURE)
+    arguments = parser.parse_args()
+    problems, algorithms = arguments.problems.split(","), arguments.algorithms.split(",")
+    unknown = [*(set(problems) - set(PROBLEMS)), *(set(algorithms) - set(ENTRIES))]
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; give some of {[*PROBLEMS]} and {[*ENTRIES]}")
+    n_seeds, n_trials = arguments.seeds, arguments.trials
+    if arguments.quick:
+        problems, n_seeds, n_trials = ["lora_table"], 2, 32
+        algorithms = [name for name in algorithms if name in QUICK]
+    runs = by_problem(
+        all_runs(problems, algorithms, n_seeds, arguments.slow_seeds, n_trials, arguments.cache)
+    )
+    numbers = figures_of(runs, n_trials)
+    print(table_of(numbers))
+    if not arguments.quick:
+        print(f"\nfigure: {draw(runs, n_trials, arguments.figure)}")
+    print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main()
