@@ -68,8 +68,9 @@ class Measurement:
 
     A user's training seed depends on the user's place alone, so that layouts are compared under the same
     draws (common random numbers) and a layout measured twice gives the same values. Between rungs the users'
-    adapters and optimizers are kept in a temporary folder of this process, which :meth:`close` removes;
-    without a rung nothing is written.
+    adapters and optimizers are kept in a temporary folder that only this process's user may read; it is
+    removed by :meth:`close`, or when the process ends (not when it is killed). Without a rung nothing is
+    written.
     """
 
     def __init__(self, base: Base, layout: CanonicalLayout, task: TrialTask) -> None:
