@@ -52,7 +52,9 @@ class AxStudy:
             self._client.configure_experiment(parameters=self._parameters())
             signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
             self._client.configure_optimization(
-                objective=", ".join(("-" if s > 0 else "") + n for n, s in zip(objectives, signs, strict=True)),
+                objective=", ".join(
+                    ("-" if s > 0 else "") + n for n, s in zip(objectives, signs, strict=True)
+                ),
                 # On an objective Ax takes a constraint for its threshold: the corner of the hypervolume.
                 outcome_constraints=[
                     f"{name} {'<=' if sign > 0 else '>='} {bound:.12f}"

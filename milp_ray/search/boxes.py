@@ -1,8 +1,8 @@
 """Boxes that tile what a front does not dominate: what an improvement of its hypervolume is made of.
 
 BoTorch's general algorithm (Lacour et al. 2017) takes 15 to 30 ms a front of a dozen points, and noisy
-hypervolume improvement needs one front a posterior draw. For two objectives sorting does it, for all fronts at
-once; for three a sweep over one of them, in a fraction of a millisecond and with 2 n + 1 boxes at most.
+hypervolume improvement needs one front a posterior draw. For two objectives sorting does it, for all fronts
+at once; for three a sweep over one of them, in a fraction of a millisecond and with 2 n + 1 boxes at most.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def nondominated_cells(values: Tensor, reference: Tensor) -> tuple[Tensor, Tenso
         reference: m.
 
     Returns:
-        Lower corners and side lengths, b x c x m each: every front has as many cells as the one with the most,
-        the others are filled up with cells of length 0. Lengths are infinite where a cell is unbounded.
+        Lower corners and side lengths, b x c x m each: every front has as many cells as the one with the
+        most, the others are filled up with cells of length 0. Lengths are infinite where a cell is
+        unbounded.
     """
     if values.shape[-1] == 2:
         return _strips(values, reference)
@@ -88,7 +89,8 @@ def nondominated_cells(values: Tensor, reference: Tensor) -> tuple[Tensor, Tenso
 
 
 def _strips(values: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of two objectives: from right to left, each from the stairs of the points on its right upwards."""
+    """Cells of two objectives: from right to left, each from the stairs of the points on its right
+    upwards."""
     b, p, _ = values.shape
     inside = (values > reference).all(dim=2, keepdim=True)
     # A point outside lies on the reference, where it makes strips of no width.
@@ -113,7 +115,9 @@ def _boxes(front: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     if front.shape[-1] == 3:
         corners = torch.from_numpy(nondominated_boxes(front.cpu().numpy(), reference.tolist()).copy())
     else:
-        from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
+        from botorch.utils.multi_objective.box_decompositions.non_dominated import (
+            FastNondominatedPartitioning,
+        )
 
         corners = FastNondominatedPartitioning(reference, Y=front).get_hypercell_bounds()
     lower, upper = corners.to(front)

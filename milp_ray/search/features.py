@@ -90,6 +90,19 @@ class CanonicalRows:
                 found = self._with_ranks(masks)
         return found[(found != row).any(axis=1)]
 
+    def canonical(self, active: Rows, number: NDArray[np.int64], rank: NDArray[np.int64]) -> Rows:
+        """Rows of raw layouts, many at once.
+
+        Args:
+            active: α, (n, L).
+            number: how many LoRAs, (n,).
+            rank: positions among the ranks, (n,).
+        """
+        position = active.cumsum(axis=1, dtype=np.int64) - 1
+        carried = self._carried[active.sum(axis=1, dtype=np.int64)[:, None], number[:, None], position]
+        masks = active * carried
+        return np.column_stack([masks, rank * masks.any(axis=1)]).astype(np.uint8)
+
     def _neighbour_masks(self, mask: Rows) -> Rows:
         n_layers = len(mask)
         active, inactive = np.flatnonzero(mask), np.flatnonzero(mask == 0)
@@ -133,6 +146,15 @@ class CanonicalRows:
 
     def _position(self, layout: CanonicalLayout) -> int:
         return 0 if layout.is_empty else self._ranks.index(layout.rank)
+
+    @cached_property
+    def _carried(self) -> NDArray[np.bool_]:
+        """[k, n, p]: whether the p-th of k active layers carries one of n LoRAs."""
+        n_layers = self.space.n_layers
+        carried = np.zeros((n_layers + 1, n_layers + 1, n_layers), dtype=bool)
+        for k, n in itertools.product(range(n_layers + 1), repeat=2):
+            carried[k, n, list(spread(k, n))] = True
+        return carried
 
     @cached_property
     def _ranks(self) -> tuple[int, ...]:

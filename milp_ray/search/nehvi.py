@@ -1,9 +1,9 @@
 """Noisy expected hypervolume improvement, log-smoothed, for one candidate at a time and pending points.
 
-Daulton et al. 2021 (NEHVI: the improvement over the front of every joint posterior draw, averaged) and Ament et
-al. 2023 (the smoothing, which ranks candidates where no draw improves anything). The same quantity as BoTorch's
-``qLogNoisyExpectedHypervolumeImprovement`` with q = 1 and pending points counted as part of the front, without
-gradients, which a discrete search has no use for.
+Daulton et al. 2021 (NEHVI: the improvement over the front of every joint posterior draw, averaged) and
+Ament et al. 2023 (the smoothing, which ranks candidates where no draw improves anything). The same quantity
+as BoTorch's ``qLogNoisyExpectedHypervolumeImprovement`` with q = 1 and pending points counted as part of
+the front, without gradients, which a discrete search has no use for.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class NoisyHypervolumeImprovement:
         self._update_cells()
 
     def __call__(self, points: Tensor) -> Tensor:
-        """log NEHVI, q; ``points`` q x d."""
+        """Log NEHVI, q; ``points`` q x d."""
         return torch.cat([self._batch(part) for part in points.split(_BATCH)])
 
     def _update_cells(self) -> None:

@@ -28,8 +28,8 @@ _N_NODES = 32
 class Outputs:
     """The transform of m objectives, made from n observations.
 
-    ``knots`` are values in the objectives' own units, turned to be maximised and ascending, and ``levels`` what
-    they become; in between and beyond it is linear. Standardising has two knots.
+    ``knots`` are values in the objectives' own units, turned to be maximised and ascending, and ``levels``
+    what they become; in between and beyond it is linear. Standardising has two knots.
     """
 
     signs: tuple[float, ...]
@@ -51,13 +51,16 @@ class Outputs:
         return np.stack([_piecewise(column, knots, levels) for column, knots, levels in tables])
 
     def noise(self, errors: Sequence[float] | None) -> Floats | None:
-        """Variances in the model's units of standard errors in the objectives' own, m; ``None``: to be inferred.
+        """Variances in the model's units of standard errors in the objectives' own, m; ``None``: to be
+        inferred.
 
         Ranks have no unit that an error could be told in, so a copula's noise is always inferred.
         """
         if errors is None or self.kind == "copula":
             return None
-        slopes = [np.ptp(levels) / np.ptp(knots) for knots, levels in zip(self.knots, self.levels, strict=True)]
+        slopes = [
+            np.ptp(levels) / np.ptp(knots) for knots, levels in zip(self.knots, self.levels, strict=True)
+        ]
         return np.square(np.asarray(errors) * slopes)
 
     def backward(self, objective: int, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:

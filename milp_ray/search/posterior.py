@@ -1,8 +1,8 @@
 """The posterior of the objectives' Gaussian processes, and joint draws from it that grow point by point.
 
 Notation: m objectives, s samples of the hyperparameters, b = m·s processes (objective by objective), n
-observations, d features. A process is known by its *whitener* A = L⁻¹ of the covariance K = L Lᵀ, so that what
-is asked of a new point x is one product, v = A k(x): the mean is μ + vᵀ A (y − μ) and the variance
+observations, d features. A process is known by its *whitener* A = L⁻¹ of the covariance K = L Lᵀ, so that
+what is asked of a new point x is one product, v = A k(x): the mean is μ + vᵀ A (y − μ) and the variance
 k(x, x) − vᵀv.
 """
 
@@ -55,7 +55,7 @@ class Posterior:
         self.residual_weights = torch.bmm(self.whitener.mT, self.whitened[:, :, None])[:, :, 0]
 
     def prior_mean(self, points: Tensor) -> Tensor:
-        """b x q."""
+        """B x q."""
         mean = self.constant[:, None].expand(-1, len(points))
         if self._mean_function is None:
             return mean
@@ -94,19 +94,20 @@ class Posterior:
         return self.by_sample(draws)
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every noisy observation given all others, m x s x n (Rasmussen and Williams 2006, 5.12)."""
+        """Mean and variance of every noisy observation given all others, m x s x n (Rasmussen and Williams
+        2006, 5.12)."""
         precision = (self.whitener**2).sum(dim=1)
         mean = self._values - self.residual_weights / precision
         shape = (self.n_objectives, self.n_samples, -1)
         return mean.reshape(shape), (1.0 / precision).reshape(shape)
 
     def by_process(self, values: Tensor) -> Tensor:
-        """s x k x m x n to b x k x n."""
+        """S x k x m x n to b x k x n."""
         s, k, m, n = values.shape
         return values.permute(2, 0, 1, 3).reshape(m * s, k, n)
 
     def by_sample(self, values: Tensor) -> Tensor:
-        """b x k x n to s x k x m x n."""
+        """B x k x n to s x k x m x n."""
         _, k, n = values.shape
         return values.reshape(self.n_objectives, self.n_samples, k, n).permute(1, 2, 0, 3)
 
@@ -114,9 +115,9 @@ class Posterior:
 class JointDraws:
     """k joint draws a sample at points that are added one after another, and conditional draws at any others.
 
-    A drawn point enters the covariance as an observation without noise, of another value in every draw, by one
-    more row of the whitener. So a candidate's draw, given those, is again one product (Daulton et al. 2021 keep
-    the root of the baseline for the same reason).
+    A drawn point enters the covariance as an observation without noise, of another value in every draw, by
+    one more row of the whitener. So a candidate's draw, given those, is again one product (Daulton et al.
+    2021 keep the root of the baseline for the same reason).
 
     Args:
         base: s x k x m x c, standard normal: the c-th point takes the c-th number; a candidate the next one.

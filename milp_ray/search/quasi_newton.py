@@ -8,6 +8,7 @@ variables a dense inverse Hessian costs nothing and takes fewer steps than a lim
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,31 +30,30 @@ def minimise(
     *,
     max_evaluations: int,
     tolerance: float,
-) -> tuple[Tensor, Tensor]:
+    inverse: Tensor | None = None,
+) -> Minima:
     """Minimise every problem of a batch within its box (Nocedal and Wright 2006, algorithm 6.1, projected).
 
-    A problem leaves the batch once its projected gradient is below ``tolerance`` everywhere or its last
-    two steps gained less than a tenth of it, so that slow problems do not hold the quick ones; a step that does not
-    gain enough (Armijo) is shortened while the other problems go on.
+    A problem leaves the batch once its projected gradient is below ``tolerance`` everywhere or its last two
+    steps gained less than a tenth of it, so that slow problems do not hold the quick ones; a step that does
+    not gain enough (Armijo) is shortened while the other problems go on.
 
     Args:
         function: values and gradients of some problems, which it is told by their positions in the batch.
         start: b x p, strictly inside the box or on it.
         lower, upper: p.
         max_evaluations: of one problem.
-
-    Returns:
-        The best points, b x p, and their values, b.
+        inverse: b x p x p, inverse Hessians to begin with, where they are roughly known.
     """
     everyone = torch.arange(len(start), device=start.device)
     value, gradient = function(start, everyone)
-    best, best_value = start.clone(), value.clone()
-    state = _State(everyone, start.clone(), value, gradient)
+    state = _State(everyone, start.clone(), value, gradient, inverse)
+    found = Minima(start.clone(), value.clone(), state.inverse.clone())
     state.aim(lower, upper)
     for _ in range(max_evaluations - 1):
         keep = state.unfinished(tolerance, lower, upper)
-        best[state.problems], best_value[state.problems] = state.point, state.value
         if not bool(keep.all()):
+            state.store(found)
             state.keep(keep)
         if len(state.problems) == 0:
             break
@@ -61,23 +61,40 @@ def minimise(
         value, gradient = function(trial, state.problems)
         state.advance(trial, value, gradient, tolerance)
         state.aim(lower, upper)
-    best[state.problems], best_value[state.problems] = state.point, state.value
-    return best, best_value
+    state.store(found)
+    return found
+
+
+@dataclass(frozen=True)
+class Minima:
+    """Of b problems: points b x p, values b, and estimates of the inverse Hessians there, b x p x p."""
+
+    points: Tensor
+    values: Tensor
+    inverse: Tensor
 
 
 class _State:
     """The problems still at work, k of them."""
 
-    def __init__(self, problems: Tensor, point: Tensor, value: Tensor, gradient: Tensor) -> None:
+    def __init__(
+        self, problems: Tensor, point: Tensor, value: Tensor, gradient: Tensor, inverse: Tensor | None
+    ) -> None:
         k, p = point.shape
         self.problems = problems
         self.point, self.value, self.gradient = point, value, gradient
-        self.inverse = torch.eye(p, dtype=point.dtype, device=point.device).repeat(k, 1, 1)
+        self.inverse = torch.eye(p).to(point).repeat(k, 1, 1) if inverse is None else inverse.clone()
         self.direction = torch.zeros_like(point)
         self.step = torch.ones_like(value)
         self.is_new = torch.ones_like(problems, dtype=torch.bool)  # whether the point moved: aim afresh
-        self.is_first = self.is_new.clone()  # no curvature is known yet
+        self.is_first = torch.full_like(self.is_new, inverse is None)  # no curvature is known yet
         self.n_stalled = torch.zeros_like(problems)
+
+    def store(self, found: Minima) -> None:
+        """Write down where the problems are."""
+        found.points[self.problems] = self.point
+        found.values[self.problems] = self.value
+        found.inverse[self.problems] = self.inverse
 
     def keep(self, which: Tensor) -> None:
         """Drop the other problems."""

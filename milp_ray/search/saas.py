@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_ray.search.quasi_newton import minimise
+from milp_ray.search.quasi_newton import Minima, minimise
 
 TAU_SCALE = 0.1
 # Numerical noise, relative to the outputscale: what keeps a covariance of float64 positive definite.
@@ -33,6 +33,10 @@ _OUTPUTSCALE_BOUNDS = (1e-2, 1e3)
 _NOISE_BOUNDS = (1e-4, 1.0)
 _OUTPUTSCALE_PRIOR = (2.0, 0.15)  # Gamma: concentration, rate
 _NOISE_PRIOR = (0.9, 10.0)
+# Gradients of the log posterior, and gains a step, below which a mode is found: far below what data can tell.
+_TOLERANCE = 0.2
+# Observations from which on a part of them is fitted first.
+_LARGE = 160
 _SQRT5 = math.sqrt(5.0)
 
 
@@ -40,8 +44,8 @@ _SQRT5 = math.sqrt(5.0)
 class Hyperparameters:
     """Of m objectives by s samples (members of the ensemble).
 
-    ``weights`` m x s x d are inverse squared lengthscales; ``outputscale``, ``noise`` (variances) and ``mean``
-    are m x s.
+    ``weights`` m x s x d are inverse squared lengthscales; ``outputscale``, ``noise`` (variances) and
+    ``mean`` are m x s.
     """
 
     weights: Tensor
@@ -84,29 +88,43 @@ def fit_map(features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: 
     """
     m, d = len(values), features.shape[1]
     levels = (torch.arange(n_ensemble, dtype=values.dtype) + 0.5) / n_ensemble
-    taus = (TAU_SCALE * torch.tan(0.5 * math.pi * levels)).to(values)
-    posterior = _LogPosterior(
-        features,
-        values.repeat_interleave(n_ensemble, dim=0),
-        taus.repeat(m),
-        None if noise is None else noise.repeat_interleave(n_ensemble),
-    )
-    bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS] + ([_NOISE_BOUNDS] if noise is None else [])
-    lower, upper = torch.tensor(bounds).to(values).log().unbind(dim=1)
-    # All features alike and points at distances of about one: everywhere else the gradient tells less.
-    begin = [2.0 / d] * d + [1.0] + ([0.05] if noise is None else [])
-    start = torch.tensor(begin).to(values).log().expand(m * n_ensemble, -1)
-    point, value = minimise(posterior, start, lower, upper, max_evaluations=200, tolerance=1e-2)
-    if not bool(torch.isfinite(value).all()):
-        raise torch.linalg.LinAlgError("no covariance could be factored")  # type: ignore[attr-defined]
+    taus = (TAU_SCALE * torch.tan(0.5 * math.pi * levels)).to(values).repeat(m)
+    values = values.repeat_interleave(n_ensemble, dim=0)
+    noise = None if noise is None else noise.repeat_interleave(n_ensemble)
+    point = _modes(features, values, taus, noise).points
+    mean = _LogPosterior(features, values, taus, noise).mean(point)
     shape = (m, n_ensemble)
     found = point.exp()
     return Hyperparameters(
         weights=found[:, :d].reshape(*shape, d),
         outputscale=found[:, d].reshape(shape),
-        noise=(found[:, d + 1] if noise is None else noise.repeat_interleave(n_ensemble)).reshape(shape),
-        mean=posterior.mean(point).reshape(shape),
+        noise=(found[:, d + 1] if noise is None else noise).reshape(shape),
+        mean=mean.reshape(shape),
     )
+
+
+def _modes(features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None) -> Minima:
+    """Modes of b processes: the logarithms of weights, outputscale and (where it is inferred) noise, b x
+    p."""
+    n, d = features.shape
+    bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS] + ([_NOISE_BOUNDS] if noise is None else [])
+    lower, upper = torch.tensor(bounds).to(values).log().unbind(dim=1)
+    if n >= _LARGE:
+        # Every fourth observation tells most of the way, in a tenth of the time, and the curvature, which
+        # grows with their number.
+        part = _modes(features[::4], values[:, ::4], taus, noise)
+        start, inverse = part.points, 0.25 * part.inverse
+    else:
+        # All features alike and points at distances of about one: everywhere else the gradient tells less.
+        begin = [2.0 / d] * d + [1.0] + ([0.05] if noise is None else [])
+        start, inverse = torch.tensor(begin).to(values).log().expand(len(values), -1), None
+    posterior = _LogPosterior(features, values, taus, noise)
+    found = minimise(
+        posterior, start, lower, upper, max_evaluations=200, tolerance=_TOLERANCE, inverse=inverse
+    )
+    if not bool(torch.isfinite(found.values).all()):
+        raise torch.linalg.LinAlgError("no covariance could be factored")  # type: ignore[attr-defined]
+    return found
 
 
 class _LogPosterior:
@@ -159,9 +177,7 @@ class _LogPosterior:
         gradient = torch.empty_like(point)
         gradient[:, :d] = (-5.0 / 6.0) * scale[:, None] * by_weights * weights
         gradient[:, :d] += 2.0 * ratio**2 / (1.0 + ratio**2)
-        gradient[:, d] = (
-            0.5 * with_signal - (_OUTPUTSCALE_PRIOR[0] - 1.0) + _OUTPUTSCALE_PRIOR[1] * scale
-        )
+        gradient[:, d] = 0.5 * with_signal - (_OUTPUTSCALE_PRIOR[0] - 1.0) + _OUTPUTSCALE_PRIOR[1] * scale
         if self._noise is None:
             value = value - (_NOISE_PRIOR[0] - 1.0) * point[:, d + 1] + _NOISE_PRIOR[1] * noise
             gradient[:, d + 1] = noise * (0.5 * trace + _NOISE_PRIOR[1]) - (_NOISE_PRIOR[0] - 1.0)

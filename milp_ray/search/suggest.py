@@ -42,8 +42,8 @@ class Question:
     """What proposals are made from: everything that ended before ``batch``, in the order of the trials.
 
     ``reference`` is the corner of the study's hypervolume, ``None`` before any trial has values; ``n`` is how
-    many are asked for; ``pending`` are the layouts that run or wait to, in the order of their trials: they are
-    not proposed again, and what they will probably show is taken for shown.
+    many are asked for; ``pending`` are the layouts that run or wait to, in the order of their trials: they
+    are not proposed again, and what they will probably show is taken for shown.
     """
 
     observations: tuple[Observation, ...]

@@ -1,8 +1,8 @@
 """The surrogate of a study and the batch of layouts that it proposes.
 
 A SAAS Gaussian process an objective over the canonical layout's features (:mod:`milp_ray.search.saas`), and
-a batch chosen greedily under noisy expected hypervolume improvement (:mod:`milp_ray.search.nehvi`). Nothing is
-kept from batch to batch: the same observations, pending layouts and seed give the same proposals, in a
+a batch chosen greedily under noisy expected hypervolume improvement (:mod:`milp_ray.search.nehvi`). Nothing
+is kept from batch to batch: the same observations, pending layouts and seed give the same proposals, in a
 resumed study too.
 """
 
@@ -143,7 +143,7 @@ def propose(
 
 def warm_up(section: SurrogateSection) -> None:
     """Import what a proposal needs, so that the first one does not wait for it."""
-    import milp_ray.search.ax_study  # noqa: F401
+    import milp_ray.search.ax_study
 
     if section.inference == "nuts":
         import milp_ray.search.nuts  # noqa: F401
