@@ -1,5 +1,6 @@
 """What a study's surrogate says: which factors matter for an objective, and what a layout will probably
-reach."""
+reach.
+"""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ class Posterior:
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every noisy observation given all others, m x s x n (Rasmussen and Williams
-        2006, 5.12)."""
+        2006, 5.12).
+        """
         precision = (self.whitener**2).sum(dim=1)
         mean = self._values - self.residual_weights / precision
         shape = (self.n_objectives, self.n_samples, -1)

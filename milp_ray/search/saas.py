@@ -105,7 +105,8 @@ def fit_map(features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: 
 
 def _modes(features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None) -> Minima:
     """Modes of b processes: the logarithms of weights, outputscale and (where it is inferred) noise, b x
-    p."""
+    p.
+    """
     n, d = features.shape
     bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS] + ([_NOISE_BOUNDS] if noise is None else [])
     lower, upper = torch.tensor(bounds).to(values).log().unbind(dim=1)

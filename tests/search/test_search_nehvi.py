@@ -22,7 +22,7 @@ from milp_ray.search.saas import Hyperparameters
 D = 4
 
 
-def posterior(m: int, s: int = 2, n: int = 8, seed: int = 0) -> Posterior:
+def posterior(m: int, s: int = 2, n: int = 6, seed: int = 0) -> Posterior:
     rng = np.random.default_rng(seed)
 
     def some(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_values_are_botorchs(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
             SingleTaskGP(
                 model.features,
                 model._values[j][:, None],
-                train_Yvar=torch.full((8, 1), float(model.noise[j])).double(),
+                train_Yvar=torch.full((6, 1), float(model.noise[j])).double(),
                 covar_module=covariance,
                 mean_module=mean,
                 outcome_transform=None,
@@ -117,17 +117,17 @@ def test_values_are_botorchs(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ModelListGP(*models).eval(),
         corner,
         model.features,
-        sampler=SobolQMCNormalSampler(torch.Size([1024]), seed=0),
+        sampler=SobolQMCNormalSampler(torch.Size([256]), seed=0),
         X_pending=waiting,
     )
     with torch.no_grad():
         expected = theirs(candidates[:, None, :])
-    ours = NoisyHypervolumeImprovement(
-        model, model.features, waiting, corner, n_more=1, seed=1, n_draws=1024
-    )(candidates)
+    ours = NoisyHypervolumeImprovement(model, model.features, waiting, corner, n_more=1, seed=1, n_draws=256)(
+        candidates
+    )
     likely = expected > expected.max() - 3
     assert likely.sum() >= 5
-    torch.testing.assert_close(ours[likely], expected[likely], atol=0.15, rtol=0)
+    torch.testing.assert_close(ours[likely], expected[likely], atol=0.25, rtol=0)
     assert np.corrcoef(ours.argsort().argsort(), expected.argsort().argsort())[0, 1] > 0.97
 
 
