@@ -156,6 +156,8 @@ class SurrogateSection(Section):
     num_samples: PositiveInt = 128  # nuts
     thinning: PositiveInt = 16  # nuts
     n_ensemble: PositiveInt = 4  # map
+    # How objectives are modelled: as they are, or by their ranks (the paper's, robust to diverged trials).
+    outputs: Literal["standardize", "copula"] = "standardize"
 
 
 class EarlyStoppingSection(Section):

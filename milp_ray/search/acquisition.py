@@ -1,168 +1,137 @@
 """The search for the best new layout under an acquisition function.
 
-Ax's own search walks the lattice of raw points, where most steps change nothing about the adapter and many
-points are the same layout; that takes minutes and proposes repeats. Here the acquisition function is only
-asked about canonical layouts that have not been measured: all of them where they are few, else random ones
-and the neighbours of the Pareto front, followed by a local search from the best.
+Only canonical layouts that may still be proposed are ever looked at: all of them where they are few, else a
+pool of random ones and of the neighbours of likely points of the front, and from the best of the pool a climb
+from neighbour to neighbour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from ax.exceptions.core import SearchSpaceExhausted
-from ax.generators.torch.botorch_modular.acquisition import Acquisition
-from torch import Tensor
+from numpy.typing import NDArray
 
-from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.search.candidates import all_points, neighbours, random_new_point
+from milp_ray.search.features import CanonicalRows, Rows, row_keys
 
-if TYPE_CHECKING:
-    from ax.core.search_space import SearchSpaceDigest
-    from botorch.generation.sampling import SamplingStrategy
-
-    from milp_ray.memory.space import SearchSpace
-
-RawPoint = Mapping[str, Any]
-
-# A space of at most so many layouts is tried as a whole.
-TRY_ALL = 256
-N_RANDOM = 64
-# Points of the front whose neighbours are tried.
-N_FRONT = 4
-# The local search: the neighbours of so many best points, until none is better, at most so many rounds.
-N_STARTS = 2
-N_ROUNDS = 8
-# Evaluations at once; on a CPU small batches are twice as fast as one of hundreds.
-BATCH = 32
+Score = Callable[[Rows], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How hard to look."""
+
+    try_all: int = 2048  # a space of at most so many layouts is tried as a whole
+    n_random: int = 1024  # random layouts of the pool
+    n_front: int = 8  # points of the front whose neighbours are in the pool
+    n_kept: int = 512  # best of all tried layouts that are tried again once another point is pending
+    n_starts: int = 4  # layouts from which to climb
+    n_rounds: int = 12  # steps of a climb at most
+
+
+EFFORT = Effort()
+
+
 class NewLayouts:
-    """What may be proposed: layouts of ``space`` whose keys are not ``seen``; ``front`` is measured."""
+    """The layouts of a space that may be proposed, and the best of them under one score after another.
 
-    space: SearchSpace
-    seen: frozenset[str]
-    front: tuple[CanonicalLayout, ...]
+    Args:
+        rows: of the space.
+        unavailable: keys (:func:`row_keys`) of layouts that were measured, failed or are being measured.
+        front: rows of likely points of the front, the likeliest first.
+        rng: of the random layouts of the pool.
+    """
 
-    def encode(self, point: RawPoint) -> list[float]:
-        """A raw point in Ax's encoding: positions among the values of every parameter that has several."""
-        return [
-            float(parameter.values.index(point[parameter.name]))
-            for parameter in self.space.parameters()
-            if len(parameter.values) > 1
-        ]
-
-    def decode(self, row: Sequence[float]) -> dict[str, Any]:
-        """The raw point that :meth:`encode` makes ``row`` of."""
-        positions = iter(row)
-        return {
-            parameter.name: parameter.values[round(next(positions)) if len(parameter.values) > 1 else 0]
-            for parameter in self.space.parameters()
-        }
-
-    def key(self, point: RawPoint) -> str:
-        """The canonical key of a raw point."""
-        return self.space.layout(point).canonical().key
-
-    def best(
-        self, score: Callable[[Sequence[RawPoint]], list[float]], taken: set[str], rng: np.random.Generator
-    ) -> RawPoint | None:
-        """The point found with the highest score, neither seen nor ``taken``; ``None``: none is left."""
-        unavailable = self.seen | taken
-        scores: dict[str, float] = {}
-        points: dict[str, RawPoint] = {}
-
-        def try_out(candidates: Iterable[RawPoint]) -> None:
-            fresh = {self.key(p): p for p in candidates}
-            fresh = {k: p for k, p in fresh.items() if k not in unavailable and k not in scores}
-            scores.update(zip(fresh, score(list(fresh.values())), strict=True) if fresh else ())
-            points.update(fresh)
-
-        if self.space.n_canonical <= TRY_ALL:
-            try_out(all_points(self.space))
-        else:
-            try_out(self._starts(unavailable, rng))
-            expanded: set[str] = set()
-            for _ in range(N_ROUNDS):
-                best = [k for k in _ranked(scores)[:N_STARTS] if k not in expanded]
-                if not best:
-                    break
-                expanded.update(best)
-                for key in best:
-                    try_out(neighbours(self.space, self.space.layout(points[key]).canonical()))
-        return points[_ranked(scores)[0]] if scores else None
-
-    def _starts(self, unavailable: Iterable[str], rng: np.random.Generator) -> Iterable[RawPoint]:
-        order = rng.permutation(len(self.front))[:N_FRONT]
-        for index in sorted(int(i) for i in order):
-            yield from neighbours(self.space, self.front[index])
-        seen = set(unavailable)
-        for _ in range(N_RANDOM):
-            point = random_new_point(self.space, seen, rng)
-            if point is None:
-                return
-            seen.add(self.key(point))
-            yield point
-
-
-def _ranked(scores: Mapping[str, float]) -> list[str]:
-    """Keys from the highest score down; equal scores by key, so that the order of trying does not matter."""
-    return sorted(scores, key=lambda key: (-scores[key], key))
-
-
-class NewLayoutAcquisition(Acquisition):
-    """Ax's acquisition over :class:`NewLayouts`, which are given as ``acquisition_options["layouts"]``."""
-
-    def optimize(
+    def __init__(
         self,
-        n: int,
-        search_space_digest: SearchSpaceDigest,
-        inequality_constraints: list[tuple[Tensor, Tensor, float]] | None = None,
-        equality_constraints: list[tuple[Tensor, Tensor, float]] | None = None,
-        fixed_features: dict[int, float] | None = None,
-        rounding_func: Callable[[Tensor], Tensor] | None = None,
-        optimizer_options: dict[str, Any] | None = None,
-        candidate_set: Tensor | None = None,
-        sampling_strategy: SamplingStrategy | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``n`` new layouts, chosen one after another; the arguments beyond ``n`` are Ax's and not needed.
+        rows: CanonicalRows,
+        unavailable: Collection[bytes],
+        front: Rows,
+        rng: np.random.Generator,
+        effort: Effort = EFFORT,
+    ) -> None:
+        self._rows = rows
+        self._unavailable = set(unavailable)
+        self._effort = effort
+        self._is_small = rows.space.n_canonical <= effort.try_all
+        if self._is_small:
+            self._pool = rows.all()
+        else:
+            near = [rows.neighbours(row) for row in front[: effort.n_front]]
+            self._pool = np.concatenate([*near, rows.random(effort.n_random, rng)])
 
-        Returns:
-            Candidates ``n x d``, their acquisition values ``n``, and weights of 1.
+    def take_best(self, score: Score) -> Rows | None:
+        """The row with the highest score, which is unavailable from then on; ``None``: none is left.
 
-        Raises:
-            SearchSpaceExhausted: fewer than ``n`` layouts are left.
+        Equal scores go to the smaller row, so that the order of trying does not matter.
         """
-        layouts: NewLayouts = self.options["layouts"]
-        rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,))))
-        pending: Tensor | None = self.acqf.X_pending
-        taken = {layouts.key(layouts.decode(row)) for row in ([] if pending is None else pending.tolist())}
-        rows: list[Tensor] = []
-        values: list[float] = []
-        for _ in range(n):
-            point = layouts.best(lambda points: self._score(layouts, points), taken, rng)
-            if point is None:
-                raise SearchSpaceExhausted("every layout of the space has been measured")
-            row = self._rows(layouts, [point])
-            rows.append(row)
-            values += self._score(layouts, [point])
-            taken.add(layouts.key(point))
-            if n > 1:
-                earlier = [] if pending is None else [pending]
-                self.acqf.set_X_pending(torch.cat([*earlier, *rows]))
-        if n > 1:
-            self.acqf.set_X_pending(pending)
-        return torch.cat(rows), torch.tensor(values, dtype=self.dtype), torch.ones(n, dtype=self.dtype)
+        tried = _Tried(score, self._unavailable)
+        tried.add(self._pool)
+        if not tried.keys:
+            return None
+        if not self._is_small:
+            self._climb(tried)
+            # Another pending point makes no layout better, so the next best one is among the best now.
+            self._pool = tried.ranked(self._effort.n_kept)
+        best = tried.ranked(1)[0]
+        self._unavailable.add(best.tobytes())
+        return best
 
-    def _rows(self, layouts: NewLayouts, points: Sequence[RawPoint]) -> Tensor:
-        return torch.tensor([layouts.encode(point) for point in points], dtype=self.dtype, device=self.device)
+    def _climb(self, tried: _Tried) -> None:
+        """From each start to its best neighbour for as long as that is better; all starts at once."""
+        current = list(tried.ranked(self._effort.n_starts))
+        for _ in range(self._effort.n_rounds):
+            if not current:
+                return
+            around = [self._rows.neighbours(row) for row in current]
+            tried.add(np.concatenate(around))
+            moved: dict[bytes, Rows] = {}
+            for row, near in zip(current, around, strict=True):
+                best = tried.best_of(near)
+                if best is not None and tried.score_of(best) > tried.score_of(row):
+                    moved[best.tobytes()] = best
+            current = list(moved.values())
 
-    def _score(self, layouts: NewLayouts, points: Sequence[RawPoint]) -> list[float]:
-        with torch.no_grad():
-            parts = [self.evaluate(X=rows.unsqueeze(1)) for rows in self._rows(layouts, points).split(BATCH)]
-        return [float(value) for value in torch.cat(parts)]
+
+class _Tried:
+    """Rows with their scores; none is scored twice."""
+
+    def __init__(self, score: Score, unavailable: Collection[bytes]) -> None:
+        self._score = score
+        self._unavailable = unavailable
+        self._scores: dict[bytes, float] = {}
+
+    @property
+    def keys(self) -> Collection[bytes]:
+        return self._scores.keys()
+
+    def add(self, rows: Rows) -> None:
+        """Score those that are available and new."""
+        fresh: dict[bytes, int] = {}
+        for index, key in enumerate(row_keys(rows)):
+            if key not in self._scores and key not in self._unavailable:
+                fresh.setdefault(key, index)
+        if fresh:
+            scores = self._score(rows[list(fresh.values())]).tolist()
+            self._scores.update(zip(fresh, scores, strict=True))
+
+    def score_of(self, row: Rows) -> float:
+        return self._scores[row.tobytes()]
+
+    def best_of(self, rows: Rows) -> Rows | None:
+        """The best of those of ``rows`` that are available."""
+        keys = [key for key in row_keys(rows) if key in self._scores]
+        return None if not keys else _row(min(keys, key=self._order))
+
+    def ranked(self, n: int) -> Rows:
+        """The best ``n`` rows, the best first."""
+        keys = sorted(self._scores, key=self._order)[:n]
+        return np.stack([_row(key) for key in keys])
+
+    def _order(self, key: bytes) -> tuple[float, bytes]:
+        return (-self._scores[key], key)
+
+
+def _row(key: bytes) -> Rows:
+    return np.frombuffer(key, dtype=np.uint8)

@@ -1,50 +1,119 @@
-"""qLogNEHVI with the fast tiling of :mod:`milp_ray.search.boxes` for three objectives."""
+"""Noisy expected hypervolume improvement, log-smoothed, for one candidate at a time and pending points.
+
+Daulton et al. 2021 (NEHVI: the improvement over the front of every joint posterior draw, averaged) and
+Ament et al. 2023 (the smoothing, which ranks candidates where no draw improves anything). The same quantity
+as BoTorch's ``qLogNoisyExpectedHypervolumeImprovement`` with q = 1 and pending points counted as part of
+the front, without gradients, which a discrete search has no use for.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
-from botorch.acquisition.input_constructors import acqf_input_constructor, construct_inputs_qLogNEHVI
-from botorch.acquisition.multi_objective import logei
-from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
-from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
+from torch import Tensor
 
-from milp_ray.search.boxes import nondominated_boxes
+from milp_ray.search.boxes import nondominated_cells
+from milp_ray.search.posterior import JointDraws, Posterior
 
-
-class SweepPartitioning(FastNondominatedPartitioning):
-    """BoTorch's partitioning of the non-dominated space, by a sweep where there are three objectives."""
-
-    def _partition_space(self) -> None:
-        if self.num_outcomes != 3:
-            super()._partition_space()
-            return
-        boxes = nondominated_boxes(self.pareto_Y.numpy(), self.ref_point.tolist())
-        self.hypercell_bounds = torch.from_numpy(boxes.copy()).to(self.pareto_Y)
+# Joint posterior draws over all samples of the hyperparameters together: quasi-random ones, of which a few
+# dozen rank the candidates as hundreds do, and the time is proportional to them.
+N_DRAWS = 64
+# Draws by which observed points are left out of the baseline: those on the front of none of them.
+N_PRUNING_DRAWS = 256
+# Width of the smoothing of max(x, 0), in standard deviations of an objective (BoTorch's tau_relu).
+_TAU = 1e-6
+# Candidates at once: more no longer fit the processor's cache.
+_BATCH = 128
 
 
-class SweepNEHVI(qLogNoisyExpectedHypervolumeImprovement):
-    """The same acquisition values as its base class, in a fraction of the time.
+class NoisyHypervolumeImprovement:
+    """log NEHVI of candidates, given what is observed and what is pending.
 
-    BoTorch's constructor names the partitioning class before it partitions, so the name is held here.
+    Args:
+        posterior: of m objectives, all maximised.
+        baseline: p x d, the points that may be on the front.
+        pending: r x d, points that are being measured.
+        reference: m, in the model's units.
+        n_more: how many points will be added to the pending ones.
+        seed: of the draws.
     """
 
-    @property  # type: ignore[override]
-    def p_class(self) -> type[FastNondominatedPartitioning]:
-        """The partitioning of each posterior draw."""
-        return SweepPartitioning
+    def __init__(
+        self,
+        posterior: Posterior,
+        baseline: Tensor,
+        pending: Tensor,
+        reference: Tensor,
+        *,
+        n_more: int,
+        seed: int,
+        n_draws: int = N_DRAWS,
+    ) -> None:
+        self._reference = reference
+        points = torch.cat([baseline, pending])
+        base = normal_draws(posterior, n_draws, len(points) + n_more, seed)
+        self._draws = JointDraws(posterior, points, base)
+        self._update_cells()
 
-    @p_class.setter
-    def p_class(self, value: Any) -> None:
-        """BoTorch's own choice, which is not taken."""
+    def add_pending(self, point: Tensor) -> None:
+        """Count one more point, d, as being measured."""
+        self._draws.add(point[None])
+        self._update_cells()
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Log NEHVI, q; ``points`` q x d."""
+        return torch.cat([self._batch(part) for part in points.split(_BATCH)])
+
+    def _update_cells(self) -> None:
+        fronts = self._draws.values.flatten(0, 1).mT  # all draws x p x m
+        self._lower, self._length = nondominated_cells(fronts, self._reference)
+
+    def _batch(self, points: Tensor) -> Tensor:
+        values = self._draws.candidates(points).flatten(0, 1)  # all draws x m x q
+        volume: Tensor | None = None
+        for objective in range(values.shape[1]):
+            above = values[:, objective, None, :] - self._lower[:, :, objective, None]
+            side = torch.minimum(_smooth_positive(above), self._length[:, :, objective, None])
+            volume = side if volume is None else volume.mul_(side)
+        assert volume is not None
+        return volume.sum(dim=1).mean(dim=0).log()
 
 
-# BoTorch compiles a C++ kernel at the first use of this acquisition function: half a minute or more on a
-# fresh machine, for code that fits that machine's processor only, behind a lock file that a killed process
-# leaves for ever, so that every later search would wait for nobody. The same sums in torch cost two seconds
-# a batch.
-logei._load_attempted = True
+def normal_draws(posterior: Posterior, n_draws: int, n_points: int, seed: int) -> Tensor:
+    """Quasi-random standard normal numbers, s x k x m x n_points, with s·k ≥ ``n_draws`` in all."""
+    s, m = posterior.n_samples, posterior.n_objectives
+    k = max(8, math.ceil(n_draws / s))
+    sequence = torch.quasirandom.SobolEngine(m * n_points, scramble=True, seed=seed)
+    uniform = sequence.draw(s * k, dtype=torch.float64)
+    # A scrambled sequence of few bits may hold 0 itself.
+    normal = torch.special.ndtri(uniform.clamp(1e-9, 1.0 - 1e-9)).to(posterior.features)
+    # Draws of one sample are spread over the sequence, not a run of it.
+    return normal.reshape(k, s, m, n_points).transpose(0, 1)
 
-# BoTorch finds by class how the arguments are made; they are those of the base class.
-acqf_input_constructor(SweepNEHVI)(construct_inputs_qLogNEHVI)
+
+def chances_on_front(posterior: Posterior, reference: Tensor, *, seed: int) -> Tensor:
+    """How often each observed point is on the front and above ``reference`` in joint draws, n."""
+    base = normal_draws(posterior, N_PRUNING_DRAWS, len(posterior.features), seed)
+    draws = posterior.draws_at_observed(base).flatten(0, 1)  # draws x m x n
+    return _on_front(draws.mT, reference).to(draws).mean(dim=0)
+
+
+def _on_front(values: Tensor, reference: Tensor) -> Tensor:
+    """Which of n points are above ``reference`` and not dominated: k x n x m, all maximised; k x n."""
+    left = (values > reference).all(dim=2)
+    found = torch.zeros_like(left)
+    total = values.sum(dim=2)
+    while bool(left.any()):
+        # The point with the largest sum is dominated by none; what it dominates can go.
+        best = total.masked_fill(~left, -torch.inf).argmax(dim=1, keepdim=True)
+        found.scatter_(1, best, found.gather(1, best) | left.gather(1, best))
+        corner = values.gather(1, best[:, :, None].expand(-1, -1, values.shape[2]))
+        left &= (values > corner).any(dim=2)
+    return found
+
+
+def _smooth_positive(x: Tensor) -> Tensor:
+    """max(x, 0) with the tail of a Cauchy density below zero (Ament et al. 2023, section 4); in place."""
+    tail = (x / _TAU).square_().add_(1.0).reciprocal_().mul_(0.1 * _TAU)
+    return tail.add_(x.clamp_min_(0.0))

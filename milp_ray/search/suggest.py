@@ -1,8 +1,8 @@
 """Who proposes the next batch of layouts: the surrogate, or chance where it cannot; in an actor of its own.
 
-A fit may take a minute, which would freeze Tune's controller, so the suggester is a Ray actor that is asked
-and polled. It is started with the study: its imports (ten seconds of Ax and BoTorch on a CPU) pass while
-the initial trials run.
+A batch takes seconds (with NUTS a minute), which would freeze Tune's controller, so the suggester is a Ray
+actor that is asked and polled. It is started with the study: its imports (ten seconds of Ax on a CPU) pass
+while the initial trials run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from milp_ray.config import SearchSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
+    from milp_ray.search.ax_study import AxStudy
 
 SAAS_NEHVI = "saas_nehvi"
 RANDOM = "random"
@@ -41,7 +42,8 @@ class Question:
     """What proposals are made from: everything that ended before ``batch``, in the order of the trials.
 
     ``reference`` is the corner of the study's hypervolume, ``None`` before any trial has values; ``n`` is how
-    many are asked for.
+    many are asked for; ``pending`` are the layouts that run or wait to, in the order of their trials: they
+    are not proposed again, and what they will probably show is taken for shown.
     """
 
     observations: tuple[Observation, ...]
@@ -71,6 +73,8 @@ class Suggester:
         self._space = space
         self._section = section
         self._seed = seed
+        self._ax: AxStudy | None = None
+        self._reference: tuple[float, ...] | None = None  # that the Ax study has
 
     def propose(self, question: Question) -> list[Proposal]:
         """As many new layouts as asked for, fewer where the space has no more; no layout comes twice.
@@ -78,15 +82,14 @@ class Suggester:
         The surrogate proposes; where it cannot be fitted (too few trials with values, or numerical trouble,
         which is logged) random new layouts take its place, so that a search never ends for it.
         """
-        seen = {o.key for o in question.observations} | {layout.key for layout in question.pending}
+        seen = {observation.key for observation in question.observations}
+        seen |= {layout.key for layout in question.pending}
         n = min(question.n, self._space.n_canonical - len(seen))
         seed = np.random.SeedSequence([self._seed, question.batch])
         found: list[Proposal] = []
         for raw in self._from_surrogate(question, n, int(seed.generate_state(1)[0])):
-            key = self._space.layout(raw).canonical().key
-            if key not in seen:
-                seen.add(key)
-                found.append(Proposal(raw, SAAS_NEHVI))
+            seen.add(self._space.layout(raw).canonical().key)
+            found.append(Proposal(raw, SAAS_NEHVI))
         rng = np.random.default_rng(seed)
         while len(found) < n:
             point = random_new_point(self._space, seen, rng)
@@ -98,33 +101,46 @@ class Suggester:
 
     def _from_surrogate(self, question: Question, n: int, seed: int) -> list[dict[str, Any]]:
         n_measured = sum(o.values is not None for o in question.observations)
-        if n < 1 or n_measured < _MIN_OBSERVATIONS or question.reference is None:
+        reference = question.reference
+        if n < 1 or n_measured < _MIN_OBSERVATIONS or reference is None:
             return []
         import torch
         from ax.exceptions.core import AxError
-        from botorch.exceptions.errors import BotorchError
-        from linear_operator.utils.errors import NanError, NotPSDError
 
         from milp_ray.search import surrogate
 
-        linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-        try:
+        def choose() -> list[CanonicalLayout]:
             return surrogate.propose(
                 self._space,
                 self._section.objectives,
                 self._section.surrogate,
                 question.observations,
-                question.reference,
-                pending=question.pending,
+                question.pending,
+                reference,
                 n_proposals=n,
                 seed=seed,
             )
-        except (AxError, BotorchError, linalg_error, NanError, NotPSDError) as error:
+
+        linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+        try:
+            ax_study = self._ax_study(reference)
+            return ax_study.propose(question.observations, question.pending, n, choose)
+        except (AxError, linalg_error) as error:
+            self._ax = None  # whatever state it was left in, the next one is built afresh
             logger.warning(
                 "the surrogate gave no proposals (%s); random layouts instead", type(error).__name__
             )
             log_event("surrogate_failed", error=type(error).__name__, n_observations=n_measured)
             return []
+
+    def _ax_study(self, reference: tuple[float, ...]) -> AxStudy:
+        """The Ax study, which is built anew where there is none or the corner of the hypervolume moved."""
+        if self._ax is None or self._reference != reference:
+            from milp_ray.search.ax_study import AxStudy
+
+            self._ax = AxStudy(self._space, self._section.objectives, reference)
+            self._reference = reference
+        return self._ax
 
 
 class InlineProposer:

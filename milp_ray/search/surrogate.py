@@ -1,36 +1,90 @@
-"""Proposals from a SAAS Gaussian process an objective and noisy expected hypervolume improvement, through Ax.
+"""The surrogate of a study and the batch of layouts that it proposes.
 
-Every call builds its Ax experiment anew from the observations in the order of their trial index and seeds
-it, so that the same observations give the same proposals, in a resumed study too.
-
-Surrogate: Eriksson and Jankowiak 2021 (NUTS), or an ensemble of MAP fits of the same model. Acquisition:
-qLogNEHVI, Daulton et al. 2021 and Ament et al. 2023.
+A SAAS Gaussian process an objective over the canonical layout's features (:mod:`milp_ray.search.saas`), and
+a batch chosen greedily under noisy expected hypervolume improvement (:mod:`milp_ray.search.nehvi`). Nothing
+is kept from batch to batch: the same observations, pending layouts and seed give the same proposals, in a
+resumed study too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
-from milp_ray.search.front import pareto_front
+from milp_ray.search.acquisition import NewLayouts
+from milp_ray.search.features import CanonicalRows, Rows, row_keys
+from milp_ray.search.nehvi import NoisyHypervolumeImprovement, chances_on_front
 from milp_ray.search.observations import Observation, standard_errors
+from milp_ray.search.outputs import Outputs
+from milp_ray.search.posterior import Posterior
+from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, fit_map
 
 if TYPE_CHECKING:
-    from ax.api.client import Client
-    from ax.generation_strategy.generation_strategy import GenerationStrategy
-
     from milp_ray.config import SurrogateSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
-    from milp_ray.search.acquisition import NewLayouts
 
-# Joint posterior draws of qLogNEHVI, over all members of the ensemble together: quasi-random ones, of which a
-# few dozen rank the candidates as hundreds do, and the acquisition's time is proportional to them.
-N_DRAWS = 64
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The fitted model of a study's objectives, in their order."""
+
+    rows: CanonicalRows
+    outputs: Outputs
+    hyperparameters: Hyperparameters
+    posterior: Posterior
+
+    def features(self, rows: Rows) -> Tensor:
+        """What the posterior is asked with, q x d."""
+        return torch.from_numpy(self.rows.features(rows))
+
+
+def fit(
+    space: SearchSpace,
+    objectives: Sequence[str],
+    section: SurrogateSection,
+    observations: Sequence[Observation],
+    seed: int,
+) -> Surrogate:
+    """Fit every objective to the observations that have values, in their order.
+
+    Args:
+        seed: of NUTS; MAP fits draw nothing.
+
+    Raises:
+        torch.linalg.LinAlgError: no covariance could be factored.
+    """
+    torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
+    measured = [o for o in observations if o.values is not None]
+    rows = CanonicalRows(space)
+    outputs = Outputs.of(_table(measured, objectives), _signs(objectives), section.outputs)
+    features = torch.from_numpy(rows.features(rows.encode([o.layout for o in measured])))
+    values = torch.from_numpy(outputs.forward(_table(measured, objectives)))
+    errors = standard_errors(measured, objectives)
+    variances = outputs.noise(None if errors is None else [errors[name] for name in objectives])
+    noise = None if variances is None else torch.from_numpy(variances).clamp_min(EXACT_NOISE)
+    if section.inference == "map":
+        found = fit_map(features, values, noise, section.n_ensemble)
+    else:
+        from milp_ray.search.nuts import fit_nuts
+
+        found = fit_nuts(
+            features,
+            values,
+            noise,
+            warmup_steps=section.warmup_steps,
+            n_steps=section.num_samples,
+            thinning=section.thinning,
+            seed=seed,
+        )
+    return Surrogate(rows, outputs, found, Posterior(features, values, found))
 
 
 def propose(
@@ -38,189 +92,73 @@ def propose(
     objectives: Sequence[str],
     section: SurrogateSection,
     observations: Sequence[Observation],
+    pending: Sequence[CanonicalLayout],
     reference: Sequence[float],
     *,
-    pending: Sequence[CanonicalLayout],
     n_proposals: int,
     seed: int,
-) -> list[dict[str, Any]]:
-    """Raw points to measure next, in the order in which they were chosen: layouts that
-    no observation has, all different.
+) -> list[CanonicalLayout]:
+    """Layouts to measure next, in the order in which they were chosen: neither observed nor pending, all
+    different; fewer than asked for where no more were found.
 
     Args:
         observations: ended trials in the order of their index; failed ones have no values.
+        pending: layouts that are being measured, in the order of their trials.
         reference: the corner of the hypervolume, in the units of the objectives.
-        pending: layouts that are being measured; they are not proposed again.
         seed: of this batch.
 
     Raises:
-        ax.exceptions.core.AxError, botorch.exceptions.BotorchError: no model could be fitted or optimised.
+        torch.linalg.LinAlgError: no model could be fitted or evaluated.
     """
-    import torch
+    surrogate = fit(space, objectives, section, observations, seed)
+    rows, posterior = surrogate.rows, surrogate.posterior
+    corner = torch.from_numpy(surrogate.outputs.forward([reference])[:, 0].copy())
+    measured = rows.encode([o.layout for o in observations if o.values is not None])
+    likely = _likely_front(posterior, corner, seed)
+    waiting = rows.encode(pending)
+    acquisition = NoisyHypervolumeImprovement(
+        posterior,
+        posterior.features[torch.from_numpy(np.sort(likely))],
+        surrogate.features(waiting),
+        corner,
+        n_more=n_proposals,
+        seed=seed,
+    )
 
-    torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
-    from milp_ray.search.acquisition import NewLayouts
+    def score(candidates: Rows) -> NDArray[np.float64]:
+        values = acquisition(surrogate.features(candidates))
+        if not bool(torch.isfinite(values).all()):
+            raise torch.linalg.LinAlgError("acquisition values are not finite")  # type: ignore[attr-defined]
+        return values.numpy()
 
-    seen = frozenset(o.key for o in observations) | frozenset(layout.key for layout in pending)
-    new_layouts = NewLayouts(space, seen, _front(objectives, observations))
-    client = _client(new_layouts, objectives, observations, reference, seed)
-    client.set_generation_strategy(_generation_strategy(new_layouts, section))
-    with _quiet():
-        proposed = client.get_next_trials(max_trials=n_proposals)
-    names = _ax_names(space)
-    return [new_layouts.decode([float(p[name]) for name in names]) for _, p in sorted(proposed.items())]
+    unavailable = [*row_keys(rows.encode([o.layout for o in observations])), *row_keys(waiting)]
+    new = NewLayouts(rows, unavailable, measured[likely], np.random.default_rng(seed))
+    chosen: list[CanonicalLayout] = []
+    while len(chosen) < n_proposals and (best := new.take_best(score)) is not None:
+        chosen.append(rows.decode(best))
+        if len(chosen) < n_proposals:
+            acquisition.add_pending(surrogate.features(best[None])[0])
+    return chosen
 
 
 def warm_up(section: SurrogateSection) -> None:
-    """Import what :func:`propose` needs, so that the first proposal does not wait for it."""
-    import ax.api.client  # noqa: F401
-
-    import milp_ray.search.acquisition
-    import milp_ray.search.features  # noqa: F401
+    """Import what a proposal needs, so that the first one does not wait for it."""
+    import milp_ray.search.ax_study
 
     if section.inference == "nuts":
-        import numpyro  # noqa: F401
+        import milp_ray.search.nuts  # noqa: F401
 
 
-def _front(objectives: Sequence[str], observations: Sequence[Observation]) -> tuple[CanonicalLayout, ...]:
-    """Canonical layouts of the non-dominated observations."""
-    measured = [o for o in observations if o.values is not None]
-    values = [[(o.values or {})[name] for name in objectives] for o in measured]
-    indices = pareto_front(values, [KNOWN_OBJECTIVES[name].sign for name in objectives])
-    return tuple(measured[index].layout for index in indices)
+def _likely_front(posterior: Posterior, corner: Tensor, seed: int) -> NDArray[np.int64]:
+    """Positions of the observed points that may be on the front, the likeliest first; at least one."""
+    chances = chances_on_front(posterior, corner, seed=seed).numpy()
+    order = np.argsort(-chances, kind="stable")
+    return order[: max(1, int((chances > 0).sum()))]
 
 
-def _client(
-    layouts: NewLayouts,
-    objectives: Sequence[str],
-    observations: Sequence[Observation],
-    reference: Sequence[float],
-    seed: int,
-) -> Client:
-    from ax.api.client import Client
-
-    measured = [o for o in observations if o.values is not None]
-    signs = [KNOWN_OBJECTIVES[name].sign for name in objectives]
-    with _quiet():
-        client = Client(random_seed=seed)
-        client.configure_experiment(parameters=_ax_parameters(layouts.space))
-        client.configure_optimization(
-            objective=", ".join(("-" if s > 0 else "") + n for n, s in zip(objectives, signs, strict=True)),
-            # On an objective Ax takes a constraint for its threshold: the corner of the hypervolume.
-            outcome_constraints=[
-                f"{name} {'<=' if sign > 0 else '>='} {bound:.12f}"
-                for name, sign, bound in zip(objectives, signs, reference, strict=True)
-            ],
-        )
-        errors = standard_errors(measured, objectives)
-        names = _ax_names(layouts.space)
-        for observation in observations:
-            row = map(int, layouts.encode(observation.raw))
-            index = client.attach_trial(dict(zip(names, row, strict=True)))
-            if observation.values is None:
-                client.mark_trial_failed(index)
-                continue
-            client.complete_trial(
-                index,
-                raw_data={
-                    name: observation.values[name]
-                    if errors is None
-                    else (observation.values[name], errors[name])
-                    for name in objectives
-                },
-            )
-    return client
+def _table(measured: Sequence[Observation], objectives: Sequence[str]) -> list[list[float]]:
+    return [[(o.values or {})[name] for name in objectives] for o in measured]
 
 
-def _generation_strategy(layouts: NewLayouts, section: SurrogateSection) -> GenerationStrategy:
-    """One node: the initial points are ours (candidates.initial_points)."""
-    from ax.adapter.registry import Generators
-    from ax.generation_strategy.generation_node import GenerationNode
-    from ax.generation_strategy.generation_strategy import GenerationStrategy
-    from ax.generation_strategy.generator_spec import GeneratorSpec
-    from ax.generators.torch.botorch_modular.surrogate import SurrogateSpec
-    from ax.generators.torch.botorch_modular.utils import ModelConfig
-
-    from milp_ray.search.acquisition import NewLayoutAcquisition
-    from milp_ray.search.features import CanonicalFeatures, feature_options
-    from milp_ray.search.nehvi import SweepNEHVI
-
-    features = feature_options(layouts.space, _ax_names(layouts.space))
-    spec = GeneratorSpec(
-        generator_enum=Generators.BOTORCH_MODULAR,
-        generator_kwargs={
-            "surrogate_spec": SurrogateSpec(
-                model_configs=[
-                    ModelConfig(
-                        input_transform_classes=[CanonicalFeatures],
-                        input_transform_options={"CanonicalFeatures": features},
-                        **_model(section),
-                    )
-                ],
-            ),
-            "botorch_acqf_class": SweepNEHVI,
-            "botorch_acqf_options": {"mc_samples": _draws_per_member(section)},
-            "acquisition_class": NewLayoutAcquisition,
-            "acquisition_options": {"layouts": layouts},
-        },
-    )
-    return GenerationStrategy(
-        name="saas_nehvi",
-        nodes=[GenerationNode(name="saas_nehvi", generator_specs=[spec], should_deduplicate=False)],
-    )
-
-
-def _model(section: SurrogateSection) -> dict[str, Any]:
-    if section.inference == "nuts":
-        from botorch.models.fully_bayesian import SaasFullyBayesianSingleTaskGP
-
-        return {
-            "botorch_model_class": SaasFullyBayesianSingleTaskGP,
-            "mll_options": {
-                "warmup_steps": section.warmup_steps,
-                "num_samples": section.num_samples,
-                "thinning": section.thinning,
-                "disable_progbar": True,
-            },
-        }
-    from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
-
-    return {
-        "botorch_model_class": EnsembleMapSaasSingleTaskGP,
-        "model_options": {"num_taus": section.n_ensemble},
-    }
-
-
-def _draws_per_member(section: SurrogateSection) -> int:
-    if section.inference == "map":
-        members = section.n_ensemble
-    else:
-        members = -(-section.num_samples // section.thinning)
-    return max(8, N_DRAWS // members)
-
-
-def _ax_parameters(space: SearchSpace) -> list[Any]:
-    """Integer ranges: bits as 0/1, the rank as an index into the ranks."""
-    from ax.api.configs import RangeParameterConfig
-
-    n_values = {parameter.name: len(parameter.values) for parameter in space.parameters()}
-    return [
-        RangeParameterConfig(name=name, parameter_type="int", bounds=(0, n_values[name] - 1))
-        for name in _ax_names(space)
-    ]
-
-
-def _ax_names(space: SearchSpace) -> list[str]:
-    """Ax's parameters in order: the searched ones that have a choice."""
-    return [parameter.name for parameter in space.parameters() if len(parameter.values) > 1]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ax's log lines, one a trial, and its warnings about scaling off the terminal."""
-    from ax.utils.common.logger import set_ax_logger_levels
-
-    set_ax_logger_levels(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _signs(objectives: Sequence[str]) -> list[float]:
+    return [KNOWN_OBJECTIVES[name].sign for name in objectives]

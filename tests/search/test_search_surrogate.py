@@ -1,132 +1,27 @@
-"""What the surrogate sees, where it looks, and what it proposes. Ax and BoTorch are imported once, here."""
+"""What the suggester proposes, the noise that it is told of, and the Ax experiment that it keeps."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from botorch.acquisition.multi_objective import logei
-from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from ax.core.trial_status import TrialStatus
 
 from milp_ray.config import SearchSection, SurrogateSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
-from milp_ray.search.acquisition import NewLayouts
-from milp_ray.search.boxes import nondominated_boxes
+from milp_ray.search import surrogate
+from milp_ray.search.ax_study import AxStudy
 from milp_ray.search.candidates import initial_points
-from milp_ray.search.features import CanonicalFeatures, feature_options
 from milp_ray.search.front import hypervolume, reference_point
-from milp_ray.search.nehvi import SweepPartitioning
 from milp_ray.search.observations import Observation, standard_errors
 from milp_ray.search.suggest import RANDOM, SAAS_NEHVI, Question, Suggester
 
 OBJECTIVES = ("validation_loss", "rouge_l", "adapter_parameters")
 SIGNS = (1.0, -1.0, 1.0)
-SPACES = [
-    SearchSpace(5, (2, 4, 8)),
-    SearchSpace(5, (2, 4, 8), factors=("layers", "rank"), fixed_number=2),
-    SearchSpace(5, (2, 4), factors=("layers",)),
-    SearchSpace(6, (2, 4), factors=("number", "rank"), fixed_layers=(0, 2, 3, 5)),
-    SearchSpace(4, (8,), factors=("layers", "number")),
-    SearchSpace(3, (2, 4, 8), factors=("rank",)),
-]
-
-
-# ------------------------------------------------------------------------------------------------ features
-
-
-@given(st.sampled_from(SPACES), st.integers(0, 2**31 - 1))
-def test_features_are_the_canonical_layout(space: SearchSpace, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    points = [space.sample(rng) for _ in range(6)]
-    layouts = NewLayouts(space, frozenset(), ())
-    columns = [p.name for p in space.parameters() if len(p.values) > 1]
-    transform = CanonicalFeatures(**feature_options(space, columns))
-    rows = torch.tensor([layouts.encode(point) for point in points], dtype=torch.double)
-    features = transform.transform(rows.view(2, 3, -1)).view(6, -1)
-    for row, point in zip(features.tolist(), points, strict=True):
-        layout = space.layout(point).canonical()
-        searched_rank = "rank" in space.factors and len(space.ranks) > 1 and not layout.is_empty
-        rank = space.ranks.index(layout.rank) / (len(space.ranks) - 1) if searched_rank else 0.0
-        assert row == [*map(float, layout.mask), sum(layout.mask) / space.n_layers, rank]
-
-
-@given(st.sampled_from(SPACES), st.integers(0, 2**31 - 1))
-def test_ax_encoding_loses_nothing(space: SearchSpace, seed: int) -> None:
-    layouts = NewLayouts(space, frozenset(), ())
-    point = space.sample(np.random.default_rng(seed))
-    assert layouts.decode(layouts.encode(point)) == point
-
-
-# --------------------------------------------------------------------------------------------------- boxes
-
-ROWS = st.lists(st.lists(st.integers(-1, 5).map(float), min_size=3, max_size=3), max_size=7)
-
-
-@settings(deadline=None)
-@given(ROWS)
-def test_boxes_tile_exactly_what_no_point_dominates(rows: list[list[float]]) -> None:
-    """Counted in unit cells: one that is not dominated lies in exactly one box, any other in none."""
-    lower, upper = nondominated_boxes(rows, [0.0, 0.0, 0.0])
-    corners = np.stack(np.meshgrid(*[np.arange(6.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    inside = ((corners[:, None] >= lower) & (corners[:, None] + 1 <= upper)).all(axis=2).sum(axis=1)
-    points = np.array(rows, dtype=float).reshape(-1, 3)
-    dominated = (corners[:, None] + 1 <= points).all(axis=2).any(axis=1)
-    assert (inside == np.where(dominated, 0, 1)).all()
-    assert len(lower) <= 2 * len(rows) + 1
-
-
-def test_the_sweep_agrees_with_botorch() -> None:
-    rng = np.random.default_rng(0)
-    values = torch.tensor(rng.normal(size=(30, 3)) + 0.5)
-    reference = torch.zeros(3, dtype=torch.double)
-
-    def volume(partitioning: FastNondominatedPartitioning) -> float:
-        lower, upper = partitioning.get_hypercell_bounds().clamp_max(9.0)
-        return float((upper - lower).prod(dim=-1).sum())
-
-    ours = SweepPartitioning(reference, Y=values)
-    theirs = FastNondominatedPartitioning(reference, Y=values)
-    assert volume(ours) == pytest.approx(volume(theirs))
-    assert volume(ours) == pytest.approx(9.0**3 - hypervolume(values.numpy(), [-1.0] * 3, [0.0] * 3))
-
-
-# --------------------------------------------------------------------------------------- the local search
-
-
-def test_the_local_search_finds_the_best_of_a_large_space() -> None:
-    space = SearchSpace(16, (8, 16, 32, 64, 96))
-    target = CanonicalLayout(tuple(index in (3, 9, 10, 14) for index in range(16)), 32)
-    layouts = NewLayouts(space, frozenset(), (CanonicalLayout((True,) * 16, 8),))
-    asked: list[str] = []
-
-    def score(points: list) -> list[float]:
-        found = [space.layout(point).canonical() for point in points]
-        asked.extend(layout.key for layout in found)
-        return [
-            -sum(a != b for a, b in zip(layout.mask, target.mask, strict=True)) - abs(layout.rank - 32) / 8
-            for layout in found
-        ]
-
-    best = layouts.best(score, set(), np.random.default_rng(0))
-    assert best is not None
-    assert space.layout(best).canonical() == target
-    assert len(asked) == len(set(asked)) < 1500
-
-
-def test_nothing_seen_or_taken_is_found() -> None:
-    space = SearchSpace(3, (2,))
-    keys = {"100-r2", "010-r2", "001-r2", "110-r2", "011-r2", "101-r2", "111-r2", "empty"}
-    layouts = NewLayouts(space, frozenset(keys - {"011-r2", "empty"}), ())
-    best = layouts.best(lambda points: [1.0] * len(points), {"empty"}, np.random.default_rng(0))
-    assert best is not None
-    assert layouts.key(best) == "011-r2"
-    assert layouts.best(lambda points: [1.0], {"empty", "011-r2"}, np.random.default_rng(0)) is None
 
 
 # --------------------------------------------------------------------------------------------------- noise
@@ -255,8 +150,95 @@ def test_chance_proposes_where_there_is_nothing_to_fit() -> None:
     assert proposals != suggester(space, seed=1).propose(Question((), None, 1, 3))
 
 
-def test_no_compiler_is_run() -> None:
-    """BoTorch would compile a kernel behind a lock that a killed search leaves for ever."""
-    assert "milp_ray.search.nehvi" in sys.modules
-    assert logei._load_attempted
-    assert logei._C is None
+def test_pending_layouts_are_not_proposed_and_move_the_others() -> None:
+    space = SearchSpace(6, (2, 4, 8))
+    asked = question(space, 10)
+    keys = [space.layout(p.raw).canonical() for p in suggester(space).propose(asked)]
+    waiting = replace(asked, pending=(keys[0],))
+    after = [space.layout(p.raw).canonical() for p in suggester(space).propose(waiting)]
+    assert keys[0] not in after
+    assert len(set(after)) == 3
+    # The first of a batch is chosen without the others, so what follows it is chosen as if it were pending.
+    assert len(set(keys[1:]) & set(after)) >= 1
+
+
+def test_a_numerical_failure_is_answered_by_chance_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise torch.linalg.LinAlgError("no covariance could be factored")
+
+    space = SearchSpace(4, (2, 4))
+    monkeypatch.setattr(surrogate, "fit", fail)
+    proposals = suggester(space).propose(question(space, 6))
+    assert [p.generator for p in proposals] == [RANDOM] * 3
+    assert "LinAlgError" in caplog.text
+
+
+def test_any_other_error_is_none_of_the_suggesters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise KeyError("rouge_l")
+
+    space = SearchSpace(4, (2, 4))
+    monkeypatch.setattr(surrogate, "fit", fail)
+    with pytest.raises(KeyError):
+        suggester(space).propose(question(space, 6))
+
+
+def test_the_copula_proposes_too() -> None:
+    space = SearchSpace(6, (2, 4, 8))
+    section = SearchSection(
+        objectives=OBJECTIVES, surrogate=SurrogateSection(inference="map", n_ensemble=2, outputs="copula")
+    )
+    proposals = Suggester(space, section, 0).propose(question(space, 10))
+    assert [p.generator for p in proposals] == [SAAS_NEHVI] * 3
+
+
+# ------------------------------------------------------------------------------------------ the Ax experiment
+
+
+def grown(asked: Question, space: SearchSpace, layouts: list[CanonicalLayout]) -> Question:
+    """The question after ``layouts`` were measured; the last of them failed."""
+    more = list(asked.observations)
+    for layout in layouts:
+        size = float(sum(layout.mask) * layout.rank)
+        raw = space.raw(layout)
+        more.append(observation(len(more), dict(raw), space, world(space, layout), adapter_parameters=size))
+    more[-1] = replace(more[-1], values=None)
+    return replace(asked, observations=tuple(more), batch=asked.batch + 1)
+
+
+def test_a_client_that_is_kept_proposes_what_one_built_anew_does() -> None:
+    space = SearchSpace(6, (2, 4, 8))
+    first = question(space, 10)
+    kept = suggester(space)
+    batch = [space.layout(p.raw).canonical() for p in kept.propose(first)]
+    second = grown(first, space, batch)
+    assert kept.propose(second) == suggester(space).propose(second)
+
+
+def test_ax_holds_the_trials_as_they_stand() -> None:
+    space = SearchSpace(6, (2, 4, 8))
+    asked = question(space, 10)
+    study = AxStudy(space, OBJECTIVES, asked.reference or ())
+    chosen = [
+        CanonicalLayout((True,) * 6, 2),
+        CanonicalLayout((True,) * 6, 8),
+        CanonicalLayout((True,) * 6, 4),
+    ]
+    taken = {o.key for o in asked.observations}
+    chosen = [layout for layout in chosen if layout.key not in taken][:2]
+    assert len(chosen) == 2
+    raws = study.propose(asked.observations, (), 2, lambda: chosen)
+    assert [space.layout(raw).canonical() for raw in raws] == chosen
+    trials = study.experiment.trials
+    assert [trials[i].status for i in range(12)] == [TrialStatus.COMPLETED] * 10 + [TrialStatus.RUNNING] * 2
+    values = study.experiment.lookup_data().df
+    assert len(values) == 30
+    # The first was measured and failed, the second is run by nobody any more.
+    failed = Observation(10, raws[0], chosen[0], None)
+    third = next(o.layout for o in question(space, 11).observations if o.key not in taken)
+    study.propose((*asked.observations, failed), (), 1, lambda: [third])
+    assert trials[10].status == TrialStatus.FAILED
+    assert trials[11].status == TrialStatus.ABANDONED
+    assert study.propose(asked.observations, (), 1, list) == []

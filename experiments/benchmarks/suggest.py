@@ -1,0 +1,170 @@
+"""Seconds for four suggestions: ours against Ax's own, for a base of 32 layers and two objectives.
+
+    .venv/bin/python experiments/benchmarks/suggest.py          # up to half an hour, nearly all of it Ax's
+    .venv/bin/python experiments/benchmarks/suggest.py --quick  # under a minute, Ax at 20 trials
+
+The objectives are synthetic: a few layers matter, some of them together, and there is noise. Ours proposes
+through the study's suggester with its Ax experiment kept, as in a search; Ax is its ``Client`` with
+``configure_generation_strategy(method="quality")`` and told the same trials. Ours and Ax take turns in one
+process on one thread; seconds are the process's own (other work on the machine counts little), the best of
+the rounds for ours, one round for Ax. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+import numpy as np
+import torch
+from ax.api.client import Client
+from ax.api.configs import RangeParameterConfig
+from ax.utils.common.logger import set_ax_logger_levels
+from botorch.acquisition.multi_objective import logei
+
+from milp_ray.config import SearchSection, SurrogateSection
+from milp_ray.memory.space import SearchSpace
+from milp_ray.objectives import KNOWN_OBJECTIVES
+from milp_ray.search.candidates import initial_points
+from milp_ray.search.front import reference_point
+from milp_ray.search.observations import Observation
+from milp_ray.search.suggest import SAAS_NEHVI, Question, Suggester
+
+SPACE = SearchSpace(32, (8, 16, 32, 64, 96))
+OBJECTIVES = SearchSection().objectives
+N_SUGGESTIONS = 4
+NOISE = 0.05  # standard deviation, of objectives that range over a few units
+
+
+def world(space: SearchSpace, n: int, seed: int = 0) -> tuple[Observation, ...]:
+    """``n`` measured layouts: three layers and the rank decide the loss, five other effects the score."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for index, raw in enumerate(initial_points(space, n, seed)):
+        layout = space.layout(raw).canonical()
+        layers = np.array(layout.mask, dtype=float)
+        rank = space.ranks.index(layout.rank) / (len(space.ranks) - 1)
+        loss = 5.0 - 2.0 * layers[20] - 1.5 * layers[25] - 1.5 * layers[20] * layers[25]
+        loss += -rank * layers[28] + 0.5 * layers.mean()
+        score = 30.0 + 3.0 * layers.mean() * (1.0 + rank) + 0.8 * layers[3] - layers[4] * layers[28]
+        values = np.array([loss, score]) + NOISE * rng.standard_normal(2)
+        found.append(Observation(index, raw, layout, dict(zip(OBJECTIVES, values.tolist(), strict=True))))
+    return tuple(found)
+
+
+def ours(inference: str, observations: tuple[Observation, ...], rounds: int) -> float:
+    """Seconds of the suggester, which has already proposed once."""
+    section = SearchSection(surrogate=SurrogateSection(inference=inference))
+    suggester = Suggester(SPACE, section, 0)
+    reference = tuple(reference_point(values_of(observations), signs()))
+    seconds = []
+    for batch in range(rounds + 1):
+        question = Question(observations, reference, batch, N_SUGGESTIONS)
+        elapsed, proposals = timed(lambda question=question: suggester.propose(question))
+        assert [p.generator for p in proposals] == [SAAS_NEHVI] * N_SUGGESTIONS
+        seconds.append(elapsed)
+    return min(seconds[1:])
+
+
+def ax_quality(observations: tuple[Observation, ...]) -> float:
+    """Seconds of Ax's own strategy, which is told the trials beforehand."""
+    client = Client(random_seed=0)
+    parameters = SPACE.parameters()
+    client.configure_experiment(
+        parameters=[
+            RangeParameterConfig(name=p.name, parameter_type="int", bounds=(0, len(p.values) - 1))
+            for p in parameters
+        ]
+    )
+    names = [("-" if s > 0 else "") + name for name, s in zip(OBJECTIVES, signs(), strict=True)]
+    client.configure_optimization(objective=", ".join(names))
+    client.configure_generation_strategy(
+        method="quality", initialization_budget=0, initialize_with_center=False
+    )
+    for observation in observations:
+        index = client.attach_trial({p.name: p.values.index(observation.raw[p.name]) for p in parameters})
+        client.complete_trial(index, raw_data=dict(observation.values or {}))
+    elapsed, proposed = timed(lambda: client.get_next_trials(max_trials=N_SUGGESTIONS))
+    assert len(proposed) == N_SUGGESTIONS
+    return elapsed
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def values_of(observations: tuple[Observation, ...]) -> list[list[float]]:
+    return [[(o.values or {})[name] for name in OBJECTIVES] for o in observations]
+
+
+def signs() -> list[float]:
+    return [KNOWN_OBJECTIVES[name].sign for name in OBJECTIVES]
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep Ax's lines and warnings out of the table."""
+    set_ax_logger_levels(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer trials and rounds")
+    parser.add_argument("--ax-up-to", type=int, default=None, help="most trials that Ax is asked with")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    # Ax's acquisition would otherwise compile a kernel for this processor in the time that is measured.
+    logei._load_attempted = True
+    torch.set_num_threads(1)
+    sizes = (20, 50, 100) if quick else (50, 100, 200, 400)
+    ax_up_to = arguments.ax_up_to or (20 if quick else 100)
+    nuts_up_to = 0 if quick else 100
+    table: dict[str, dict[int, float]] = {"map": {}, "nuts": {}, "ax_quality": {}}
+    print(f"seconds for {N_SUGGESTIONS} suggestions; d = {len(SPACE.parameters())}, 2 objectives, one thread")
+    print(f"{'trials':>8s} {'ours, map':>10s} {'ours, nuts':>10s} {'Ax, quality':>11s}")
+    with quiet():
+        for n in sizes:
+            observations = world(SPACE, n)
+            table["map"][n] = ours("map", observations, rounds=2 if quick else 3)
+            if n <= nuts_up_to:
+                table["nuts"][n] = ours("nuts", observations, rounds=1)
+            if n <= ax_up_to:
+                table["ax_quality"][n] = ax_quality(observations)
+            cells = [f"{column[n]:.2f}" if n in column else "-" for column in table.values()]
+            print(f"{n:8d} {cells[0]:>10s} {cells[1]:>10s} {cells[2]:>11s}", flush=True)
+    print(f"Ax is asked with at most {ax_up_to} trials, NUTS with at most {nuts_up_to}: they take minutes.")
+    speedups = {n: seconds / table["map"][n] for n, seconds in table["ax_quality"].items()}
+    first, last = sizes[0] if quick else 100, sizes[-1]
+    exponent = math.log(table["map"][last] / table["map"][first]) / math.log(last / first)
+    print(
+        json.dumps(
+            {
+                "n_suggestions": N_SUGGESTIONS,
+                "n_parameters": len(SPACE.parameters()),
+                "seconds": table,
+                "speedup_vs_ax_quality": speedups,
+                "speedup_vs_ax_quality_n100": speedups.get(100),
+                "growth_exponent": exponent,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
