@@ -156,7 +156,8 @@ class SurrogateSection(Section):
     num_samples: PositiveInt = 128  # nuts
     thinning: PositiveInt = 16  # nuts
     n_ensemble: PositiveInt = 4  # map
-    # How objectives are modelled: as they are, or by their ranks (the paper's, robust to diverged trials).
+    # How objectives are modelled: as they are, diverged ones pulled in, or by their ranks (as in AutoPEFT),
+    # which loses the distances between good layouts but no scale can upset.
     outputs: Literal["standardize", "copula"] = "standardize"
 
 

@@ -1,4 +1,4 @@
-"""Raw points of the search space without a surrogate: the initial ones, random new ones, neighbours, all."""
+"""Raw points of the search space without a surrogate: the initial ones and random new ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from milp_ray.errors import MilpError
-from milp_ray.memory.layout import CanonicalLayout
 
 if TYPE_CHECKING:
     from milp_ray.memory.space import SearchSpace
@@ -53,50 +50,6 @@ def random_new_point(
     return next(
         (point for point in _all_points(space) if space.layout(point).canonical().key not in seen), None
     )
-
-
-def neighbours(space: SearchSpace, layout: CanonicalLayout) -> list[dict[str, Any]]:
-    """Raw points whose layouts are one step from ``layout``.
-
-    A step turns one layer on or off, moves one LoRA to the layer above or below, or takes another rank; where
-    the layers are held, another number of LoRAs. Steps that leave the space are left out.
-    """
-    mask, rank = layout.mask, layout.rank or _lowest_rank(space)
-    masks: list[tuple[bool, ...]] = []
-    if "layers" in space.factors:
-        masks += [_swapped(mask, (i,)) for i in range(len(mask))]
-        masks += [_swapped(mask, (i, i + 1)) for i in range(len(mask) - 1) if mask[i] != mask[i + 1]]
-    found = [CanonicalLayout(other, rank) for other in masks]
-    points = [point for point in (_raw_or_none(space, other) for other in found) if point is not None]
-    own = _raw_or_none(space, layout) or {}
-    if "number" in space.factors and "layers" not in space.factors:
-        points += [own | {"n_loras": n} for n in range(space.n_layers + 1)]
-    if "rank" in space.factors and not layout.is_empty:
-        points += [own | {"rank": other} for other in space.ranks if other != rank]
-    return points
-
-
-def all_points(space: SearchSpace) -> list[dict[str, Any]]:
-    """One raw point for every canonical layout of the space; only for small spaces."""
-    found: dict[str, dict[str, Any]] = {}
-    for point in _all_points(space):
-        found.setdefault(space.layout(point).canonical().key, point)
-    return list(found.values())
-
-
-def _swapped(mask: tuple[bool, ...], positions: tuple[int, ...]) -> tuple[bool, ...]:
-    return tuple(not bit if index in positions else bit for index, bit in enumerate(mask))
-
-
-def _lowest_rank(space: SearchSpace) -> int:
-    return space.ranks[0] if "rank" in space.factors or space.fixed_rank is None else space.fixed_rank
-
-
-def _raw_or_none(space: SearchSpace, layout: CanonicalLayout) -> dict[str, Any] | None:
-    try:
-        return dict(space.raw(layout))
-    except MilpError:  # for example more LoRAs than a held number allows
-        return None
 
 
 def _keep_if_new(space: SearchSpace, point: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:

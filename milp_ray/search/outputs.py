@@ -1,8 +1,8 @@
 """Objective values as the surrogate models them: maximised, and of about one standard deviation.
 
-``standardize`` subtracts the mean and divides by the standard deviation. ``copula`` goes by ranks (Salinas et
-al. 2020): the k-th smallest of n values becomes the standard normal quantile at k / n, which keeps a diverged
-trial from flattening all others.
+``standardize`` subtracts the mean and divides by the standard deviation, once diverged values are pulled in
+to a fence: how bad they are says nothing about the others. ``copula`` goes by ranks (Salinas et al. 2020):
+the k-th smallest of n values becomes the standard normal quantile at k / n.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Kind = Literal["standardize", "copula"]
 
 # Quantiles that ranks are kept within, so that the best and the worst are finite.
 _LOWEST_QUANTILE = 1e-4
+# Interquartile ranges below the lower quartile at which values stop getting worse (Tukey's inner fence).
+_FENCE = 1.5
 # Nodes of the quadrature by which a normal posterior is taken back through the copula.
 _N_NODES = 32
 
@@ -36,17 +38,33 @@ class Outputs:
     kind: Kind
     knots: tuple[Floats, ...]
     levels: tuple[Floats, ...]
+    floors: Floats
 
     @classmethod
     def of(cls, values: ArrayLike, signs: Sequence[float], kind: Kind) -> Outputs:
         """The transform that observations ask for: ``values`` n x m, signs as of the front's functions."""
         maximised = -np.asarray(values, dtype=float) * np.asarray(signs)
-        made = [_copula(column) if kind == "copula" else _standard(column) for column in maximised.T]
-        return cls(tuple(signs), kind, tuple(knots for knots, _ in made), tuple(levels for _, levels in made))
+        lower, upper = np.quantile(maximised, [0.25, 0.75], axis=0)
+        fences = lower - _FENCE * (upper - lower)
+        # Where half of the values are equal the quartiles tell no range.
+        floors = np.where((upper > lower) & (kind == "standardize"), fences, -np.inf)
+        columns = np.maximum(maximised, floors).T
+        made = [_copula(column) if kind == "copula" else _standard(column) for column in columns]
+        knots, levels = zip(*made, strict=True)
+        return cls(tuple(signs), kind, knots, levels, floors)
+
+    def observed(self, values: ArrayLike) -> Floats:
+        """Observed values n x m in the objectives' own units, in the model's: m x n."""
+        return self._forward(np.maximum(self._maximised(values), self.floors))
 
     def forward(self, values: ArrayLike) -> Floats:
-        """Values n x m in the objectives' own units, in the model's: m x n."""
-        maximised = -np.asarray(values, dtype=float).reshape(-1, len(self.signs)) * np.asarray(self.signs)
+        """Any values n x m in the objectives' own units, however bad, in the model's: m x n."""
+        return self._forward(self._maximised(values))
+
+    def _maximised(self, values: ArrayLike) -> Floats:
+        return -np.asarray(values, dtype=float).reshape(-1, len(self.signs)) * np.asarray(self.signs)
+
+    def _forward(self, maximised: Floats) -> Floats:
         tables = zip(maximised.T, self.knots, self.levels, strict=True)
         return np.stack([_piecewise(column, knots, levels) for column, knots, levels in tables])
 

@@ -66,7 +66,7 @@ def fit(
     rows = CanonicalRows(space)
     outputs = Outputs.of(_table(measured, objectives), _signs(objectives), section.outputs)
     features = torch.from_numpy(rows.features(rows.encode([o.layout for o in measured])))
-    values = torch.from_numpy(outputs.forward(_table(measured, objectives)))
+    values = torch.from_numpy(outputs.observed(_table(measured, objectives)))
     errors = standard_errors(measured, objectives)
     variances = outputs.noise(None if errors is None else [errors[name] for name in objectives])
     noise = None if variances is None else torch.from_numpy(variances).clamp_min(EXACT_NOISE)

@@ -113,21 +113,23 @@ def test_values_are_botorchs(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     corner = torch.full((m,), -1.5, dtype=torch.double)
     waiting, candidates = points(1, seed=1), points(40)
+    n_draws = 1024 if m == 2 else 256  # BoTorch's boxes for three objectives take their time
     theirs = qLogNoisyExpectedHypervolumeImprovement(
         ModelListGP(*models).eval(),
         corner,
         model.features,
-        sampler=SobolQMCNormalSampler(torch.Size([256]), seed=0),
+        sampler=SobolQMCNormalSampler(torch.Size([n_draws]), seed=0),
         X_pending=waiting,
     )
     with torch.no_grad():
         expected = theirs(candidates[:, None, :])
-    ours = NoisyHypervolumeImprovement(model, model.features, waiting, corner, n_more=1, seed=1, n_draws=256)(
-        candidates
+    improvement = NoisyHypervolumeImprovement(
+        model, model.features, waiting, corner, n_more=1, seed=1, n_draws=n_draws
     )
-    likely = expected > expected.max() - 3
-    assert likely.sum() >= 5
-    torch.testing.assert_close(ours[likely], expected[likely], atol=0.25, rtol=0)
+    ours = improvement(candidates)
+    likely = expected > expected.max() - 1.5
+    assert likely.sum() >= 3
+    torch.testing.assert_close(ours[likely], expected[likely], atol=0.2, rtol=0)
     assert np.corrcoef(ours.argsort().argsort(), expected.argsort().argsort())[0, 1] > 0.97
 
 

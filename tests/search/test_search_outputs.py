@@ -28,12 +28,19 @@ def test_the_copula_is_the_normal_quantile_of_the_rank() -> None:
     np.testing.assert_allclose(found[1], ndtri(np.array([3, 6, 1, 6]) / 8))  # equal values stay equal
 
 
-def test_a_diverged_trial_does_not_flatten_a_copula() -> None:
+@pytest.mark.parametrize("kind", ["standardize", "copula"])
+def test_a_diverged_trial_does_not_flatten_the_others(kind: Kind) -> None:
     values = np.append(np.linspace(1.0, 2.0, 9), 1e6)[:, None]
-    standard = Outputs.of(values, (1.0,), "standardize").forward(values)[0]
-    copula = Outputs.of(values, (1.0,), "copula").forward(values)[0]
-    assert np.ptp(standard[:9]) < 1e-5
-    assert np.ptp(copula[:9]) > 2.0
+    found = Outputs.of(values, (1.0,), kind).observed(values)[0]
+    assert np.ptp(found[:9]) > 0.8
+    assert found[9] < found[:9].min() - 0.2
+    assert np.abs(found).max() < 4.0
+
+
+def test_a_reference_behind_a_diverged_trial_stays_there() -> None:
+    values = np.append(np.linspace(1.0, 2.0, 9), 1e6)[:, None]
+    outputs = Outputs.of(values, (1.0,), "standardize")
+    assert outputs.forward([[1e3]])[0, 0] < outputs.observed([[1e3]])[0, 0]
 
 
 @given(
