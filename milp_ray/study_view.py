@@ -18,7 +18,7 @@ from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES, Objective
 from milp_ray.outcome import layers_text
 from milp_ray.report.style import duration, number, plus_minus
 from milp_ray.search.insight import (
-    Analysis,
+    Beliefs,
     Estimate,
     NoAnalysis,
     Study,
@@ -40,7 +40,7 @@ _BAR_WIDTH = 12
 _LEVELS = "▁▂▃▄▅▆▇█"
 _FACTOR_NAMES = {"n": "number of LoRAs"}
 
-Analyse = Callable[[Study], Analysis]
+Analyse = Callable[[Study], Beliefs]
 
 
 def print_status(run: RunFolder, *, as_json: bool = False, now: datetime | None = None) -> None:
@@ -116,7 +116,7 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
     if as_json:
         found = {
             name: {
-                factor: dict(zip(("median", "low", "high"), analysis.importance[name][factor], strict=True))
+                factor: dict(zip(("mean", "low", "high"), analysis.importance[name][factor], strict=True))
                 for factor in analysis.factors
             }
             for name in analysis.objectives
@@ -132,9 +132,9 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
     for factor in analysis.factors:
         cells = []
         for name in analysis.objectives:
-            median, low, high = analysis.importance[name][factor]
+            share, low, high = analysis.importance[name][factor]
             top = max(values[2] for values in analysis.importance[name].values())
-            cells.append(f"[cyan]{bar(median, top)}[/] {median:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]")
+            cells.append(f"[cyan]{bar(share, top)}[/] {share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]")
         table.add_row(_FACTOR_NAMES.get(factor, factor), *cells)
     console = _console()
     console.print(table)
@@ -221,7 +221,7 @@ def _status_lines(status: StudyStatus, now: datetime) -> list[tuple[str, str]]:
     return lines
 
 
-def _analysis(study: Study, analyse: Analyse) -> tuple[Analysis | None, str | None]:
+def _analysis(study: Study, analyse: Analyse) -> tuple[Beliefs | None, str | None]:
     try:
         return analyse(study), None
     except NoAnalysis as error:

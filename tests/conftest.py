@@ -10,7 +10,6 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -323,28 +322,19 @@ def make_study_run() -> Callable[..., RunFolder]:
     return make
 
 
-@dataclass(frozen=True)
-class BuiltAnalysis:
-    """What the surrogate of a search believes, as a test wants it."""
-
-    objectives: tuple[str, ...]
-    factors: tuple[str, ...]
-    importance: dict[str, dict[str, tuple[float, float, float]]]
-    mean: dict[str, list[float]]
-    sd: dict[str, list[float]]
-
-
 @pytest.fixture(scope="session")
-def build_analysis() -> Callable[[Any], BuiltAnalysis]:
+def build_analysis() -> Callable[[Any], Any]:
     """``build_analysis(study)``: layer 2 matters most; layout i of the front has mean i, sd i + 0.5."""
 
-    def build(study: Any) -> BuiltAnalysis:
+    def build(study: Any) -> Any:
+        from milp_ray.search.insight import Beliefs
+
         objectives, n_front = study.result.objectives, len(study.result.front)
-        medians = {"layer 0": 0.1, "layer 1": 0.0, "layer 2": 0.8, "layer 3": 0.4, "n": 0.05, "rank": 0.2}
-        importance = {factor: (m, m / 2, m + 0.1) for factor, m in medians.items()}
-        return BuiltAnalysis(
+        shares = {"layer 0": 0.1, "layer 1": 0.0, "layer 2": 0.8, "layer 3": 0.4, "n": 0.05, "rank": 0.2}
+        importance = {factor: (m, m / 2, m + 0.1) for factor, m in shares.items()}
+        return Beliefs(
             objectives,
-            tuple(medians),
+            tuple(shares),
             {name: dict(importance) for name in objectives},
             {name: [float(i) for i in range(n_front)] for name in objectives},
             {name: [i + 0.5 for i in range(n_front)] for name in objectives},

@@ -17,7 +17,7 @@ from milp_ray.report.study_figures import Trial
 
 if TYPE_CHECKING:
     from milp_ray.rundir import RunFolder
-    from milp_ray.search.insight import Analysis, FrontRow, Study, StudyStatus
+    from milp_ray.search.insight import Beliefs, FrontRow, Study, StudyStatus
 
 _COSTS = (
     "seconds",
@@ -45,7 +45,7 @@ class StudyContent:
     n_initial: int  # of them
     status: StudyStatus
     front: tuple[FrontRow, ...]
-    analysis: Analysis | None = None
+    analysis: Beliefs | None = None
     no_analysis: str = ""  # why there is none
     chosen_trial: int | None = None
 
@@ -119,7 +119,7 @@ def read_content(run: RunFolder) -> ReportContent:
 
 
 def study_content(
-    study: Study, chosen: Mapping[str, Any] | None, analyse: Callable[[Study], Analysis]
+    study: Study, chosen: Mapping[str, Any] | None, analyse: Callable[[Study], Beliefs]
 ) -> StudyContent:
     """A study as figures and tables want it; trials without values are counted and left out.
 
@@ -173,8 +173,8 @@ def _point(row: FrontRow) -> dict[str, Any]:
     return {"trial": row.trial, "key": row.layout.key, "layout": row.layout.to_dict(), **values}
 
 
-def _importance(analysis: Analysis) -> dict[str, dict[str, list[float]]]:
-    """By objective and factor: median, low, high."""
+def _importance(analysis: Beliefs) -> dict[str, dict[str, list[float]]]:
+    """By objective and factor: total Sobol' index (mean, low, high)."""
     return {
         name: {factor: list(values) for factor, values in analysis.importance[name].items()}
         for name in analysis.objectives

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from milp_ray.search.insight import Analysis
+    from milp_ray.search.insight import Beliefs
 
 _LAYER = "layer "
 _GAP = 0.8  # between the layers and what is not a layer, in bars
 
 
-def importance_figure(analysis: Analysis, chosen: Sequence[bool] | None = None) -> Figure:
+def importance_figure(analysis: Beliefs, chosen: Sequence[bool] | None = None) -> Figure:
     """Importance of each layer, of the number of LoRAs and of their rank; a row an objective.
 
     Args:
@@ -39,7 +39,7 @@ def importance_figure(analysis: Analysis, chosen: Sequence[bool] | None = None) 
         return figure
 
 
-def _importance_panel(axes: Axes, analysis: Analysis, name: str, chosen: Sequence[bool] | None) -> None:
+def _importance_panel(axes: Axes, analysis: Beliefs, name: str, chosen: Sequence[bool] | None) -> None:
     only_grid(axes, "y")
     found = analysis.importance[name]
     layers = [factor for factor in analysis.factors if factor.startswith(_LAYER)]
@@ -50,14 +50,14 @@ def _importance_panel(axes: Axes, analysis: Analysis, name: str, chosen: Sequenc
         (layers, places, BLUE, "Layer"),
         (others, beside, GREY, "Other factors"),
     ):
-        medians = [found[factor][0] for factor in factors]
+        totals = [found[factor][0] for factor in factors]
         arms = [
             [max(0.0, found[factor][0] - found[factor][1]) for factor in factors],
             [max(0.0, found[factor][2] - found[factor][0]) for factor in factors],
         ]
         if factors:
-            axes.bar(xs, medians, 0.72, color=colour, label=label)
-            axes.errorbar(xs, medians, yerr=arms, fmt="none", ecolor=INK, elinewidth=1.1)
+            axes.bar(xs, totals, 0.72, color=colour, label=label)
+            axes.errorbar(xs, totals, yerr=arms, fmt="none", ecolor=INK, elinewidth=1.1)
     marked = [place for place in places if chosen is not None and chosen[int(place)]]
     if marked:
         axes.plot(

@@ -50,8 +50,8 @@ def importance_table(study: StudyContent) -> HtmlTable | None:
     for factor in analysis.factors:
         cells = []
         for name in analysis.objectives:
-            median, low, high = analysis.importance[name][factor]
-            cells.append(Cell(f"{median:.2f}", f"{low:.2f} to {high:.2f}", strong=0 < median == tops[name]))
+            share, low, high = analysis.importance[name][factor]
+            cells.append(Cell(f"{share:.2f}", f"{low:.2f} to {high:.2f}", strong=0 < share == tops[name]))
         rows.append(Row(FACTOR_LABELS.get(factor, factor.capitalize()), cells))
     labels = [KNOWN_OBJECTIVES[name].label.partition(" (")[0] for name in analysis.objectives]
     note = "Below each value its interval over the model's hyperparameters. Bold: the most important factor."

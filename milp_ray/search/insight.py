@@ -2,14 +2,14 @@
 
 Reading takes no lock and changes nothing: the journal of a search at work is read up to its last whole line.
 What the surrogate model adds (which factors of the layout matter, what it believes of a layout) comes as an
-:class:`Analysis`, which :func:`analysis_of` makes.
+:class:`Beliefs`, which :func:`analysis_of` makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.memory.space import SearchSpace
@@ -41,33 +41,20 @@ MIN_TRIALS = 8
 _LAYER = "layer "  # a layer's factor is this and its index
 
 
-class Analysis(Protocol):
-    """What the surrogate believes.
+@dataclass(frozen=True)
+class Beliefs:
+    """What the surrogate believes, by objective (:mod:`milp_ray.search.analysis`).
 
-    ``importance[objective][factor]`` is (median, low, high) over its hyperparameters, for the factors
-    "layer 0" …, "n" and "rank"; ``mean`` and ``sd``, by objective, are of the layouts asked for, in their
-    order and the objective's own unit.
+    ``importance[objective][factor]`` is (mean, low, high) of the factor's total Sobol' index over the samples
+    of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``mean`` and ``sd``, by objective, are of
+    the layouts asked for, in their order and the objective's own unit, without measurement noise.
     """
 
-    @property
-    def objectives(self) -> Sequence[str]:
-        """Names of the objectives."""
-
-    @property
-    def factors(self) -> Sequence[str]:
-        """Names of the layout's factors."""
-
-    @property
-    def importance(self) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
-        """By objective and factor."""
-
-    @property
-    def mean(self) -> Mapping[str, Sequence[float]]:
-        """Posterior means of the layouts."""
-
-    @property
-    def sd(self) -> Mapping[str, Sequence[float]]:
-        """Posterior standard deviations of the layouts, without measurement noise."""
+    objectives: tuple[str, ...]
+    factors: tuple[str, ...]
+    importance: Mapping[str, Mapping[str, tuple[float, float, float]]]
+    mean: Mapping[str, Sequence[float]]
+    sd: Mapping[str, Sequence[float]]
 
 
 class NoAnalysis(MilpError):
@@ -212,7 +199,7 @@ def study_status(study: Study) -> StudyStatus:
     )
 
 
-def front_rows(study: Study, analysis: Analysis | None = None) -> list[FrontRow]:
+def front_rows(study: Study, analysis: Beliefs | None = None) -> list[FrontRow]:
     """The front, the first objective's best on top.
 
     Standard errors are those that tell layouts apart on the same users
@@ -260,14 +247,14 @@ def hypervolume_over_time(study: Study) -> list[tuple[float, float]]:
     return list(zip(seconds, hypervolume_history(values, signs, result.reference), strict=True))
 
 
-def layer_importance(analysis: Analysis, objective: str) -> list[float]:
-    """The median importance of each layer for an objective, from the input to the output."""
+def layer_importance(analysis: Beliefs, objective: str) -> list[float]:
+    """The importance of each layer for an objective, from the input to the output."""
     found = analysis.importance[objective]
     names = [name for name in analysis.factors if name.startswith(_LAYER)]
     return [found[name][0] for name in sorted(names, key=lambda name: int(name.removeprefix(_LAYER)))]
 
 
-def analysis_of(study: Study) -> Analysis:
+def analysis_of(study: Study) -> Beliefs:
     """What the surrogate makes of the study; its layouts are those of ``study.result.front``, in that order.
 
     Raises:
@@ -278,13 +265,13 @@ def analysis_of(study: Study) -> Analysis:
             f"{study.result.n_completed} trials have values: the model says which layers matter from "
             f"{MIN_TRIALS} of them on"
         )
-    import importlib
-
     import torch
+
+    from milp_ray.search.analysis import analyse
 
     linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
     try:
-        analysis: Analysis = importlib.import_module("milp_ray.search.analysis").analyse(
+        found = analyse(
             study.space,
             study.result.objectives,
             study.section.surrogate,
@@ -292,9 +279,18 @@ def analysis_of(study: Study) -> Analysis:
             [point.layout for point in study.result.front],
             int((study.state.header or {})["seed"]),
         )
-    except (ModuleNotFoundError, linalg_error) as error:
+    except linalg_error as error:
         raise NoAnalysis(f"the model could not be fitted ({type(error).__name__})") from error
-    return analysis
+    return Beliefs(
+        objectives=tuple(one.objective for one in found.objectives),
+        factors=tuple(importance.factor for importance in found.objectives[0].importances),
+        importance={
+            one.objective: {i.factor: (i.total, i.low, i.high) for i in one.importances}
+            for one in found.objectives
+        },
+        mean={one.objective: [p.mean for p in one.predictions] for one in found.objectives},
+        sd={one.objective: [p.sd for p in one.predictions] for one in found.objectives},
+    )
 
 
 def _best(study: Study) -> dict[str, BestValue]:

@@ -175,22 +175,22 @@ def test_too_few_trials_have_no_analysis_and_the_reason_says_how_many_it_takes(
         analysis_of(study)
 
 
-def test_the_model_is_asked_about_the_front_with_what_every_trial_measured(
-    going_on: Study, build_analysis: Callable[[Study], Any], monkeypatch: pytest.MonkeyPatch
+def test_the_model_is_asked_about_every_factor_and_the_front(
+    tmp_path: Path, study_events: MakeEvents, make_study_run: MakeRun
 ) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def analyse(*question: Any) -> Any:
-        asked.append(question)
-        return build_analysis(going_on)
-
-    monkeypatch.setitem(sys.modules, "milp_ray.search.analysis", SimpleNamespace(analyse=analyse))
-    assert analysis_of(going_on) == build_analysis(going_on)
-    [(space, objectives, section, observed, layouts, seed)] = asked
-    assert (space, objectives, seed) == (going_on.space, ("validation_loss", "rouge_l"), 0)
-    assert section == going_on.section.surrogate
-    assert sum(one.values is not None for one in observed) == 10
-    assert list(layouts) == [point.layout for point in going_on.result.front]
+    surrogate = {"inference": "map", "n_ensemble": 2}
+    study = load_study(make_study_run(tmp_path, study_events(12), surrogate=surrogate))
+    beliefs = analysis_of(study)
+    n_front = len(study.result.front)
+    assert beliefs.objectives == study.result.objectives
+    assert beliefs.factors == ("layer 0", "layer 1", "layer 2", "layer 3", "n", "rank")
+    for name in beliefs.objectives:
+        for share, low, high in beliefs.importance[name].values():
+            assert low <= share <= high
+        assert len(beliefs.mean[name]) == len(beliefs.sd[name]) == n_front
+        measured = [point.values[name] for point in study.result.front]
+        spread = 6 * max(beliefs.sd[name]) + 1e-6
+        assert beliefs.mean[name] == pytest.approx(measured, abs=spread)
 
 
 def test_a_model_that_cannot_be_fitted_is_no_analysis(
