@@ -35,7 +35,7 @@ import milp_ray
 CACHE = Path("runs/search_comparison/runs.jsonl")
 FIGURE = Path("experiments/results/search/regret.png")
 # The embedded base's trials take seconds, those that a search is run for take minutes: with this factor the
-# median trial of the table takes about two.
+# median trial of the table takes about one and a half.
 TIME_SCALE = 30.0
 N_WORKERS = 4
 # A search that stops trials early starts more of them in the same time; all are compared by time, and by

@@ -177,8 +177,8 @@ def draw(runs: Runs, n_trials: int, path: Path) -> Path:
         figure, axes = new_figure(10.0, 3.2 * len(runs) + 0.8, nrows=len(runs), ncols=2, squeeze=False)
         for row, (problem, algorithms) in zip(axes, runs.items(), strict=True):
             counts = np.arange(1, n_trials + 1)
-            ends = [run["ended"][-1] for name in algorithms for run in algorithms[name]]
-            seconds = np.geomspace(max(ends) / 100.0, max(ends), 120)
+            each = [run["ended"] for name in algorithms for run in algorithms[name]]
+            seconds = np.geomspace(min(ended[0] for ended in each), max(ended[-1] for ended in each), 120)
             for name in [name for name in ENTRIES if name in algorithms]:
                 if not ENTRIES[name].stops_early:  # a trial that is stopped is no whole trial
                     shares = [[share_after(run, int(n)) for n in counts] for run in algorithms[name]]
