@@ -60,7 +60,7 @@ def main() -> None:
     layouts = [space.layout(point).canonical() for point in points]
     measured(base, layouts[0], task)  # imports and caches
     rows = [compare(base, layout, task) for layout in layouts]
-    report(rows, task, config)
+    print(json.dumps(summary(rows, task, config)))
 
 
 def trial_task(config: Config) -> TrialTask:
@@ -105,35 +105,36 @@ def compare(base: Base, layout: CanonicalLayout, task: TrialTask) -> dict[str, A
         row[name] = measured(base, layout, replace(task, rungs=rungs))
     for objective in KNOWN_OBJECTIVES:
         assert row["none"]["final"][objective] == row["all"]["final"][objective], "a rung changed a value"
+    final = row["none"]["final"]
+    at_rungs = " ".join(f"{rung['validation_loss_at_rung']:.3f}" for rung in row["all"]["rungs"])
+    cpu = " ".join(f"{row[name]['seconds'][-1]:5.2f}" for name in ("none", "one", "all"))
+    print(
+        f"{layout.key[:28]:28s} {final['adapter_parameters']:8d} parameters; loss {at_rungs} "
+        f"→ {final['validation_loss']:.3f}, ROUGE-L {final['rouge_l']:5.1f}; CPU s {cpu}",
+        flush=True,
+    )
     return row
 
 
-def report(rows: list[dict[str, Any]], task: TrialTask, config: Config) -> None:
-    """The table, and the summary as JSON."""
+def summary(rows: list[dict[str, Any]], task: TrialTask, config: Config) -> dict[str, Any]:
+    """Costs relative to a trial without rungs, rank correlations, and what each η would have done."""
     final = [row["none"]["final"] for row in rows]
     loss = [values["validation_loss"] for values in final]
     rouge = [-values["rouge_l"] for values in final]
-    for row, values in zip(rows, final, strict=True):
-        at_rungs = " ".join(f"{rung['validation_loss_at_rung']:.3f}" for rung in row["all"]["rungs"])
-        cpu = " ".join(f"{row[name]['seconds'][-1]:5.2f}" for name in ("none", "one", "all"))
-        print(
-            f"{row['key'][:28]:28s} {values['adapter_parameters']:8d} parameters; loss {at_rungs} "
-            f"→ {values['validation_loss']:.3f}, ROUGE-L {values['rouge_l']:5.1f}; CPU s {cpu}"
-        )
-    summary: dict[str, Any] = {"n_layouts": len(rows), "n_epochs": len(task.rungs) + 1}
+    told: dict[str, Any] = {"n_layouts": len(rows), "n_epochs": len(task.rungs) + 1}
     for name in ("one", "all"):
         ratios = [row[name]["seconds"][-1] / row["none"]["seconds"][-1] for row in rows]
-        summary[f"cost_with_{name}"] = round(statistics.median(ratios), 3)
+        told[f"cost_with_{name}"] = round(statistics.median(ratios), 3)
     for k, epoch in enumerate(task.rungs):
         at_rung = [row["all"]["rungs"][k]["validation_loss_at_rung"] for row in rows]
         share = [row["all"]["seconds"][k] / row["none"]["seconds"][-1] for row in rows]
-        summary[f"epoch_{epoch}"] = {
+        told[f"epoch_{epoch}"] = {
             "spearman_with_loss": round(spearman(at_rung, loss), 3),
             "spearman_with_rouge_l": round(spearman(at_rung, rouge), 3),
             "cost_of_a_stopped_trial": round(statistics.median(share), 3),
             **{f"eta_{eta}": replay(rows, k, eta, config) for eta in (2, 3, 4)},
         }
-    print(json.dumps(summary))
+    return told
 
 
 def replay(rows: list[dict[str, Any]], k: int, eta: int, config: Config) -> dict[str, Any]:
@@ -148,14 +149,11 @@ def replay(rows: list[dict[str, Any]], k: int, eta: int, config: Config) -> dict
         enough = len(records) >= config.search.early_stopping.min_records
         if enough and not promoted(records, trial, eta):
             stopped.add(trial)
-    spent = sum(
-        row["one"]["seconds"][0]
-        if trial in stopped and k == 0
-        else row["all"]["seconds"][k]
-        if trial in stopped
-        else row["one"]["seconds"][-1]
-        for trial, row in enumerate(rows)
-    )
+    # A rung at one epoch costs the same whichever epoch it is; a stopped trial ends where it is reached.
+    spent = 0.0
+    for trial, row in enumerate(rows):
+        up_to_rung = row["one"]["seconds"][0] if k == 0 else row["all"]["seconds"][k]
+        spent += up_to_rung if trial in stopped else row["one"]["seconds"][-1]
     without = sum(row["none"]["seconds"][-1] for row in rows)
     return {
         "n_stopped": len(stopped),
@@ -166,7 +164,7 @@ def replay(rows: list[dict[str, Any]], k: int, eta: int, config: Config) -> dict
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation; the values have no ties that matter."""
+    """Rank correlation; equal values, which means over many tokens never are, would be ranked by place."""
     ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
