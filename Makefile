@@ -10,6 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-com
 PYTEST := $(BIN)/python -m pytest
 # Two processes, a test file in one of them: most of the tests' time is waiting for Ray to start.
 IN_TWO := -n 2 --dist loadfile
+BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check bench
@@ -32,10 +33,9 @@ check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.stamp-run ## every benchmark in experiments/benchmarks
-	@set -e; found=; for script in experiments/benchmarks/*.py; do \
-	  [ -e "$$script" ] || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; done; \
-	if [ -z "$$found" ]; then echo "no benchmark in experiments/benchmarks" >&2; exit 1; fi
+bench: $(VENV)/.stamp-bench ## every benchmark in experiments/benchmarks, as its quick version (BENCH_FLAGS= for the whole)
+	@set -e; for name in generation suggest search early_stopping endurance; do \
+	  echo "== $$name"; $(BIN)/python experiments/benchmarks/$$name.py $(BENCH_FLAGS); done
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
@@ -46,6 +46,11 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (two to three minutes) ..."
 	$(PIP) -e .
 	@touch $@
+
+$(VENV)/.stamp-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV), the benchmarks' peers included ..."
+	$(PIP) -e ".[bench]"
+	@touch $@ $(VENV)/.stamp-run
 
 $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV), development tools included ..."
