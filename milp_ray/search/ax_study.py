@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
+from ax.core.data import Data, DataRow
 from ax.core.trial_status import TrialStatus
 from ax.exceptions.core import SearchSpaceExhausted
 from ax.generation_strategy.external_generation_node import ExternalGenerationNode
@@ -26,7 +27,6 @@ from ax.utils.common.logger import set_ax_logger_levels
 from milp_ray.objectives import KNOWN_OBJECTIVES
 
 if TYPE_CHECKING:
-    from ax.core.data import Data
     from ax.core.experiment import Experiment
     from ax.core.types import TParameterization
 
@@ -103,6 +103,8 @@ class AxStudy:
             if key not in known and self._is_running(index):
                 self._client.mark_trial_abandoned(index)
                 del self._trials[key]
+        rows: list[DataRow] = []
+        completed: list[int] = []
         for observation in observations:
             index = self._trial(observation.key, observation.raw)
             if not self._is_running(index):
@@ -110,10 +112,29 @@ class AxStudy:
             if observation.values is None:
                 self._client.mark_trial_failed(index)
             else:
-                values = {name: observation.values[name] for name in self._objectives}
-                self._client.complete_trial(index, raw_data=values)
+                completed.append(index)
+                rows += self._data(index, observation.values)
+        if rows:
+            # All at once: the client's own way looks all data through for every trial, a minute for 400.
+            self.experiment.attach_data(Data(data_rows=rows))
+            for index in completed:
+                self.experiment.trials[index].mark_completed()
         for layout in pending:
             self._trial(layout.key, self._space.raw(layout))
+
+    def _data(self, index: int, values: Mapping[str, float]) -> list[DataRow]:
+        arm = self.experiment.trials[index].arms[0].name
+        return [
+            DataRow(
+                trial_index=index,
+                arm_name=arm,
+                metric_name=name,
+                metric_signature=self.experiment.metrics[name].signature,
+                mean=values[name],
+                se=float("nan"),
+            )
+            for name in self._objectives
+        ]
 
     def _trial(self, key: str, raw: Mapping[str, Any]) -> int:
         """Ax's index of a layout's trial, which is attached where Ax has none."""
