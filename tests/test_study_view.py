@@ -133,7 +133,7 @@ def test_the_importance_for_programs(
 ) -> None:
     print_importance(run, as_json=True, analyse=build_analysis)
     found = json.loads(capsys.readouterr().out)
-    assert found["importance"]["rouge_l"]["layer 2"] == {"median": 0.8, "low": 0.4, "high": 0.9}
+    assert found["importance"]["rouge_l"]["layer 2"] == {"mean": 0.8, "low": 0.4, "high": 0.9}
     assert found["layers"]["validation_loss"] == [0.1, 0.0, 0.8, 0.4]
     assert found["n_trials"] == 10
 

@@ -8,7 +8,7 @@ from problems import Effect, LoraTable, Problem, Synthetic, best_hypervolume, fe
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
-from milp_ray.search.candidates import all_points
+from milp_ray.search.features import CanonicalRows
 from milp_ray.search.front import hypervolume, pareto_front
 
 SYNTHETIC = [few_layers(), two_depths()]
@@ -30,7 +30,8 @@ def small(objectives: tuple[str, ...], crowding: float = 0.0) -> Synthetic:
 )
 def test_a_synthetic_front_is_the_front_of_all_layouts(objectives: tuple[str, ...], crowding: float) -> None:
     problem = small(objectives, crowding)
-    layouts = [problem.space.layout(raw).canonical() for raw in all_points(problem.space)]
+    rows = CanonicalRows(problem.space)
+    layouts = [rows.decode(row) for row in rows.all()]
     assert len(layouts) == problem.space.n_canonical
 
     values = np.array([problem.truth(layout) for layout in layouts])

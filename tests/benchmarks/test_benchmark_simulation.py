@@ -11,7 +11,7 @@ from problems import Curve, Effect, Synthetic
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
-from milp_ray.search.candidates import all_points
+from milp_ray.search.features import CanonicalRows
 
 
 class Timed(Synthetic):
@@ -137,7 +137,8 @@ def test_an_algorithm_without_suggestions_is_an_error(problem: Timed) -> None:
 def test_random_measures_every_layout_once(problem: Timed) -> None:
     n = problem.space.n_canonical
     run = simulate(problem, Random(problem, seed=3), n_trials=n, clock=instant)
-    keys = {problem.space.layout(raw).canonical().key for raw in all_points(problem.space)}
+    rows = CanonicalRows(problem.space)
+    keys = {rows.decode(row).key for row in rows.all()}
     assert sorted(trial.key for trial in run.trials) == sorted(keys)
     assert run.n_repeats == 0
     again = simulate(problem, Random(problem, seed=3), n_trials=n, clock=instant)

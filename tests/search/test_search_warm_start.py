@@ -12,8 +12,8 @@ from milp_ray.config import SearchSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
-from milp_ray.search.candidates import all_points
 from milp_ray.search.conductor import Conductor
+from milp_ray.search.features import CanonicalRows
 from milp_ray.search.journal import Journal
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.warm_start import fingerprint, load_earlier, portfolio
@@ -24,7 +24,8 @@ OBJECTIVES = ("validation_loss", "adapter_parameters")
 
 def earlier_run(folder: Path, space: SearchSpace = SPACE, seed: int = 0, **metrics: Any) -> Path:
     """A run folder with a search of 20 trials: loss and size conflict; trial 3 has failed."""
-    points = random.Random(seed).sample(all_points(space), 20)
+    rows = CanonicalRows(space)
+    points = random.Random(seed).sample([rows.raw(row) for row in rows.all()], 20)
     with Journal(folder / "study" / "journal.jsonl") as journal:
         journal.append("study_started", digest="d", space={"n_layers": space.n_layers})
         for index, raw in enumerate(points):
