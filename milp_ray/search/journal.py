@@ -1,4 +1,8 @@
-"""The journal of a study: an append-only file of JSON lines, each on the disk before the search goes on.
+"""The journal of a study: an append-only file of JSON lines, each written before the search goes on.
+
+Written means handed to the operating system, which keeps it whatever becomes of this process. A thread then
+sees to it that it reaches the disk: waiting for that, a second or more where others write much, would block
+Tune's controller.
 
 The journal is the truth of a search. A study killed at any moment resumes from it alone: what
 :func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:
@@ -25,6 +29,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -199,9 +204,12 @@ class Journal:
         _cut_off_partial_line(path)
         _sync_folder(path.parent)
         self.state = read_study(path)
+        self._unsynced, self._is_closing = threading.Event(), False
+        self._syncer = threading.Thread(target=self._sync, name="journal-sync", daemon=True)
+        self._syncer.start()
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one event, wait until it is on the disk, and take it into :attr:`state`.
+        """Write one event and take it into :attr:`state`.
 
         Raises:
             ValueError: a number is not finite, or the event does not fit the state.
@@ -220,11 +228,24 @@ class Journal:
             self.state.apply(json.loads(line))
         self._file.write("".join(line + "\n" for line in lines))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        self._unsynced.set()
 
     def close(self) -> None:
-        """Close the file and let another process write."""
+        """Wait until everything is on the disk, close the file and let another process write."""
+        if self._file.closed:
+            return
+        self._is_closing = True
+        self._unsynced.set()
+        self._syncer.join()
+        os.fsync(self._file.fileno())
         self._file.close()
+
+    def _sync(self) -> None:
+        """Bring to the disk what has been written, again and again."""
+        while not self._is_closing:
+            self._unsynced.wait()
+            self._unsynced.clear()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Journal:
         return self
