@@ -318,7 +318,8 @@ def test_after_kill_9_of_the_driver_the_rest_is_made(
 def test_ctrl_c_keeps_what_is_done(
     run: RunFolder, recipe: Recipe, pool: WorkerPool, make_split: Make
 ) -> None:
-    splits = [make_split(f"u-{i}") for i in range(9)]
+    # So many that a busy machine, where the signal comes late, has not made all of them by then.
+    splits = [make_split(f"u-{i}") for i in range(60)]
     # Sent from another thread while the batch waits for its workers, as a terminal does it.
     timers: list[threading.Timer] = []
 
@@ -332,7 +333,7 @@ def test_ctrl_c_keeps_what_is_done(
         go(run, splits, slow(recipe), Meddling(pool, on_outcome=interrupt_once))
     summary = caught.value.summary
     assert summary.interrupted
-    assert 0 < summary.done < 9
+    assert 0 < summary.done < 60
     # A worker may have published what the batch was no longer there to count.
     assert summary.done <= len(published(run)) <= summary.done + 2
 
