@@ -37,8 +37,8 @@ class Importance:
     """How much one factor decides one objective, as shares of its variance over random layouts.
 
     ``main`` is what the factor decides by itself, ``total`` what it decides alone and together with others;
-    both are means over the samples of the hyperparameters, of which ``low`` to ``high`` holds the middle 90
-    % of the totals. The factors are "layer 0", "layer 1", …, "n" and "rank".
+    both are means over the samples of the hyperparameters. ``low`` to ``high`` holds the middle nine tenths
+    of the samples' totals. The factors are "layer 0", "layer 1", …, "n" and "rank".
     """
 
     factor: str

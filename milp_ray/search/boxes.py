@@ -89,9 +89,7 @@ def nondominated_cells(values: Tensor, reference: Tensor) -> tuple[Tensor, Tenso
 
 
 def _strips(values: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of two objectives: from right to left, each from the stairs of the points on its right
-    upwards.
-    """
+    """Cells of two objectives, from right to left: each begins at the stairs of the points on its right."""
     b, p, _ = values.shape
     inside = (values > reference).all(dim=2, keepdim=True)
     # A point outside lies on the reference, where it makes strips of no width.

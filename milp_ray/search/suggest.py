@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
     from milp_ray.search.ax_study import AxStudy
+    from milp_ray.search.earlier import EarlierStudies
 
 SAAS_NEHVI = "saas_nehvi"
 RANDOM = "random"
@@ -67,12 +68,25 @@ class Proposer(Protocol):
 
 
 class Suggester:
-    """Proposals of a study; the same observations, batch and seed give the same ones."""
+    """Proposals of a study; the same observations, batch and seed give the same ones.
 
-    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+    Args:
+        earlier: observations of finished studies of the same space and objectives, which inform the
+            surrogate where they predict this study's own (:mod:`milp_ray.search.earlier`).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        section: SearchSection,
+        seed: int,
+        earlier: tuple[tuple[Observation, ...], ...] = (),
+    ) -> None:
         self._space = space
         self._section = section
         self._seed = seed
+        self._earlier = earlier
+        self._earlier_models: EarlierStudies | None = None
         self._ax: AxStudy | None = None
         self._reference: tuple[float, ...] | None = None  # that the Ax study has
 
@@ -110,6 +124,10 @@ class Suggester:
         from milp_ray.search import surrogate
 
         def choose() -> list[CanonicalLayout]:
+            if self._earlier and self._earlier_models is None:
+                self._earlier_models = surrogate.earlier_studies(
+                    self._space, self._section.objectives, self._section.surrogate, self._earlier
+                )
             return surrogate.propose(
                 self._space,
                 self._section.objectives,
@@ -119,6 +137,7 @@ class Suggester:
                 reference,
                 n_proposals=n,
                 seed=seed,
+                earlier=self._earlier_models,
             )
 
         linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
@@ -168,7 +187,13 @@ class InlineProposer:
 class SuggesterActor:
     """A suggester in a Ray actor's process, with its imports done."""
 
-    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        section: SearchSection,
+        seed: int,
+        earlier: tuple[tuple[Observation, ...], ...] = (),
+    ) -> None:
         import sys
 
         from milp_ray.telemetry import prepare_worker
@@ -181,7 +206,7 @@ class SuggesterActor:
         from milp_ray.search import surrogate
 
         surrogate.warm_up(section.surrogate)
-        self._suggester = Suggester(space, section, seed)
+        self._suggester = Suggester(space, section, seed, earlier)
 
     def __repr__(self) -> str:
         return "layout-suggester"
@@ -194,8 +219,14 @@ class SuggesterActor:
 class ActorProposer:
     """Proposes in an actor; Ray restarts it, and asks again, should its process be lost."""
 
-    def __init__(self, space: SearchSpace, section: SearchSection, seed: int) -> None:
-        self._arguments = (space, section, seed)
+    def __init__(
+        self,
+        space: SearchSpace,
+        section: SearchSection,
+        seed: int,
+        earlier: tuple[tuple[Observation, ...], ...] = (),
+    ) -> None:
+        self._arguments = (space, section, seed, earlier)
         self._actor: Any = None
         self._reply: Any = None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.acquisition import NewLayouts
+from milp_ray.search.earlier import EarlierStudies, choose_trend, fit_earlier
 from milp_ray.search.features import CanonicalRows, Rows, row_keys
 from milp_ray.search.nehvi import NoisyHypervolumeImprovement, chances_on_front
 from milp_ray.search.observations import Observation, standard_errors
@@ -52,11 +53,13 @@ def fit(
     section: SurrogateSection,
     observations: Sequence[Observation],
     seed: int,
+    earlier: EarlierStudies | None = None,
 ) -> Surrogate:
     """Fit every objective to the observations that have values, in their order.
 
     Args:
         seed: of NUTS; MAP fits draw nothing.
+        earlier: studies that the objectives may take a trend from.
 
     Raises:
         torch.linalg.LinAlgError: no covariance could be factored.
@@ -64,27 +67,44 @@ def fit(
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
     measured = [o for o in observations if o.values is not None]
     rows = CanonicalRows(space)
-    outputs = Outputs.of(_table(measured, objectives), _signs(objectives), section.outputs)
-    features = torch.from_numpy(rows.features(rows.encode([o.layout for o in measured])))
-    values = torch.from_numpy(outputs.observed(_table(measured, objectives)))
+    outputs, features, values = _data(rows, objectives, section, measured)
     errors = standard_errors(measured, objectives)
     variances = outputs.noise(None if errors is None else [errors[name] for name in objectives])
     noise = None if variances is None else torch.from_numpy(variances).clamp_min(EXACT_NOISE)
+    trend = None if earlier is None else choose_trend(earlier, features, values, noise, section.n_ensemble)
+    deviations = values if trend is None else values - trend(features)
     if section.inference == "map":
-        found = fit_map(features, values, noise, section.n_ensemble)
+        found = fit_map(features, deviations, noise, section.n_ensemble)
     else:
         from milp_ray.search.nuts import fit_nuts
 
         found = fit_nuts(
             features,
-            values,
+            deviations,
             noise,
             warmup_steps=section.warmup_steps,
             n_steps=section.num_samples,
             thinning=section.thinning,
             seed=seed,
         )
-    return Surrogate(rows, outputs, found, Posterior(features, values, found))
+    return Surrogate(rows, outputs, found, Posterior(features, values, found, trend))
+
+
+def earlier_studies(
+    space: SearchSpace,
+    objectives: Sequence[str],
+    section: SurrogateSection,
+    studies: Sequence[Sequence[Observation]],
+) -> EarlierStudies | None:
+    """Models of earlier studies of the same space and objectives; ``None`` where none has two values.
+
+    Raises:
+        torch.linalg.LinAlgError: no covariance could be factored.
+    """
+    torch.set_num_threads(1)
+    measured = [[o for o in study if o.values is not None] for study in studies]
+    data = [_data(CanonicalRows(space), objectives, section, study) for study in measured if len(study) > 1]
+    return fit_earlier([parts[1:] for parts in data], section.n_ensemble) if data else None
 
 
 def propose(
@@ -97,6 +117,7 @@ def propose(
     *,
     n_proposals: int,
     seed: int,
+    earlier: EarlierStudies | None = None,
 ) -> list[CanonicalLayout]:
     """Layouts to measure next, in the order in which they were chosen: neither observed nor pending, all
     different; fewer than asked for where no more were found.
@@ -106,11 +127,12 @@ def propose(
         pending: layouts that are being measured, in the order of their trials.
         reference: the corner of the hypervolume, in the units of the objectives.
         seed: of this batch.
+        earlier: studies that the objectives may take a trend from.
 
     Raises:
         torch.linalg.LinAlgError: no model could be fitted or evaluated.
     """
-    surrogate = fit(space, objectives, section, observations, seed)
+    surrogate = fit(space, objectives, section, observations, seed, earlier)
     rows, posterior = surrogate.rows, surrogate.posterior
     corner = torch.from_numpy(surrogate.outputs.forward([reference])[:, 0].copy())
     measured = rows.encode([o.layout for o in observations if o.values is not None])
@@ -154,6 +176,19 @@ def _likely_front(posterior: Posterior, corner: Tensor, seed: int) -> NDArray[np
     chances = chances_on_front(posterior, corner, seed=seed).numpy()
     order = np.argsort(-chances, kind="stable")
     return order[: max(1, int((chances > 0).sum()))]
+
+
+def _data(
+    rows: CanonicalRows,
+    objectives: Sequence[str],
+    section: SurrogateSection,
+    measured: Sequence[Observation],
+) -> tuple[Outputs, Tensor, Tensor]:
+    """The outputs' transform, features n x d and values m x n in the model's units."""
+    table = _table(measured, objectives)
+    outputs = Outputs.of(table, _signs(objectives), section.outputs)
+    features = torch.from_numpy(rows.features(rows.encode([o.layout for o in measured])))
+    return outputs, features, torch.from_numpy(outputs.observed(table))
 
 
 def _table(measured: Sequence[Observation], objectives: Sequence[str]) -> list[list[float]]:
