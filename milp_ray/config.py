@@ -189,7 +189,8 @@ class SearchSection(Section):
     cpus_per_trial: PositiveFloat = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
-    # Run folders of earlier searches, over bases with as many layers: their fronts are tried first.
+    # Run folders of earlier searches, over bases with as many layers: their fronts are tried first,
+    # and the surrogate takes a trend from their trials where that predicts this search's own.
     warm_start: tuple[Path, ...] = ()
     surrogate: SurrogateSection = SurrogateSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()

@@ -79,6 +79,10 @@ class RungScheduler(KeepWorkers):
         counts = ", ".join(f"{len(trials)} at rung {rung}" for rung, trials in sorted(self._rungs.items()))
         return f"Early stopping: {counts or 'no rung reached'}; {self._n_stopped} stopped"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the callbacks: Tune pickles it for a restore, which is not how studies resume."""
+        return {**self.__dict__, "_on_rung": None, "_on_stop": None}
+
     def _add(self, record: RungRecord) -> None:
         self._rungs.setdefault(record.rung, {})[record.trial] = record.objectives(self._objectives)
 

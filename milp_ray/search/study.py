@@ -130,7 +130,8 @@ def _search(
     from milp_ray.search.suggest import ActorProposer
 
     with ExitStack() as stack:
-        proposer = ActorProposer(space, settings.search, settings.seed)
+        known = tuple(study.observations for study in earlier)
+        proposer = ActorProposer(space, settings.search, settings.seed, known)
         stack.callback(proposer.close)
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run

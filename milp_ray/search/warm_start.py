@@ -2,7 +2,7 @@
 
 An earlier search is another run folder, with other users perhaps, or another base with as many layers. Its
 best layouts are measured among the new study's initial trials, where a bad piece of advice costs no more than
-the trials that it takes; how far its values are believed is the surrogate's matter.
+the trials that it takes; how far its values are believed is :mod:`milp_ray.search.earlier`'s matter.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import TrialScheduler
 
 from milp_ray.config import BaseSection, EarlyStoppingSection, PromptSection, TrainingSection
@@ -93,6 +94,14 @@ def test_records_are_told_before_the_decision_and_stops_after_it() -> None:
     judge(scheduler, record(1, 2.0))
     assert told == [("rung", 0), ("rung", 1), ("stop", 1)]
     assert "2 at rung 0; 1 stopped" in scheduler.debug_string()
+
+
+def test_tune_may_pickle_it_whatever_the_callbacks_hold(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("a") as file:
+        scheduler = RungScheduler(1, SECTION, BOTH, on_rung=lambda r: file.write(str(r.trial)))
+        judge(scheduler, record(0, 1.0))
+        copied = pickle.loads(cloudpickle.dumps(scheduler))
+    assert judge(copied, record(1, 9.0, parameters=9)) == TrialScheduler.STOP
 
 
 def test_a_result_that_is_no_rung_s_is_let_through() -> None:

@@ -27,7 +27,7 @@ from milp_ray.config import (
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.search import study
-from milp_ray.search.journal import read_study
+from milp_ray.search.journal import read_events, read_study
 from milp_ray.search.results import StudyResult, load_result
 from milp_ray.search.study import StudySettings, run_study
 from milp_ray.users.records import UserSplit
@@ -104,6 +104,43 @@ def test_no_text_of_a_user_is_in_what_a_study_writes(
         for split in splits:
             assert not any(turn.text.encode() in content for turn in split.history), path
             assert split.user_id.encode() not in content, path
+
+
+def test_a_warm_started_study_tries_the_earlier_front_first(
+    one_worker: tuple[Path, StudyResult], tiny_llama_dir: Path, splits: list[UserSplit], tmp_path: Path
+) -> None:
+    folder, earlier = one_worker
+    search = settings(tiny_llama_dir, warm_start=(folder.parent,), n_trials=6)
+    result = run_study(tmp_path / "study", search, splits, SHAPES)
+    assert result.n_completed == 6
+    generators = [trial.generator for trial in result.trials]
+    assert generators[:2] == ["warm_start"] * 2
+    assert generators[4:] == ["saas_nehvi"] * 2
+    front = {point.layout.key for point in earlier.front}
+    assert {trial.layout.key for trial in result.trials[:2]} <= front
+    # The probe users are the same, so what was the best is measured to be as good again.
+    known = {trial.layout.key: trial.metrics["validation_loss"] for trial in earlier.trials}
+    for trial in result.trials[:2]:
+        assert trial.metrics["validation_loss"] == known[trial.layout.key]
+
+
+def test_a_study_with_early_stopping_is_resumed_with_what_it_saw_at_rungs(
+    ray_local: None, tiny_llama_dir: Path, splits: list[UserSplit], tmp_path: Path
+) -> None:
+    stopping = {"enabled": True, "eta": 2, "first_rung": 1, "min_records": 3}
+    common = {"early_stopping": stopping, "max_concurrent_trials": 1, "n_initial": 6}
+    part = settings(tiny_llama_dir, **common, n_trials=6)
+    run_study(tmp_path / "study", part, splits, SHAPES)
+    whole = settings(tiny_llama_dir, **common, n_trials=9)
+    result = run_study(tmp_path / "study", whole, splits, SHAPES)
+    assert len(result.trials) == 9
+    assert result.n_stopped >= 1
+    assert result.n_stopped + result.n_completed == 9
+    events = read_events(tmp_path / "study" / "journal.jsonl")
+    assert sorted(e["index"] for e in events if e["event"] == "trial_rung") == list(range(9))
+    stopped = [trial for trial in result.trials if trial.status == "stopped"]
+    assert all("validation_loss" not in trial.metrics for trial in stopped)
+    assert not {point.index for point in result.front} & {trial.index for trial in stopped}
 
 
 def test_a_finished_study_is_not_run_again(
