@@ -128,7 +128,7 @@ def long_study(folder: Path, n_trials: int) -> dict[str, float]:
 
 def slow_fits(folder: Path, n_batches: int, warmup_steps: int, num_samples: int) -> dict[str, float]:
     """Trials of half a second beside NUTS fits."""
-    n_initial = 40
+    n_initial = 20
     search = SearchSection(
         n_trials=n_initial + 4 * n_batches,
         n_initial=n_initial,
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer trials and shorter fits, under a minute")
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as scratch, ray_session(RaySection(num_cpus=2, num_gpus=0)):
-        found = long_study(Path(scratch) / "long", 60 if quick else 500)
+        found = long_study(Path(scratch) / "long", 40 if quick else 500)
         slow = slow_fits(Path(scratch) / "slow", 1 if quick else 3, *((32, 16) if quick else (1024, 512)))
     print(f"long study   {found['n_trials']} trials in {found['seconds']:.0f} s, {found['duplicates']} twice")
     print(f"  journal    replayed in {found['replay_seconds']:.3f} s")
