@@ -1,13 +1,16 @@
 """Seconds for four suggestions: ours against Ax's own, for a base of 32 layers and two objectives.
 
-    .venv/bin/python experiments/benchmarks/suggest.py          # up to half an hour, nearly all of it Ax's
-    .venv/bin/python experiments/benchmarks/suggest.py --quick  # under a minute, Ax at 20 trials
+    .venv/bin/python experiments/benchmarks/suggest.py               # half an hour, nearly all of it Ax's
+    .venv/bin/python experiments/benchmarks/suggest.py --sizes 100   # one line of it
+    .venv/bin/python experiments/benchmarks/suggest.py --quick       # under a minute, without Ax's "quality"
 
 The objectives are synthetic: a few layers matter, some of them together, and there is noise. Ours proposes
 through the study's suggester with its Ax experiment kept, as in a search; Ax is its ``Client`` with
-``configure_generation_strategy(method="quality")`` and told the same trials. Ours and Ax take turns in one
-process on one thread; seconds are the process's own (other work on the machine counts little), the best of
-the rounds for ours, one round for Ax. The last line is one JSON object.
+``configure_generation_strategy(method=...)``, "fast" (its default) and "quality" (SAAS with NUTS), and told
+the same trials. All take turns in one process on one thread; seconds are the process's own, so that other
+work on the machine counts little: the best of the rounds for ours, which are run before and after Ax's, and
+one round for Ax. Compiling NUTS is counted for Ax, which does so at every batch, and not for ours, which does
+so every few. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -75,7 +80,7 @@ def ours(inference: str, observations: tuple[Observation, ...], rounds: int) -> 
     return min(seconds[1:])
 
 
-def ax_quality(observations: tuple[Observation, ...]) -> float:
+def stock_ax(method: Literal["fast", "quality"], observations: tuple[Observation, ...]) -> float:
     """Seconds of Ax's own strategy, which is told the trials beforehand."""
     client = Client(random_seed=0)
     parameters = SPACE.parameters()
@@ -87,9 +92,7 @@ def ax_quality(observations: tuple[Observation, ...]) -> float:
     )
     names = [("-" if s > 0 else "") + name for name, s in zip(OBJECTIVES, signs(), strict=True)]
     client.configure_optimization(objective=", ".join(names))
-    client.configure_generation_strategy(
-        method="quality", initialization_budget=0, initialize_with_center=False
-    )
+    client.configure_generation_strategy(method=method, initialization_budget=0, initialize_with_center=False)
     for observation in observations:
         index = client.attach_trial({p.name: p.values.index(observation.raw[p.name]) for p in parameters})
         client.complete_trial(index, raw_data=dict(observation.values or {}))
@@ -125,42 +128,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer trials and rounds")
-    parser.add_argument("--ax-up-to", type=int, default=None, help="most trials that Ax is asked with")
+    parser.add_argument("--quick", action="store_true", help="fewer trials and rounds, no sampler")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of trials, ascending")
     arguments = parser.parse_args()
     quick = arguments.quick
     # Ax's acquisition would otherwise compile a kernel for this processor in the time that is measured.
     logei._load_attempted = True
     torch.set_num_threads(1)
-    sizes = (20, 50, 100) if quick else (50, 100, 200, 400)
-    ax_up_to = arguments.ax_up_to or (20 if quick else 100)
-    nuts_up_to = 0 if quick else 100
-    table: dict[str, dict[int, float]] = {"map": {}, "nuts": {}, "ax_quality": {}}
+    sizes = arguments.sizes or ((20, 50, 100) if quick else (50, 100, 200, 400))
+    limits = {"map": 400, "nuts": 0 if quick else 100, "ax_fast": 20 if quick else 100}
+    limits["ax_quality"] = 0 if quick else 100
+    table: dict[str, dict[int, float]] = {name: {} for name in limits}
     print(f"seconds for {N_SUGGESTIONS} suggestions; d = {len(SPACE.parameters())}, 2 objectives, one thread")
-    print(f"{'trials':>8s} {'ours, map':>10s} {'ours, nuts':>10s} {'Ax, quality':>11s}")
+    print("  trials" + "".join(f"{name:>12s}" for name in table))
     with quiet():
         for n in sizes:
             observations = world(SPACE, n)
-            table["map"][n] = ours("map", observations, rounds=2 if quick else 3)
-            if n <= nuts_up_to:
-                table["nuts"][n] = ours("nuts", observations, rounds=1)
-            if n <= ax_up_to:
-                table["ax_quality"][n] = ax_quality(observations)
+            sides: dict[str, Callable[[], float]] = {
+                "map": partial(ours, "map", observations, 1 if quick else 2),
+                "nuts": partial(ours, "nuts", observations, 1),
+                "ax_fast": partial(stock_ax, "fast", observations),
+                "ax_quality": partial(stock_ax, "quality", observations),
+            }
+            for name, side in sides.items():
+                if n <= limits[name]:
+                    table[name][n] = side()
+            table["map"][n] = min(table["map"][n], sides["map"]())
             cells = [f"{column[n]:.2f}" if n in column else "-" for column in table.values()]
-            print(f"{n:8d} {cells[0]:>10s} {cells[1]:>10s} {cells[2]:>11s}", flush=True)
-    print(f"Ax is asked with at most {ax_up_to} trials, NUTS with at most {nuts_up_to}: they take minutes.")
-    speedups = {n: seconds / table["map"][n] for n, seconds in table["ax_quality"].items()}
-    first, last = sizes[0] if quick else 100, sizes[-1]
-    exponent = math.log(table["map"][last] / table["map"][first]) / math.log(last / first)
+            print(f"{n:8d}" + "".join(f"{cell:>12s}" for cell in cells), flush=True)
+    print(f"A side is asked with at most so many trials, beyond which it takes too long: {limits}")
+    speedups = {
+        name: {n: seconds / table["map"][n] for n, seconds in table[name].items()}
+        for name in ("ax_fast", "ax_quality")
+    }
+    first, last = 100 if 100 in sizes[:-1] else sizes[0], sizes[-1]
+    seconds = table["map"]
+    growth = math.log(seconds[last] / seconds[first]) / math.log(last / first) if last > first else None
     print(
         json.dumps(
             {
                 "n_suggestions": N_SUGGESTIONS,
                 "n_parameters": len(SPACE.parameters()),
                 "seconds": table,
-                "speedup_vs_ax_quality": speedups,
-                "speedup_vs_ax_quality_n100": speedups.get(100),
-                "growth_exponent": exponent,
+                "speedup_vs_ax_fast": speedups["ax_fast"],
+                "speedup_vs_ax_quality": speedups["ax_quality"],
+                "speedup_vs_ax_quality_n100": speedups["ax_quality"].get(100),
+                "growth_exponent": growth,
+                "growth_from_to": [first, last],
             }
         )
     )
