@@ -318,8 +318,7 @@ def test_after_kill_9_of_the_driver_the_rest_is_made(
 def test_ctrl_c_keeps_what_is_done(
     run: RunFolder, recipe: Recipe, pool: WorkerPool, make_split: Make
 ) -> None:
-    # So many that a busy machine, where the signal comes late, has not made all of them by then.
-    splits = [make_split(f"u-{i}") for i in range(60)]
+    splits = [make_split(f"u-{i}") for i in range(9)]
     # Sent from another thread while the batch waits for its workers, as a terminal does it.
     timers: list[threading.Timer] = []
 
@@ -329,11 +328,16 @@ def test_ctrl_c_keeps_what_is_done(
             timers.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)))
             timers[0].start()
 
-    with pytest.raises(BatchInterrupted, match="the same command goes on from here") as caught:
-        go(run, splits, slow(recipe), Meddling(pool, on_outcome=interrupt_once))
+    # A shell starts what it puts in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(BatchInterrupted, match="the same command goes on from here") as caught:
+            go(run, splits, slow(recipe), Meddling(pool, on_outcome=interrupt_once))
+    finally:
+        signal.signal(signal.SIGINT, before)
     summary = caught.value.summary
     assert summary.interrupted
-    assert 0 < summary.done < 60
+    assert 0 < summary.done < 9
     # A worker may have published what the batch was no longer there to count.
     assert summary.done <= len(published(run)) <= summary.done + 2
 
