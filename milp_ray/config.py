@@ -162,11 +162,15 @@ class SurrogateSection(Section):
 
 
 class EarlyStoppingSection(Section):
-    """Ends trials at rungs (MO-ASHA); rungs lie at first_rung · eta^k epochs, below a trial's last one."""
+    """Ends trials at rungs (MO-ASHA); rungs lie at first_rung · eta^k epochs, k < n_rungs, below a trial's
+    last epoch.
+    """
 
     enabled: bool = False
     eta: Annotated[int, Field(ge=2, le=4)] = 3  # a rung lets one in eta trials go on
     first_rung: PositiveInt = 1  # epochs, counted through all of a trial's stages
+    # More than one, and few trials are left to show what no rung sees (ROUGE-L).
+    n_rungs: PositiveInt = 1
     min_records: PositiveInt = 6  # trials that have reached a rung before one is stopped there
 
 

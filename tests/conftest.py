@@ -291,12 +291,15 @@ def study_events() -> Callable[..., list[dict[str, Any]]]:
                 event(second + 1, "session_ended", max_block_seconds=0.05),
             ]
         stopped, failed, running, waiting = range(n_completed, n_completed + 4)
+        loss = {"validation_loss_at_rung": 9.0, "validation_loss_at_rung_sem": None}
+        by_user = {"validation_loss_at_rung_by_user": [9.0] * 3, "adapter_parameters": 64}
+        at_rung = {**loss, **by_user, "seconds_at_rung": 4.0, "tokens_at_rung": 90, "steps_at_rung": 8}
         events.append(event(second, "batch_proposed", batch=2, seconds=1.5, n_observations=n_completed))
         events += [suggested(second, index) for index in (stopped, failed, running, waiting)]
         events += [event(second, "trial_started", index=index) for index in (stopped, failed)]
         return [
             *events,
-            event(second + 4, "trial_rung", index=stopped, rung=0, epoch=2, values={"validation_loss": 9.0}),
+            event(second + 4, "trial_rung", index=stopped, rung=0, epoch=2, values=at_rung),
             event(second + 5, "trial_stopped", index=stopped, rung=0, epoch=2, seconds=4.0),
             event(second + 5, "trial_started", index=running),
             event(second + 6, "trial_failed", index=failed, reason="training diverged"),

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from comparison.algorithms import ENTRIES, N_INITIAL
-from comparison.simulation import EarlyStopping, simulate
+from comparison.simulation import PROTOCOL, EarlyStopping, simulate
 from comparison.summary import by_problem, draw, figures_of, table_of
 from problems import TABLE, LoraTable, Problem, best_hypervolume, few_layers, two_depths
 
 import milp_ray
+from milp_ray.config import EarlyStoppingSection
 
 CACHE = Path("runs/search_comparison/runs.jsonl")
 FIGURE = Path("experiments/results/search/regret.png")
@@ -73,7 +74,8 @@ def run_one(problem: Problem, algorithm: str, seed: int, n_trials: int) -> dict[
 def _early_stopping() -> EarlyStopping:
     from milp_ray.search.rungs import promoted
 
-    return EarlyStopping(promoted)
+    section = EarlyStoppingSection()
+    return EarlyStopping(promoted, section.eta, section.first_rung, section.n_rungs, section.min_records)
 
 
 # ------------------------------------------------------------------------------------------------- cache
@@ -85,7 +87,8 @@ def identity(problem: str, algorithm: str, seed: int, n_trials: int) -> dict[str
     made_from: dict[str, Any] = {
         "n_trials": n_trials,
         "n_workers": N_WORKERS,
-        "problems": _digest_of(here / "problems.py", here / "comparison" / "simulation.py"),
+        "problems": _digest_of(here / "problems.py"),
+        "protocol": PROTOCOL,
     }
     if problem == "lora_table":
         made_from |= {"time_scale": TIME_SCALE, "table": hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]}

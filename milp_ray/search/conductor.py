@@ -85,6 +85,11 @@ class Conductor:
         """Whether every trial that there will be has ended."""
         return self._journal.state.finished is not None
 
+    @property
+    def rungs(self) -> Sequence[RungRecord]:
+        """What trials were worth at rungs, in this process and in earlier ones, in the journal's order."""
+        return self._journal.state.rungs
+
     def next_trial(self) -> TrialRecord | Literal["finished"] | None:
         """The trial to run now; ``None``: ask again later; "finished": there will be no more."""
         self._keep_proposing()
@@ -122,13 +127,6 @@ class Conductor:
             self._journal.append("trial_failed", index=index, reason=reason)
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
             self._after_end()
-
-    def rung_records(self) -> list[RungRecord]:
-        """What trials were worth at rungs, this process's and earlier ones', in the order of the journal."""
-        return [
-            RungRecord.from_dict({**entry, **entry["values"]}, trial=entry["index"])
-            for entry in self._journal.state.rungs
-        ]
 
     def reached_rung(self, record: RungRecord) -> None:
         """Record what partial training gave; a trial that is run again reaches its rungs again."""
@@ -237,7 +235,7 @@ class Conductor:
         pending = set(asked.pending)
         ended = [trial for trial in before if trial.index not in pending]
         return Question(
-            observations=tuple(observations(ended, self._section.objectives)),
+            observations=tuple(observations(ended, self._section.objectives, self.rungs)),
             reference=reference_corner(self._journal.state.header or {}, ended),
             batch=asked.batch,
             n=asked.n,

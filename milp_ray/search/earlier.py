@@ -49,7 +49,12 @@ class Trend:
 
 
 def choose_trend(
-    earlier: EarlierStudies, features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: int
+    earlier: EarlierStudies,
+    features: Tensor,
+    values: Tensor,
+    noise: Tensor | None,
+    n_ensemble: int,
+    extra: Tensor | None = None,
 ) -> Trend | None:
     """The trend that each objective's own observations ask for; ``None``: no objective asks for one.
 
@@ -59,19 +64,23 @@ def choose_trend(
         values: m x n, standardised.
         noise: known variances, m; ``None``: inferred.
         n_ensemble: of the MAP fits that are compared, also where the surrogate samples with NUTS.
+        extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
     Raises:
         torch.linalg.LinAlgError: no covariance could be factored.
     """
     m, n = values.shape
     trends = earlier.trends(features)  # k x m x n
-    # Least squares; the added row of prior, as heavy as one observation, keeps a flat trend from being
-    # blown up.
-    scales = (trends * values).sum(dim=2) / ((trends * trends).sum(dim=2) + 1.0)  # k x m
+    # Least squares, observations weighing less the more noise they have above the others; the added row of
+    # prior, as heavy as one observation, keeps a flat trend from being blown up.
+    weights = torch.ones_like(values) if extra is None else 1.0 / (1.0 + extra)
+    scales = (weights * trends * values).sum(dim=2) / ((weights * trends * trends).sum(dim=2) + 1.0)  # k x m
     residuals = values - scales[:, :, None] * trends
     stacked = torch.cat([values[None], residuals]).reshape(-1, n)  # (1 + k)·m x n
     repeated = None if noise is None else noise.repeat(1 + len(trends))
-    fitted = Posterior(features, stacked, fit_map(features, stacked, repeated, n_ensemble))
+    above = None if extra is None else extra.repeat(1 + len(trends), 1)
+    found = fit_map(features, stacked, repeated, n_ensemble, above)
+    fitted = Posterior(features, stacked, found, extra=above)
     gain = _left_out_density(fitted, stacked).reshape(-1, m)
     best = gain[1:].argmax(dim=0)
     is_better = gain[1:].amax(dim=0) > gain[0] + _LEAST_GAIN
@@ -81,12 +90,17 @@ def choose_trend(
     return Trend(earlier, chosen) if bool(is_better.any()) else None
 
 
-def fit_earlier(studies: Sequence[tuple[Tensor, Tensor]], n_ensemble: int) -> EarlierStudies:
-    """Fit every earlier study by itself, given its features n x d and standardised values m x n."""
+def fit_earlier(studies: Sequence[tuple[Tensor, Tensor, Tensor | None]], n_ensemble: int) -> EarlierStudies:
+    """Fit every earlier study by itself.
+
+    Args:
+        studies: of each the features n x d, standardised values m x n, and what their variances are above
+            the noise (m x n or ``None``).
+    """
     return EarlierStudies(
         tuple(
-            Posterior(features, values, fit_map(features, values, None, n_ensemble))
-            for features, values in studies
+            Posterior(features, values, fit_map(features, values, None, n_ensemble, extra), extra=extra)
+            for features, values, extra in studies
         )
     )
 

@@ -275,7 +275,7 @@ def analysis_of(study: Study) -> Beliefs:
             study.space,
             study.result.objectives,
             study.section.surrogate,
-            observations(study.state.trials, study.result.objectives),
+            observations(study.state.trials, study.result.objectives, study.state.rungs),
             [point.layout for point in study.result.front],
             int((study.state.header or {})["seed"]),
         )

@@ -38,6 +38,7 @@ from typing import Any, Literal, TextIO
 
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.search.rungs import RungRecord
 
 TrialStatus = Literal["suggested", "started", "completed", "stopped", "failed"]
 Event = Mapping[str, Any]
@@ -84,7 +85,7 @@ class StudyState:
     trials: list[TrialRecord] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     asked: AskedBatch | None = None
-    rungs: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[RungRecord] = field(default_factory=list)
     finished: str | None = None  # the reason, once the study is finished
 
     def apply(self, event: Event) -> None:
@@ -116,7 +117,7 @@ class StudyState:
         elif kind == "batch_proposed":
             self.asked = None
         elif kind == "trial_rung":
-            self.rungs.append({name: event[name] for name in ("index", "rung", "epoch", "values")})
+            self.rungs.append(RungRecord.from_dict({**event, **event["values"]}, trial=event["index"]))
         elif kind in ("session_started", "session_ended"):
             pass  # of interest to whoever measures the search, not to its state
         elif kind == "study_finished":

@@ -92,11 +92,17 @@ def normal_draws(posterior: Posterior, n_draws: int, n_points: int, seed: int) -
     return normal.reshape(k, s, m, n_points).transpose(0, 1)
 
 
-def chances_on_front(posterior: Posterior, reference: Tensor, *, seed: int) -> Tensor:
-    """How often each observed point is on the front and above ``reference`` in joint draws, n."""
+def chances_on_front(posterior: Posterior, reference: Tensor, eligible: Tensor, *, seed: int) -> Tensor:
+    """How often each observed point is on the front and above ``reference`` in joint draws, n.
+
+    Points that are not ``eligible``, n, are on no front.
+    """
     base = normal_draws(posterior, N_PRUNING_DRAWS, len(posterior.features), seed)
     draws = posterior.draws_at_observed(base).flatten(0, 1)  # draws x m x n
-    return _on_front(draws.mT, reference).to(draws).mean(dim=0)
+    on_front = _on_front(draws[:, :, eligible].mT, reference)
+    chances = torch.zeros(len(posterior.features)).to(draws)
+    chances[eligible] = on_front.to(draws).mean(dim=0)
+    return chances
 
 
 def _on_front(values: Tensor, reference: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ def fit_nuts(
     n_steps: int,
     thinning: int,
     seed: int,
+    extra: Tensor | None = None,
 ) -> Hyperparameters:
     """Every ``thinning``-th of ``n_steps`` samples of each objective's hyperparameters, after the warm-up.
 
@@ -46,6 +47,7 @@ def fit_nuts(
         values: m x n, of mean 0 and variance about 1 in every row.
         noise: known variances, m; ``None``: inferred.
         seed: of the sampler.
+        extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
     Raises:
         torch.linalg.LinAlgError: the sampler found no place to begin, or no finite sample.
@@ -57,12 +59,15 @@ def fit_nuts(
     y = np.zeros((len(values), n_rows))
     y[:, :n] = values.cpu().numpy()
     variances = np.zeros(len(values)) if noise is None else noise.cpu().numpy()
+    above = np.zeros((len(values), n_rows))
+    if extra is not None:
+        above[:, :n] = extra.cpu().numpy()
     with jax.enable_x64(True):
         sampler = _sampler(warmup_steps, n_steps, noise is None)
         keys = jax.random.split(jax.random.PRNGKey(seed), len(values))
         samples = [
-            _sample(sampler, key, (x, row, np.arange(n_rows) < n, variance), thinning)
-            for key, row, variance in zip(keys, y, variances, strict=True)
+            _sample(sampler, key, (x, row, np.arange(n_rows) < n, variance, more), thinning)
+            for key, row, variance, more in zip(keys, y, variances, above, strict=True)
         ]
     stacked = {
         name: torch.from_numpy(np.stack([sample[name] for sample in samples])).to(values)
@@ -107,9 +112,18 @@ def _sample(sampler: MCMC, key: jax.Array, data: tuple[Any, ...], thinning: int)
 
 
 def _model(
-    x: jax.Array, y: jax.Array, is_row: jax.Array, known_noise: jax.Array, *, is_noise_inferred: bool
+    x: jax.Array,
+    y: jax.Array,
+    is_row: jax.Array,
+    known_noise: jax.Array,
+    extra: jax.Array,
+    *,
+    is_noise_inferred: bool,
 ) -> None:
-    """``is_row`` says which rows are data; the others only fill up and leave the density as it is."""
+    """``is_row`` says which rows are data; the others only fill up and leave the density as it is.
+
+    ``extra`` is what rows' variances are above the noise.
+    """
     d = x.shape[1]
     tau = numpyro.sample("tau", distributions.HalfCauchy(TAU_SCALE))
     relative = numpyro.sample("relative_weights", distributions.HalfCauchy(jnp.ones(d)))
@@ -125,7 +139,7 @@ def _model(
     distance = math.sqrt(5.0) * jnp.sqrt(jnp.maximum(squared, 1e-20))
     correlation = (1.0 + distance + distance**2 / 3.0) * jnp.exp(-distance)
     covariance = scale * jnp.where(is_row[:, None] & is_row[None, :], correlation, 0.0)
-    covariance = covariance + jnp.diag(jnp.where(is_row, noise + JITTER * scale, 1.0))
+    covariance = covariance + jnp.diag(jnp.where(is_row, noise + extra + JITTER * scale, 1.0))
     root = jnp.linalg.cholesky(covariance)
     whitened = solve_triangular(root, jnp.where(is_row, y - mean, 0.0), lower=True)
     log_density = -0.5 * (whitened**2).sum() - jnp.log(jnp.diagonal(root)).sum()

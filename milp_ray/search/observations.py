@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,23 @@ import numpy as np
 if TYPE_CHECKING:
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.search.journal import TrialRecord
+    from milp_ray.search.rungs import RungRecord
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One ended trial: ``values`` by objective, ``None`` where it failed; ``per_user`` in users' order."""
+    """One ended trial: ``values`` by objective, ``None`` where it failed or was stopped early.
+
+    ``per_user`` are in the users' order. ``rungs`` are the objectives that were known at each rung that the
+    trial reached, by the rung's epoch: values of partial training.
+    """
 
     index: int
     raw: Mapping[str, Any]
     layout: CanonicalLayout
     values: Mapping[str, float] | None
     per_user: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -29,8 +36,13 @@ class Observation:
         return self.layout.key
 
 
-def observations(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> list[Observation]:
-    """The ended ones of ``trials``, in the order of their index."""
+def observations(
+    trials: Sequence[TrialRecord], objectives: Sequence[str], rungs: Iterable[RungRecord] = ()
+) -> list[Observation]:
+    """The ended ones of ``trials``, in the order of their index, with what they were worth at ``rungs``."""
+    at_rungs: dict[int, dict[int, Mapping[str, float]]] = defaultdict(dict)
+    for record in rungs:
+        at_rungs[record.trial][record.epoch] = record.by_objective(objectives)
     return [
         Observation(
             index=trial.index,
@@ -40,6 +52,7 @@ def observations(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> li
             if trial.status == "completed"
             else None,
             per_user=trial.metrics.get("per_user", {}),
+            rungs=at_rungs.get(trial.index, {}),
         )
         for trial in sorted(trials, key=lambda trial: trial.index)
         if trial.has_ended

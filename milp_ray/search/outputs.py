@@ -42,13 +42,16 @@ class Outputs:
 
     @classmethod
     def of(cls, values: ArrayLike, signs: Sequence[float], kind: Kind) -> Outputs:
-        """The transform that observations ask for: ``values`` n x m, signs as of the front's functions."""
+        """The transform that observations ask for: ``values`` n x m, signs as of the front's functions.
+
+        NaN is a value that is not known.
+        """
         maximised = -np.asarray(values, dtype=float) * np.asarray(signs)
-        lower, upper = np.quantile(maximised, [0.25, 0.75], axis=0)
+        lower, upper = np.nanquantile(maximised, [0.25, 0.75], axis=0)
         fences = lower - _FENCE * (upper - lower)
         # Where half of the values are equal the quartiles tell no range.
         floors = np.where((upper > lower) & (kind == "standardize"), fences, -np.inf)
-        columns = np.maximum(maximised, floors).T
+        columns = [column[~np.isnan(column)] for column in np.maximum(maximised, floors).T]
         made = [_copula(column) if kind == "copula" else _standard(column) for column in columns]
         knots, levels = zip(*made, strict=True)
         return cls(tuple(signs), kind, knots, levels, floors)
@@ -80,6 +83,12 @@ class Outputs:
             np.ptp(levels) / np.ptp(knots) for knots, levels in zip(self.knots, self.levels, strict=True)
         ]
         return np.square(np.asarray(errors) * slopes)
+
+    def variances(self, values: ArrayLike, variances: ArrayLike) -> Floats:
+        """Variances n x m of ``values`` n x m in the objectives' own units, in the model's: m x n."""
+        centre, deviation = np.asarray(values, dtype=float), np.sqrt(np.asarray(variances, dtype=float))
+        above, below = self.observed(centre + deviation), self.observed(centre - deviation)
+        return np.square(0.5 * (above - below))
 
     def backward(self, objective: int, mean: Floats, variance: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation in one objective's own units of normal variables in the model's.

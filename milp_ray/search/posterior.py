@@ -26,6 +26,7 @@ class Posterior:
         values: m x n, in the model's units.
         hyperparameters: of the m objectives by s samples.
         mean_function: added to the processes' constant means; ``values`` are whole, with it.
+        extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
     Raises:
         torch.linalg.LinAlgError: a covariance is not positive definite.
@@ -37,17 +38,21 @@ class Posterior:
         values: Tensor,
         hyperparameters: Hyperparameters,
         mean_function: MeanFunction | None = None,
+        extra: Tensor | None = None,
     ) -> None:
         m, s, d = hyperparameters.weights.shape
         self.features = features
         self.n_objectives, self.n_samples = m, s
         self.weights = hyperparameters.weights.reshape(m * s, d)
         self.outputscale = hyperparameters.outputscale.reshape(-1)
-        self.noise = hyperparameters.noise.reshape(-1)
+        # Of every observation: b x n, or b x 1 where all have the same.
+        self.noise = hyperparameters.noise.reshape(-1, 1)
+        if extra is not None:
+            self.noise = self.noise + extra.repeat_interleave(s, dim=0)
         self.constant = hyperparameters.mean.reshape(-1)
         self._mean_function = mean_function
         covariance = self.covariance(features, features)
-        covariance.diagonal(dim1=1, dim2=2).add_((self.noise + JITTER * self.outputscale)[:, None])
+        covariance.diagonal(dim1=1, dim2=2).add_(self._jittered_noise())
         self.whitener = _inverse_root(torch.linalg.cholesky(covariance))
         self._values = values.repeat_interleave(s, dim=0)
         residual = self._values - self.prior_mean(features)
@@ -82,12 +87,14 @@ class Posterior:
     def draws_at_observed(self, base: Tensor) -> Tensor:
         """Joint draws at the observed points, s x k x m x n; ``base`` s x k x m x n is standard normal.
 
-        Without the noise the covariance there is σ²I − σ⁴K⁻¹, of which the root is taken.
+        Without the noise, of variances D, the covariance there is D − D K⁻¹ D, of which the root is taken.
         """
         identity = torch.eye(len(self.features)).to(self.whitener)
         inverse = torch.bmm(self.whitener.mT, self.whitener)
-        noise = (self.noise + JITTER * self.outputscale)[:, None]
-        root = root_with_jitter(identity - noise[:, :, None] * inverse) * noise.sqrt()[:, :, None]
+        noise = self._jittered_noise().expand(-1, len(self.features))
+        deviation = noise.sqrt()
+        scaled = inverse * deviation[:, :, None] * deviation[:, None, :]
+        root = root_with_jitter(identity - scaled) * deviation[:, :, None]
         mean = self._values - noise * self.residual_weights
         normal = self.by_process(base)  # b x k x n
         draws = mean[:, None, :] + torch.bmm(normal, root.mT)
@@ -101,6 +108,9 @@ class Posterior:
         mean = self._values - self.residual_weights / precision
         shape = (self.n_objectives, self.n_samples, -1)
         return mean.reshape(shape), (1.0 / precision).reshape(shape)
+
+    def _jittered_noise(self) -> Tensor:
+        return self.noise + JITTER * self.outputscale[:, None]
 
     def by_process(self, values: Tensor) -> Tensor:
         """S x k x m x n to b x k x n."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milp_ray.errors import MilpError
-from milp_ray.objectives import ADAPTER_PARAMETERS
+from milp_ray.objectives import ADAPTER_PARAMETERS, VALIDATION_LOSS
 from milp_ray.search.front import Floats, pareto_front
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RUNG = "rung"  # the key of a result that is a rung's and not a trial's
 
 
 def rung_epochs(section: EarlyStoppingSection, n_epochs: int) -> tuple[int, ...]:
-    """The epochs after which a trial of ``n_epochs`` epochs is compared: first · η^k, all below its end.
+    """The epochs after which a trial of ``n_epochs`` epochs is compared: the first ones of first · η^k.
 
     ``n_epochs`` are those of all its stages (:func:`milp_ray.training.train.planned_epochs`). Empty where
     early stopping is off.
@@ -43,7 +43,7 @@ def rung_epochs(section: EarlyStoppingSection, n_epochs: int) -> tuple[int, ...]
             "search.trial_epochs, or set search.early_stopping.enabled to false"
         )
     epochs = [section.first_rung]
-    while epochs[-1] * section.eta < n_epochs:
+    while len(epochs) < section.n_rungs and epochs[-1] * section.eta < n_epochs:
         epochs.append(epochs[-1] * section.eta)
     return tuple(epochs)
 
@@ -96,6 +96,14 @@ class RungRecord:
         if ADAPTER_PARAMETERS.name in names:
             values.append(float(self.adapter_parameters))
         return tuple(values)
+
+    def by_objective(self, names: Sequence[str]) -> dict[str, float]:
+        """Those of a study's objectives ``names`` that are known at a rung, as they are there."""
+        known = {
+            VALIDATION_LOSS.name: self.validation_loss_at_rung,
+            ADAPTER_PARAMETERS.name: float(self.adapter_parameters),
+        }
+        return {name: value for name, value in known.items() if name in names}
 
 
 def promoted(records: Mapping[int, Sequence[float]], candidate: int, eta: float) -> bool:

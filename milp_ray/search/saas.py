@@ -75,13 +75,20 @@ def matern52(squared: Tensor) -> Tensor:
     return distance.add_(1.0).add_(squared, alpha=5.0 / 3.0).mul_(decay)
 
 
-def fit_map(features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: int) -> Hyperparameters:
+def fit_map(
+    features: Tensor,
+    values: Tensor,
+    noise: Tensor | None,
+    n_ensemble: int,
+    extra: Tensor | None = None,
+) -> Hyperparameters:
     """The modes of the posterior for ``n_ensemble`` taus, of every objective.
 
     Args:
         features: n x d.
         values: m x n, of mean 0 and variance about 1 in every row.
         noise: known variances, m; ``None``: inferred.
+        extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
     Raises:
         torch.linalg.LinAlgError: no covariance at the start could be factored.
@@ -91,8 +98,9 @@ def fit_map(features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: 
     taus = (TAU_SCALE * torch.tan(0.5 * math.pi * levels)).to(values).repeat(m)
     values = values.repeat_interleave(n_ensemble, dim=0)
     noise = None if noise is None else noise.repeat_interleave(n_ensemble)
-    point = _modes(features, values, taus, noise).points
-    mean = _LogPosterior(features, values, taus, noise).mean(point)
+    extra = None if extra is None else extra.repeat_interleave(n_ensemble, dim=0)
+    point = _modes(features, values, taus, noise, extra).points
+    mean = _LogPosterior(features, values, taus, noise, extra).mean(point)
     shape = (m, n_ensemble)
     found = point.exp()
     return Hyperparameters(
@@ -103,7 +111,9 @@ def fit_map(features: Tensor, values: Tensor, noise: Tensor | None, n_ensemble: 
     )
 
 
-def _modes(features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None) -> Minima:
+def _modes(
+    features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None, extra: Tensor | None
+) -> Minima:
     """Modes of b processes: the logarithms of weights, outputscale and (where it is inferred) noise, b x
     p.
     """
@@ -113,13 +123,14 @@ def _modes(features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None)
     if n >= _LARGE:
         # Every fourth observation tells most of the way, in a tenth of the time, and the curvature, which
         # grows with their number.
-        part = _modes(features[::4], values[:, ::4], taus, noise)
+        fewer = None if extra is None else extra[:, ::4]
+        part = _modes(features[::4], values[:, ::4], taus, noise, fewer)
         start, inverse = part.points, 0.25 * part.inverse
     else:
         # All features alike and points at distances of about one: everywhere else the gradient tells less.
         begin = [2.0 / d] * d + [1.0] + ([0.05] if noise is None else [])
         start, inverse = torch.tensor(begin).to(values).log().expand(len(values), -1), None
-    posterior = _LogPosterior(features, values, taus, noise)
+    posterior = _LogPosterior(features, values, taus, noise, extra)
     found = minimise(
         posterior, start, lower, upper, max_evaluations=200, tolerance=_TOLERANCE, inverse=inverse
     )
@@ -136,11 +147,19 @@ class _LogPosterior:
     gradient does not see it.
     """
 
-    def __init__(self, features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        values: Tensor,
+        taus: Tensor,
+        noise: Tensor | None,
+        extra: Tensor | None = None,
+    ) -> None:
         self._features = features
         self._values = values
         self._taus = taus
         self._noise = noise
+        self._extra = extra
 
     def __call__(self, point: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         x, y, tau = self._features, self._values[which], self._taus[which]
@@ -154,7 +173,8 @@ class _LogPosterior:
         covariance = squared.mul_(5.0 / 3.0).mul_(slope)
         slope.mul_(distance.add_(1.0))  # times -5/6: the correlation's derivative by the squared distance
         covariance.add_(slope).mul_(scale[:, None, None])
-        covariance.diagonal(dim1=1, dim2=2).add_((noise + JITTER * scale)[:, None])
+        variance = noise[:, None] if self._extra is None else noise[:, None] + self._extra[which]  # b x n | 1
+        covariance.diagonal(dim1=1, dim2=2).add_(variance + JITTER * scale[:, None])
         root, info = torch.linalg.cholesky_ex(covariance)
         inverse = torch.cholesky_inverse(root)
         mean, alpha = _mode_of_mean(inverse, y)
@@ -170,8 +190,8 @@ class _LogPosterior:
         )
         # Twice the derivative by the covariance, symmetric.
         by_covariance = inverse.baddbmm_(alpha[:, :, None], alpha[:, None, :], alpha=-1.0)
-        trace = by_covariance.diagonal(dim1=1, dim2=2).sum(dim=1)
-        with_signal = covariance.mul_(by_covariance).sum(dim=(1, 2)) - noise * trace
+        diagonal = by_covariance.diagonal(dim1=1, dim2=2).clone()
+        with_signal = covariance.mul_(by_covariance).sum(dim=(1, 2)) - (variance * diagonal).sum(dim=1)
         by_squared = slope.mul_(by_covariance)
         products = torch.matmul(by_squared, x)
         by_weights = by_squared.sum(dim=2) @ (x * x) - (products * x).sum(dim=1)
@@ -181,7 +201,9 @@ class _LogPosterior:
         gradient[:, d] = 0.5 * with_signal - (_OUTPUTSCALE_PRIOR[0] - 1.0) + _OUTPUTSCALE_PRIOR[1] * scale
         if self._noise is None:
             value = value - (_NOISE_PRIOR[0] - 1.0) * point[:, d + 1] + _NOISE_PRIOR[1] * noise
-            gradient[:, d + 1] = noise * (0.5 * trace + _NOISE_PRIOR[1]) - (_NOISE_PRIOR[0] - 1.0)
+            gradient[:, d + 1] = noise * (0.5 * diagonal.sum(dim=1) + _NOISE_PRIOR[1]) - (
+                _NOISE_PRIOR[0] - 1.0
+            )
         failed = (info > 0) | ~torch.isfinite(value)
         return torch.where(failed, torch.inf, value), torch.where(failed[:, None], 0.0, gradient)
 
@@ -191,7 +213,8 @@ class _LogPosterior:
         noise = point[:, d + 1].exp() if self._noise is None else self._noise
         scale = point[:, d].exp()
         covariance = scale[:, None, None] * matern52(squared_distances(x, x, point[:, :d].exp()))
-        covariance.diagonal(dim1=1, dim2=2).add_((noise + JITTER * scale)[:, None])
+        variance = noise[:, None] if self._extra is None else noise[:, None] + self._extra
+        covariance.diagonal(dim1=1, dim2=2).add_(variance + JITTER * scale[:, None])
         return _mode_of_mean(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), self._values)[0]
 
 

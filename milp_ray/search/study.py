@@ -212,7 +212,7 @@ def _scheduler(conductor: Conductor, section: SearchSection, n_slots: int) -> Ke
         n_slots,
         section.early_stopping,
         section.objectives,
-        conductor.rung_records(),
+        conductor.rungs,
         on_rung=conductor.reached_rung,
     )
 

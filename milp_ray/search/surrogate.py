@@ -24,6 +24,7 @@ from milp_ray.search.features import CanonicalRows, Rows, row_keys
 from milp_ray.search.nehvi import NoisyHypervolumeImprovement, chances_on_front
 from milp_ray.search.observations import Observation, standard_errors
 from milp_ray.search.outputs import Outputs
+from milp_ray.search.partial import FinalValues, final_values
 from milp_ray.search.posterior import Posterior
 from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, fit_map
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from milp_ray.config import SurrogateSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
+
+# Variance, in those of an objective's values, of a value that is not known: all objectives share one batch of
+# observations, and one with this much noise says nothing.
+_MISSING = 1e4
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Surrogate:
     outputs: Outputs
     hyperparameters: Hyperparameters
     posterior: Posterior
+    final: FinalValues  # what it was fitted to, in the order of the posterior's observations
 
     def features(self, rows: Rows) -> Tensor:
         """What the posterior is asked with, q x d."""
@@ -55,7 +61,9 @@ def fit(
     seed: int,
     earlier: EarlierStudies | None = None,
 ) -> Surrogate:
-    """Fit every objective to the observations that have values, in their order.
+    """Fit every objective to the observations that say anything of it, in their order.
+
+    Trials that were stopped early count with what their rungs say (:mod:`milp_ray.search.partial`).
 
     Args:
         seed: of NUTS; MAP fits draw nothing.
@@ -65,16 +73,18 @@ def fit(
         torch.linalg.LinAlgError: no covariance could be factored.
     """
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
-    measured = [o for o in observations if o.values is not None]
     rows = CanonicalRows(space)
-    outputs, features, values = _data(rows, objectives, section, measured)
-    errors = standard_errors(measured, objectives)
+    data = _Data.of(rows, objectives, section, final_values(observations, objectives))
+    outputs, features, values, extra = data.outputs, data.features, data.values, data.extra
+    errors = standard_errors(data.final.measured, objectives)
     variances = outputs.noise(None if errors is None else [errors[name] for name in objectives])
     noise = None if variances is None else torch.from_numpy(variances).clamp_min(EXACT_NOISE)
-    trend = None if earlier is None else choose_trend(earlier, features, values, noise, section.n_ensemble)
+    trend = (
+        None if earlier is None else choose_trend(earlier, features, values, noise, section.n_ensemble, extra)
+    )
     deviations = values if trend is None else values - trend(features)
     if section.inference == "map":
-        found = fit_map(features, deviations, noise, section.n_ensemble)
+        found = fit_map(features, deviations, noise, section.n_ensemble, extra)
     else:
         from milp_ray.search.nuts import fit_nuts
 
@@ -86,8 +96,9 @@ def fit(
             n_steps=section.num_samples,
             thinning=section.thinning,
             seed=seed,
+            extra=extra,
         )
-    return Surrogate(rows, outputs, found, Posterior(features, values, found, trend))
+    return Surrogate(rows, outputs, found, Posterior(features, values, found, trend, extra), data.final)
 
 
 def earlier_studies(
@@ -102,9 +113,9 @@ def earlier_studies(
         torch.linalg.LinAlgError: no covariance could be factored.
     """
     torch.set_num_threads(1)
-    measured = [[o for o in study if o.values is not None] for study in studies]
-    data = [_data(CanonicalRows(space), objectives, section, study) for study in measured if len(study) > 1]
-    return fit_earlier([parts[1:] for parts in data], section.n_ensemble) if data else None
+    found = [final_values(study, objectives) for study in studies]
+    data = [_Data.of(CanonicalRows(space), objectives, section, f) for f in found if len(f.measured) > 1]
+    return fit_earlier([(d.features, d.values, d.extra) for d in data], section.n_ensemble) if data else None
 
 
 def propose(
@@ -123,7 +134,7 @@ def propose(
     different; fewer than asked for where no more were found.
 
     Args:
-        observations: ended trials in the order of their index; failed ones have no values.
+        observations: ended trials in the order of their index; failed and stopped ones have no values.
         pending: layouts that are being measured, in the order of their trials.
         reference: the corner of the hypervolume, in the units of the objectives.
         seed: of this batch.
@@ -135,8 +146,8 @@ def propose(
     surrogate = fit(space, objectives, section, observations, seed, earlier)
     rows, posterior = surrogate.rows, surrogate.posterior
     corner = torch.from_numpy(surrogate.outputs.forward([reference])[:, 0].copy())
-    measured = rows.encode([o.layout for o in observations if o.values is not None])
-    likely = _likely_front(posterior, corner, seed)
+    fitted = rows.encode([o.layout for o in surrogate.final.observations])
+    likely = _likely_front(surrogate, corner, seed)
     waiting = rows.encode(pending)
     acquisition = NoisyHypervolumeImprovement(
         posterior,
@@ -154,7 +165,7 @@ def propose(
         return values.numpy()
 
     unavailable = [*row_keys(rows.encode([o.layout for o in observations])), *row_keys(waiting)]
-    new = NewLayouts(rows, unavailable, measured[likely], np.random.default_rng(seed))
+    new = NewLayouts(rows, unavailable, fitted[likely], np.random.default_rng(seed))
     chosen: list[CanonicalLayout] = []
     while len(chosen) < n_proposals and (best := new.take_best(score)) is not None:
         chosen.append(rows.decode(best))
@@ -171,28 +182,42 @@ def warm_up(section: SurrogateSection) -> None:
         import milp_ray.search.nuts  # noqa: F401
 
 
-def _likely_front(posterior: Posterior, corner: Tensor, seed: int) -> NDArray[np.int64]:
-    """Positions of the observed points that may be on the front, the likeliest first; at least one."""
-    chances = chances_on_front(posterior, corner, seed=seed).numpy()
+def _likely_front(surrogate: Surrogate, corner: Tensor, seed: int) -> NDArray[np.int64]:
+    """Positions of the observed points that may be on the front, the likeliest first; at least one.
+
+    Only trials that have run to their end have an adapter to be on the front with.
+    """
+    is_measured = torch.from_numpy(surrogate.final.is_measured)
+    chances = chances_on_front(surrogate.posterior, corner, is_measured, seed=seed).numpy()
     order = np.argsort(-chances, kind="stable")
     return order[: max(1, int((chances > 0).sum()))]
 
 
-def _data(
-    rows: CanonicalRows,
-    objectives: Sequence[str],
-    section: SurrogateSection,
-    measured: Sequence[Observation],
-) -> tuple[Outputs, Tensor, Tensor]:
-    """The outputs' transform, features n x d and values m x n in the model's units."""
-    table = _table(measured, objectives)
-    outputs = Outputs.of(table, _signs(objectives), section.outputs)
-    features = torch.from_numpy(rows.features(rows.encode([o.layout for o in measured])))
-    return outputs, features, torch.from_numpy(outputs.observed(table))
+@dataclass(frozen=True)
+class _Data:
+    """What a model is fitted to: ``features`` n x d, ``values`` m x n in the model's units, and ``extra`` m x
+    n, what the values' variances are above the noise; ``None`` where all trials have run to their end.
+    """
 
+    outputs: Outputs
+    features: Tensor
+    values: Tensor
+    extra: Tensor | None
+    final: FinalValues
 
-def _table(measured: Sequence[Observation], objectives: Sequence[str]) -> list[list[float]]:
-    return [[(o.values or {})[name] for name in objectives] for o in measured]
+    @classmethod
+    def of(
+        cls, rows: CanonicalRows, objectives: Sequence[str], section: SurrogateSection, final: FinalValues
+    ) -> _Data:
+        outputs = Outputs.of(final.values, _signs(objectives), section.outputs)
+        features = torch.from_numpy(rows.features(rows.encode([o.layout for o in final.observations])))
+        values = outputs.observed(final.values)
+        if final.is_measured.all():
+            return cls(outputs, features, torch.from_numpy(values), None, final)
+        extra = outputs.variances(final.values, final.variances)
+        is_missing = np.isnan(values)
+        extra[is_missing], values[is_missing] = _MISSING, 0.0
+        return cls(outputs, features, torch.from_numpy(values), torch.from_numpy(extra), final)
 
 
 def _signs(objectives: Sequence[str]) -> list[float]:

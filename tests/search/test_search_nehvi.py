@@ -154,7 +154,8 @@ def test_peeling_finds_the_front(rows: list[list[float]]) -> None:
 def test_what_cannot_be_on_the_front_has_no_chance_to() -> None:
     model = posterior(2, n=12)
     corner = torch.full((2,), -1.5, dtype=torch.double)
-    chances = chances_on_front(model, corner, seed=0)
+    everything = torch.ones(12, dtype=torch.bool)
+    chances = chances_on_front(model, corner, everything, seed=0)
     assert ((chances >= 0) & (chances <= 1)).all()
     best = model._values.reshape(2, 2, 12)[:, 0].sum(dim=0).argmax()
     assert chances[best] > 0.5
@@ -162,3 +163,5 @@ def test_what_cannot_be_on_the_front_has_no_chance_to() -> None:
     for i in range(12):  # a point that is worse by ten standard deviations of the noise in both objectives
         if (values > values[:, i : i + 1] + 2.5).all(dim=0).any():
             assert chances[i] == 0
+    everything[best] = False
+    assert chances_on_front(model, corner, everything, seed=0)[best] == 0

@@ -49,6 +49,34 @@ def test_the_posterior_is_the_textbooks() -> None:
             torch.testing.assert_close(variance[j, s], scale - explained)
 
 
+def test_an_observation_with_more_noise_counts_for_less_and_with_endless_noise_for_nothing() -> None:
+    x, values = data(12)
+    found = hyperparameters(2, 2, 6)
+    points = torch.rand(5, 6, dtype=torch.double)
+    extra = torch.zeros(2, 12).double()
+    extra[0, 7], extra[1, 7] = 1e4, 0.5
+    mean, variance = Posterior(x, values, found, extra=extra).mean_and_variance(points)
+    rest = torch.arange(12) != 7
+    without = Posterior(x[rest], values[:, rest], found).mean_and_variance(points)
+    torch.testing.assert_close(mean[0], without[0][0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(variance[0], without[1][0], atol=1e-3, rtol=1e-3)
+    known = Posterior(x, values, found).mean_and_variance(points)
+    assert (variance[1] > known[1][1]).all()
+    assert (variance[1] < without[1][1]).all()
+
+
+def test_draws_at_the_observed_points_have_the_posteriors_moments_with_unequal_noise() -> None:
+    x, values = data(8)
+    extra = torch.zeros(2, 8).double()
+    extra[:, 3], extra[0, 5] = 1e4, 0.3
+    posterior = Posterior(x, values, hyperparameters(2, 2, 6), extra=extra)
+    base = torch.randn(2, 20000, 2, 8, generator=torch.Generator().manual_seed(0)).double()
+    draws = posterior.draws_at_observed(base)
+    mean, variance = posterior.mean_and_variance(x)
+    torch.testing.assert_close(draws.mean(dim=1), mean.transpose(0, 1), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(draws.var(dim=1), variance.transpose(0, 1), atol=0.02, rtol=0.1)
+
+
 def test_leaving_one_out_is_leaving_it_out() -> None:
     x, values = data(9)
     found = hyperparameters(2, 2, 6)

@@ -153,7 +153,9 @@ def section(**changes: object) -> EarlyStoppingSection:
 def test_rungs_are_powers_below_the_end(
     first_rung: int, eta: int, n_epochs: int, wanted: tuple[int, ...]
 ) -> None:
-    assert rung_epochs(section(first_rung=first_rung, eta=eta), n_epochs) == wanted
+    assert rung_epochs(section(first_rung=first_rung, eta=eta, n_rungs=9), n_epochs) == wanted
+    assert rung_epochs(section(first_rung=first_rung, eta=eta, n_rungs=2), n_epochs) == wanted[:2]
+    assert rung_epochs(section(first_rung=first_rung, eta=eta), n_epochs) == wanted[:1]
 
 
 def test_without_early_stopping_there_are_no_rungs() -> None:

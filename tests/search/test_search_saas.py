@@ -41,12 +41,17 @@ def test_the_kernel_is_gpytorchs() -> None:
 
 
 @pytest.mark.parametrize("is_noise_known", [False, True])
-def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(is_noise_known: bool) -> None:
+@pytest.mark.parametrize("is_some_noisier", [False, True])
+def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
+    is_noise_known: bool, is_some_noisier: bool
+) -> None:
     """Against the multivariate normal and the priors as torch has them, with the mean at its best value."""
     x, values = data(12)
     taus = torch.tensor([0.05, 0.4], dtype=torch.double)
     noise = torch.tensor([0.02, 0.3], dtype=torch.double) if is_noise_known else None
-    posterior = saas._LogPosterior(x, values, taus, noise)
+    more = torch.rand(2, 12, generator=torch.Generator().manual_seed(2)).double()
+    extra = more if is_some_noisier else torch.zeros(2, 12).double()
+    posterior = saas._LogPosterior(x, values, taus, noise, extra if is_some_noisier else None)
     point = (
         torch.randn(2, 7 if is_noise_known else 8, generator=torch.Generator().manual_seed(1)).double() - 1
     )
@@ -60,7 +65,7 @@ def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(is_nois
         squared = ((scaled[:, None] - scaled[None]) ** 2).sum(dim=2)
         distance = (5.0 * (squared + 1e-30)).sqrt()
         k = scale[b] * (1 + distance + distance**2 / 3) * torch.exp(-distance)
-        k = k + (variances[b] + saas.JITTER * scale[b]) * torch.eye(12).double()
+        k = k + (variances[b] + saas.JITTER * scale[b]) * torch.eye(12).double() + torch.diag(extra[b])
         normal = torch.distributions.MultivariateNormal(means[b].expand(12), k)
         half_cauchy = torch.distributions.HalfCauchy(taus[b])
         log = normal.log_prob(values[b]) - 0.5 * means[b] ** 2 + half_cauchy.log_prob(weights[b]).sum()

@@ -86,7 +86,7 @@ class Ours:
         self._n_batches += 1
         running = {s.handle: self._problem.space.layout(s.raw).canonical() for s in pending}
         observations = [
-            Observation(index, told.suggestion.raw, told.layout, told.values, told.per_user)
+            Observation(index, told.suggestion.raw, told.layout, told.values, told.per_user, told.rungs)
             for index, told in sorted(self._told.items())
         ]
         more: dict[str, Any] = {}

@@ -22,6 +22,8 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.objectives import ADAPTER_PARAMETERS
 from milp_ray.search.front import hypervolume_history
 
+# Names how a run without early stopping is simulated; to be raised where one would come out differently.
+PROTOCOL = 1
 # A suggestion that was measured before is answered at once and costs no trial, so that no algorithm loses
 # trials for knowing nothing of canonical layouts. After so many in a row one is run again, at its full cost,
 # or a run might never end.
@@ -38,12 +40,16 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Told:
-    """What a suggestion was worth. ``values`` by objective, ``None`` for a trial that was stopped early."""
+    """What a suggestion was worth. ``values`` by objective, ``None`` for a trial that was stopped early.
+
+    ``rungs`` are the objectives that were known at each rung that the trial reached, by the rung's epoch.
+    """
 
     suggestion: Suggestion
     layout: CanonicalLayout
     values: Mapping[str, float] | None
     per_user: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rungs: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Algorithm(Protocol):
@@ -58,7 +64,7 @@ class Algorithm(Protocol):
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Rungs at first · η^k epochs; from each goes on what ``promoted`` says.
+    """Rungs at first · η^k epochs, k < n_rungs; from each goes on what ``promoted`` says.
 
     ``promoted(records, candidate, eta)`` gets the values at the rung of every trial that has reached it, all
     to be minimised, by the number of the trial.
@@ -67,6 +73,7 @@ class EarlyStopping:
     promoted: Callable[[Mapping[int, Sequence[float]], int, float], bool]
     eta: int = 3
     first: int = 1
+    n_rungs: int = 1
     min_records: int = 6
 
     def epochs(self, n_epochs: int) -> list[int]:
@@ -74,7 +81,7 @@ class EarlyStopping:
         found = itertools.takewhile(
             lambda e: e < n_epochs, (self.first * self.eta**k for k in itertools.count())
         )
-        return list(found)
+        return list(found)[: self.n_rungs]
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,7 @@ class _Simulation:
         self._running: dict[int, _Running] = {}
         self._known: dict[str, Curve | None] = {}  # ended layouts; None: stopped early
         self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._at_rungs: dict[str, dict[int, dict[str, float]]] = {}  # layout → epoch → objectives
         self._truths: list[list[float] | None] = []  # of ended trials, in order
         self._result = Run([], [], 0.0, 0)
 
@@ -210,9 +218,10 @@ class _Simulation:
             if twin is not None:
                 twin.also.append(suggestion)
             else:
-                self._tell(suggestion, layout, self._known[layout.key])
+                self._tell(suggestion, layout)
 
-    def _tell(self, suggestion: Suggestion, layout: CanonicalLayout, curve: Curve | None) -> None:
+    def _tell(self, suggestion: Suggestion, layout: CanonicalLayout) -> None:
+        curve = self._known[layout.key]
         proposed = self._problem.space.layout(suggestion.raw).canonical()
         values = (
             None
@@ -220,7 +229,8 @@ class _Simulation:
             else dict(zip(self._problem.objectives, curve.values[-1].tolist(), strict=True))
         )
         before = self._clock()
-        self._algorithm.tell(Told(suggestion, proposed, values, curve.per_user if curve else {}))
+        rungs = self._at_rungs.get(layout.key, {})
+        self._algorithm.tell(Told(suggestion, proposed, values, curve.per_user if curve else {}, rungs))
         seconds = self._clock() - before
         self._telling_seconds += seconds
         self._result.suggestion_seconds += seconds
@@ -246,17 +256,21 @@ class _Simulation:
     def _reach(self, trial: _Running, rungs: Sequence[int], index: int) -> None:
         assert self._early_stopping is not None
         records = self._rungs.setdefault(index, {})
-        records[trial.number] = self._at_rung(trial.curve.values[rungs[index] - 1])
+        known = self._at_rung(trial.curve.values[rungs[index] - 1])
+        signs = dict(zip(self._problem.objectives, self._problem.signs, strict=True))
+        records[trial.number] = tuple(signs[name] * value for name, value in known.items())
+        self._at_rungs.setdefault(trial.layout.key, {})[rungs[index]] = known
         enough = len(records) >= self._early_stopping.min_records
         if enough and not self._early_stopping.promoted(records, trial.number, self._early_stopping.eta):
             self._end(trial, rungs[index])
         else:
             self._go_on(trial, rungs, index + 1)
 
-    def _at_rung(self, values: np.ndarray) -> tuple[float, ...]:
+    def _at_rung(self, values: np.ndarray) -> dict[str, float]:
         """What is known at a rung: the first objective, and the adapter's size; answers are not generated."""
-        known = {0} | {i for i, n in enumerate(self._problem.objectives) if n == ADAPTER_PARAMETERS.name}
-        return tuple(float(values[i] * self._problem.signs[i]) for i in sorted(known))
+        known = (self._problem.objectives[0], ADAPTER_PARAMETERS.name)
+        found = zip(self._problem.objectives, values.tolist(), strict=True)
+        return {name: value for name, value in found if name in known}
 
     def _end(self, trial: _Running, stopped_after: int | None) -> None:
         del self._running[trial.number]
@@ -268,7 +282,7 @@ class _Simulation:
             EndedTrial(trial.started, self._now, trial.layout.key, curve is None, stopped_after or n_epochs)
         )
         for suggestion in (trial.suggestion, *trial.also):
-            self._tell(suggestion, trial.layout, curve)
+            self._tell(suggestion, trial.layout)
 
     def _at(self, seconds: float, happens: Callable[[], None]) -> None:
         """Let something happen so many seconds from now; what was planned first comes first."""
