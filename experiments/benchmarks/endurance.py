@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from headline import with_headline
 from ray import tune
 
 from milp_ray.config import (
@@ -167,7 +168,8 @@ def main() -> None:
     print(f"  controller blocked for {slow['controller_max_block_seconds']:.3f} s at most")
     print(f"  idle       {slow['idle_share']:.0%} of slot-time for want of a suggestion")
     block = max(found.pop("controller_max_block_seconds"), slow.pop("controller_max_block_seconds"))
-    print(json.dumps({**found, **slow, "controller_max_block_seconds": block}))
+    figures = {**found, **slow, "controller_max_block_seconds": block}
+    print(json.dumps(with_headline("endurance", figures, keep=not quick)))
 
 
 if __name__ == "__main__":

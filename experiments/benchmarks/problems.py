@@ -118,8 +118,9 @@ def front_of(values: Floats, signs: Sequence[float]) -> Floats:
 class LoraTable:
     """Layouts of the embedded base as they were measured on PersonaWorld (``lora_table/README.md``).
 
-    A layout that the table lacks is answered with the nearest one that it has, the same for whoever asks:
-    fewest layers switched on or off, then fewest steps of rank, then the key that sorts first.
+    What was measured is the truth here, so that there is no standard error to tell a search of: no values by
+    user are given. A layout that the table lacks is answered with the nearest one that it has, the same for
+    whoever asks: fewest layers switched on or off, then fewest steps of rank, then the key that sorts first.
 
     Args:
         objectives: of validation_loss, rouge_l and adapter_parameters.
@@ -150,12 +151,10 @@ class LoraTable:
         self.space = SearchSpace(n_layers, ranks)
 
     def _curve(self, epochs: Sequence[Mapping[str, Any]], time_scale: float) -> Curve:
-        by_user = [name for name in self.objectives if name != ADAPTER_PARAMETERS.name]
         return Curve(
             values=np.array([[row[name] for name in self.objectives] for row in epochs], dtype=float),
             train_seconds=np.array([row["train_seconds"] for row in epochs], dtype=float) * time_scale,
             score_seconds=float(epochs[-1]["score_seconds"]) * time_scale,
-            per_user={name: tuple(epochs[-1][f"{name}_by_user"]) for name in by_user},
         )
 
     @property

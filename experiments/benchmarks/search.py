@@ -28,6 +28,7 @@ from typing import Any
 from comparison.algorithms import ENTRIES, N_INITIAL
 from comparison.simulation import PROTOCOL, EarlyStopping, simulate
 from comparison.summary import by_problem, draw, figures_of, table_of
+from headline import with_headline
 from problems import TABLE, LoraTable, Problem, best_hypervolume, few_layers, two_depths
 
 import milp_ray
@@ -131,9 +132,11 @@ def append(path: Path, record: dict[str, Any]) -> None:
 def all_runs(
     problems: Sequence[str],
     algorithms: Sequence[str],
+    *,
     n_seeds: int,
     n_slow_seeds: int,
     n_trials: int,
+    n_slow_trials: int,
     cache: Path,
 ) -> list[dict[str, Any]]:
     """Every run of the comparison, from the cache or made now; seed by seed, so that early ends are even."""
@@ -145,10 +148,11 @@ def all_runs(
             for algorithm in algorithms:
                 if seed >= n_slow_seeds and ENTRIES[algorithm].is_slow:
                     continue
-                record = identity(problem_name, algorithm, seed, n_trials)
+                n = n_slow_trials if ENTRIES[algorithm].is_slow else n_trials
+                record = identity(problem_name, algorithm, seed, n)
                 key = _key(record)
                 if key not in known:
-                    known[key] = record | run_one(problem, algorithm, seed, n_trials)
+                    known[key] = record | run_one(problem, algorithm, seed, n)
                     append(cache, known[key])
                     share = known[key]["share"][-1]
                     print(f"seed {seed}  {problem_name:12s} {algorithm:20s} {share:.4f}", flush=True)
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--slow-seeds", type=int, default=5, help="seeds of the algorithms that take minutes")
     parser.add_argument("--trials", type=int, default=64, help="trials a search")
+    parser.add_argument("--slow-trials", type=int, default=32, help="trials of stock Ax's searches")
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="some of: %(default)s")
     parser.add_argument("--algorithms", default=",".join(ENTRIES), help="some of: %(default)s")
     parser.add_argument("--cache", type=Path, default=CACHE, help="file of finished runs")
@@ -185,13 +190,21 @@ def main() -> None:
         problems, n_seeds, n_trials = ["lora_table"], 2, 32
         algorithms = [name for name in algorithms if name in QUICK]
     runs = by_problem(
-        all_runs(problems, algorithms, n_seeds, arguments.slow_seeds, n_trials, arguments.cache)
+        all_runs(
+            problems,
+            algorithms,
+            n_seeds=n_seeds,
+            n_slow_seeds=arguments.slow_seeds,
+            n_trials=n_trials,
+            n_slow_trials=min(n_trials, arguments.slow_trials),
+            cache=arguments.cache,
+        )
     )
     numbers = figures_of(runs, n_trials)
     print(table_of(numbers))
     if not arguments.quick:
         print(f"\nfigure: {draw(runs, n_trials, arguments.figure)}")
-    print(json.dumps(numbers))
+    print(json.dumps(with_headline("search", numbers, keep=not arguments.quick)))
 
 
 if __name__ == "__main__":

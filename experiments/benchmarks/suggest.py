@@ -35,12 +35,12 @@ from ax.api.client import Client
 from ax.api.configs import RangeParameterConfig
 from ax.utils.common.logger import set_ax_logger_levels
 from botorch.acquisition.multi_objective import logei
+from headline import with_headline
 
 from milp_ray.config import SearchSection, SurrogateSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.candidates import initial_points
-from milp_ray.search.front import reference_point
 from milp_ray.search.observations import Observation
 from milp_ray.search.suggest import SAAS_NEHVI, Question, Suggester
 
@@ -70,10 +70,9 @@ def ours(inference: str, observations: tuple[Observation, ...], rounds: int) -> 
     """Seconds of the suggester, which has already proposed once."""
     section = SearchSection(surrogate=SurrogateSection(inference=inference))
     suggester = Suggester(SPACE, section, 0)
-    reference = tuple(reference_point(values_of(observations), signs()))
     seconds = []
     for batch in range(rounds + 1):
-        question = Question(observations, reference, batch, N_SUGGESTIONS)
+        question = Question(observations, batch, N_SUGGESTIONS)
         elapsed, proposals = timed(lambda question=question: suggester.propose(question))
         assert [p.generator for p in proposals] == [SAAS_NEHVI] * N_SUGGESTIONS
         seconds.append(elapsed)
@@ -105,10 +104,6 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
-
-
-def values_of(observations: tuple[Observation, ...]) -> list[list[float]]:
-    return [[(o.values or {})[name] for name in OBJECTIVES] for o in observations]
 
 
 def signs() -> list[float]:
@@ -164,20 +159,17 @@ def main() -> None:
     first, last = 100 if 100 in sizes[:-1] else sizes[0], sizes[-1]
     seconds = table["map"]
     growth = math.log(seconds[last] / seconds[first]) / math.log(last / first) if last > first else None
-    print(
-        json.dumps(
-            {
-                "n_suggestions": N_SUGGESTIONS,
-                "n_parameters": len(SPACE.parameters()),
-                "seconds": table,
-                "speedup_vs_ax_fast": speedups["ax_fast"],
-                "speedup_vs_ax_quality": speedups["ax_quality"],
-                "speedup_vs_ax_quality_n100": speedups["ax_quality"].get(100),
-                "growth_exponent": growth,
-                "growth_from_to": [first, last],
-            }
-        )
-    )
+    figures = {
+        "n_suggestions": N_SUGGESTIONS,
+        "n_parameters": len(SPACE.parameters()),
+        "seconds": table,
+        "speedup_vs_ax_fast": speedups["ax_fast"],
+        "speedup_vs_ax_quality": speedups["ax_quality"],
+        "speedup_vs_ax_quality_n100": speedups["ax_quality"].get(100),
+        "growth_exponent": growth,
+        "growth_from_to": [first, last],
+    }
+    print(json.dumps(with_headline("suggest", figures, keep=not quick)))
 
 
 if __name__ == "__main__":

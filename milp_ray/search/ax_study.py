@@ -42,7 +42,7 @@ Choose = Callable[[], Sequence["CanonicalLayout"]]
 class AxStudy:
     """One study's Ax client, which is told of observations and pending layouts and asked for proposals."""
 
-    def __init__(self, space: SearchSpace, objectives: Sequence[str], reference: Sequence[float]) -> None:
+    def __init__(self, space: SearchSpace, objectives: Sequence[str]) -> None:
         self._space = space
         self._node = LayoutNode(lambda layout: self._encode(space.raw(layout)))
         self._trials: dict[str, int] = {}  # Ax's index by canonical key
@@ -54,12 +54,7 @@ class AxStudy:
             self._client.configure_optimization(
                 objective=", ".join(
                     ("-" if s > 0 else "") + n for n, s in zip(objectives, signs, strict=True)
-                ),
-                # On an objective Ax takes a constraint for its threshold: the corner of the hypervolume.
-                outcome_constraints=[
-                    f"{name} {'<=' if sign > 0 else '>='} {bound:.12f}"
-                    for name, sign, bound in zip(objectives, signs, reference, strict=True)
-                ],
+                )
             )
             self._client.set_generation_strategy(GenerationStrategy(name=NODE_NAME, nodes=[self._node]))
 

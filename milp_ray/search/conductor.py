@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
-from milp_ray.search.results import StudyResult, current_hypervolume, reference_corner, study_result
+from milp_ray.search.results import StudyResult, current_hypervolume, study_result
 from milp_ray.search.rungs import RungRecord
 from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
@@ -236,7 +236,6 @@ class Conductor:
         ended = [trial for trial in before if trial.index not in pending]
         return Question(
             observations=tuple(observations(ended, self._section.objectives, self.rungs)),
-            reference=reference_corner(self._journal.state.header or {}, ended),
             batch=asked.batch,
             n=asked.n,
             pending=tuple(trial.layout for trial in before if trial.index in pending),

@@ -17,6 +17,8 @@ Floats: TypeAlias = NDArray[np.float64]
 
 # The reference point lies this share of the range beyond the worst value, so that extreme points count too.
 REFERENCE_MARGIN = 0.1
+# The same for the corner behind the front.
+NADIR_MARGIN = 1.0
 # Values further than so many interquartile ranges beyond the worse quartile are diverged training, which
 # would otherwise push the reference point so far out that no improvement could be seen.
 REFERENCE_OUTLIER_RANGES = 3.0
@@ -82,6 +84,29 @@ def reference_point(
     best = points.min(axis=0)
     flat = np.maximum(np.abs(limit), 1e-8)
     margin = REFERENCE_MARGIN * np.where(limit > best, limit - best, flat)
+    return np.asarray((limit + margin) * np.asarray(signs, dtype=float))
+
+
+def nadir(values: ArrayLike, signs: ArrayLike) -> Floats:
+    """The corner from which what a new point would add is counted, shape (m,), in the units of ``values``.
+
+    Of each objective the worst value on the front, and once the front's range beyond it (a nadir as of
+    Ishibuchi et al. 2011; with less of a margin the ends of the front are found late, see
+    ``experiments/benchmarks/search.py``). It moves with the front and, unlike :func:`reference_point`, knows
+    nothing of what the front dominates: neither diverged values nor that few points were measured yet. An
+    objective that is the same all over the front takes its range from all points.
+
+    Raises:
+        ValueError: there are no points.
+    """
+    points = _minimised(values, signs)
+    if len(points) == 0:
+        raise ValueError("a nadir needs at least one point")
+    front = points[pareto_front(points, np.ones(points.shape[1]))]
+    is_flat = np.ptp(front, axis=0) == 0
+    best, limit = front.min(axis=0), np.where(is_flat, points.max(axis=0), front.max(axis=0))
+    flat = np.maximum(np.abs(limit), 1e-8)
+    margin = NADIR_MARGIN * np.where(limit > best, limit - best, flat)
     return np.asarray((limit + margin) * np.asarray(signs, dtype=float))
 
 

@@ -42,13 +42,11 @@ class Proposal:
 class Question:
     """What proposals are made from: everything that ended before ``batch``, in the order of the trials.
 
-    ``reference`` is the corner of the study's hypervolume, ``None`` before any trial has values; ``n`` is how
-    many are asked for; ``pending`` are the layouts that run or wait to, in the order of their trials: they
-    are not proposed again, and what they will probably show is taken for shown.
+    ``n`` is how many are asked for; ``pending`` are the layouts that run or wait to, in the order of their
+    trials: they are not proposed again, and what they will probably show is taken for shown.
     """
 
     observations: tuple[Observation, ...]
-    reference: tuple[float, ...] | None
     batch: int
     n: int
     pending: tuple[CanonicalLayout, ...] = ()
@@ -88,7 +86,6 @@ class Suggester:
         self._earlier = earlier
         self._earlier_models: EarlierStudies | None = None
         self._ax: AxStudy | None = None
-        self._reference: tuple[float, ...] | None = None  # that the Ax study has
 
     def propose(self, question: Question) -> list[Proposal]:
         """As many new layouts as asked for, fewer where the space has no more; no layout comes twice.
@@ -115,8 +112,7 @@ class Suggester:
 
     def _from_surrogate(self, question: Question, n: int, seed: int) -> list[dict[str, Any]]:
         n_measured = sum(o.values is not None for o in question.observations)
-        reference = question.reference
-        if n < 1 or n_measured < _MIN_OBSERVATIONS or reference is None:
+        if n < 1 or n_measured < _MIN_OBSERVATIONS:
             return []
         import torch
         from ax.exceptions.core import AxError
@@ -134,7 +130,6 @@ class Suggester:
                 self._section.surrogate,
                 question.observations,
                 question.pending,
-                reference,
                 n_proposals=n,
                 seed=seed,
                 earlier=self._earlier_models,
@@ -142,8 +137,11 @@ class Suggester:
 
         linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
         try:
-            ax_study = self._ax_study(reference)
-            return ax_study.propose(question.observations, question.pending, n, choose)
+            if self._ax is None:
+                from milp_ray.search.ax_study import AxStudy
+
+                self._ax = AxStudy(self._space, self._section.objectives)
+            return self._ax.propose(question.observations, question.pending, n, choose)
         except (AxError, linalg_error) as error:
             self._ax = None  # whatever state it was left in, the next one is built afresh
             logger.warning(
@@ -151,15 +149,6 @@ class Suggester:
             )
             log_event("surrogate_failed", error=type(error).__name__, n_observations=n_measured)
             return []
-
-    def _ax_study(self, reference: tuple[float, ...]) -> AxStudy:
-        """The Ax study, which is built anew where there is none or the corner of the hypervolume moved."""
-        if self._ax is None or self._reference != reference:
-            from milp_ray.search.ax_study import AxStudy
-
-            self._ax = AxStudy(self._space, self._section.objectives, reference)
-            self._reference = reference
-        return self._ax
 
 
 class InlineProposer:

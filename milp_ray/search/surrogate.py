@@ -21,6 +21,7 @@ from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.acquisition import NewLayouts
 from milp_ray.search.earlier import EarlierStudies, choose_trend, fit_earlier
 from milp_ray.search.features import CanonicalRows, Rows, row_keys
+from milp_ray.search.front import nadir
 from milp_ray.search.nehvi import NoisyHypervolumeImprovement, chances_on_front
 from milp_ray.search.observations import Observation, standard_errors
 from milp_ray.search.outputs import Outputs
@@ -124,7 +125,6 @@ def propose(
     section: SurrogateSection,
     observations: Sequence[Observation],
     pending: Sequence[CanonicalLayout],
-    reference: Sequence[float],
     *,
     n_proposals: int,
     seed: int,
@@ -136,7 +136,6 @@ def propose(
     Args:
         observations: ended trials in the order of their index; failed and stopped ones have no values.
         pending: layouts that are being measured, in the order of their trials.
-        reference: the corner of the hypervolume, in the units of the objectives.
         seed: of this batch.
         earlier: studies that the objectives may take a trend from.
 
@@ -145,7 +144,7 @@ def propose(
     """
     surrogate = fit(space, objectives, section, observations, seed, earlier)
     rows, posterior = surrogate.rows, surrogate.posterior
-    corner = torch.from_numpy(surrogate.outputs.forward([reference])[:, 0].copy())
+    corner = _corner(surrogate)
     fitted = rows.encode([o.layout for o in surrogate.final.observations])
     likely = _likely_front(surrogate, corner, seed)
     waiting = rows.encode(pending)
@@ -172,6 +171,12 @@ def propose(
         if len(chosen) < n_proposals:
             acquisition.add_pending(surrogate.features(best[None])[0])
     return chosen
+
+
+def _corner(surrogate: Surrogate) -> Tensor:
+    """Where the hypervolume that is to be improved begins, m, in the model's units."""
+    values = surrogate.outputs.observed(surrogate.final.values[surrogate.final.is_measured])
+    return torch.from_numpy(nadir(values.T, np.full(len(values), -1.0)))
 
 
 def warm_up(section: SurrogateSection) -> None:

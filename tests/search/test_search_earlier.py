@@ -13,7 +13,6 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.features import CanonicalRows
-from milp_ray.search.front import reference_point
 from milp_ray.search.observations import Observation
 from milp_ray.search.suggest import Question, Suggester
 from milp_ray.search.surrogate import earlier_studies, fit
@@ -95,8 +94,7 @@ def test_studies_without_values_are_no_studies() -> None:
 
 def test_the_suggester_asks_its_earlier_studies() -> None:
     new, related = study(14, seed=1), study(60, seed=2)
-    values = [[(o.values or {})[name] for name in OBJECTIVES] for o in new]
-    asked = Question(new, tuple(reference_point(values, [1.0, -1.0])), 1, 3)
+    asked = Question(new, 1, 3)
     section = SearchSection(objectives=OBJECTIVES, surrogate=SECTION)
     with_related = Suggester(SPACE, section, 0, (related,)).propose(asked)
     assert with_related == Suggester(SPACE, section, 0, (related,)).propose(asked)

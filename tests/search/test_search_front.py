@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milp_ray.search.front import hypervolume, hypervolume_history, knee, pareto_front, reference_point
+from milp_ray.search.front import hypervolume, hypervolume_history, knee, nadir, pareto_front, reference_point
 
 # A coarse grid makes ties and repeats common, which is where dominance goes wrong.
 COORDINATE = st.integers(0, 6).map(float)
@@ -88,6 +88,18 @@ def test_the_hypervolume_never_falls_over_trials(values: list[list[float]]) -> N
 
 def test_the_reference_is_a_tenth_of_the_range_beyond_the_worst() -> None:
     assert reference_point([[1.0, 10.0], [3.0, 30.0]], [1.0, -1.0]) == pytest.approx([3.2, 8.0])
+
+
+def test_the_nadir_is_the_fronts_range_beyond_its_worst() -> None:
+    points = [[0.0, 5.0], [2.0, 9.0], [3.0, 1.0], [1e6, -1e6]]  # minimise the first, maximise the second
+    assert nadir(points, [1.0, -1.0]) == pytest.approx([4.0, 1.0])
+
+
+def test_a_front_of_one_point_takes_its_range_from_all_points() -> None:
+    assert nadir([[0.0, 9.0], [2.0, 5.0]], [1.0, -1.0]) == pytest.approx([4.0, 1.0])
+    assert nadir([[3.0, 4.0]], [1.0, -1.0]) == pytest.approx([6.0, 0.0])
+    with pytest.raises(ValueError, match="at least one point"):
+        nadir(np.empty((0, 2)), [1.0, -1.0])
 
 
 def test_diverged_values_do_not_move_the_reference() -> None:

@@ -37,7 +37,7 @@ def test_a_diverged_trial_does_not_flatten_the_others(kind: Kind) -> None:
     assert np.abs(found).max() < 4.0
 
 
-def test_a_reference_behind_a_diverged_trial_stays_there() -> None:
+def test_a_value_behind_a_diverged_trial_stays_there() -> None:
     values = np.append(np.linspace(1.0, 2.0, 9), 1e6)[:, None]
     outputs = Outputs.of(values, (1.0,), "standardize")
     assert outputs.forward([[1e3]])[0, 0] < outputs.observed([[1e3]])[0, 0]

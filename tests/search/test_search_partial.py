@@ -129,7 +129,6 @@ def test_a_stopped_trial_is_neither_on_the_front_nor_proposed_again() -> None:
         SurrogateSection(inference="map"),
         observed,
         (),
-        (3.5, 15.0),
         n_proposals=8,
         seed=0,
     )

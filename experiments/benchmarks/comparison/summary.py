@@ -87,11 +87,13 @@ def time_to(run: Mapping[str, Any], share: float) -> float:
 def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON; ``None`` where the runs for it are missing.
 
-    hypervolume_ratio_vs_X: median share after ``n_trials`` trials of the headline against the best algorithm
-    of X, mean over problems. time_to_95pct_hypervolume_ratio_vs_best_peer: the best peer's median simulated
+    hypervolume_ratio_vs_X: median share of the headline against that of the best algorithm of X after equally
+    many trials (``n_trials``, or as many as X was run for), mean over problems. time_to_95pct_hypervolume_ratio_vs_best_peer: the best peer's median simulated
     time to 95 % of the best hypervolume over ours, geometric mean over problems (above 1: ours is sooner);
     a peer whose median run never got there counts with the end of that run, which favours it, and the
     problem is listed under peers_never_reached. A problem on which ours never got there has no such number.
+    early_stopping: by problem, median simulated seconds until the median final share without early stopping
+    is reached up to 5 %, with it, without it, and those that the whole search without it takes.
     """
     problems = {name: _of_problem(algorithms, n_trials) for name, algorithms in runs.items()}
     ratios = {
@@ -104,6 +106,7 @@ def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
         **ratios,
         "time_to_95pct_hypervolume_ratio_vs_best_peer": None if logs is None else math.exp(logs),
         "peers_never_reached": [name for name, p in problems.items() if p["peers_never_reached"]],
+        "early_stopping": {name: p["early_stopping"] for name, p in problems.items()},
         "n_trials": n_trials,
         "by_problem": {name: p["algorithms"] for name, p in problems.items()},
     }
@@ -113,9 +116,12 @@ def _of_problem(algorithms: Mapping[str, Sequence[Mapping[str, Any]]], n_trials:
     rows = {name: _of_algorithm(runs, n_trials) for name, runs in algorithms.items()}
     found: dict[str, Any] = {"algorithms": rows}
     for whom, head in (("ax", "ax_"), ("optuna_best", "optuna_"), ("random", "random")):
-        theirs = [row["share_median"] for name, row in rows.items() if name.startswith(head)]
-        ours = rows.get(HEADLINE)
-        found[f"ratio_vs_{whom}"] = ours["share_median"] / max(theirs) if ours and theirs else None
+        ratios = [
+            _share_ratio(algorithms[HEADLINE], algorithms[name], n_trials)
+            for name in rows
+            if name.startswith(head) and HEADLINE in rows
+        ]
+        found[f"ratio_vs_{whom}"] = min(ratios, default=None)
     times = {name: median(time_to(run, SHARE) for run in runs) for name, runs in algorithms.items()}
     peers = {
         name: min(time, median(run["ended"][-1] for run in algorithms[name]))
@@ -128,7 +134,31 @@ def _of_problem(algorithms: Mapping[str, Sequence[Mapping[str, Any]]], n_trials:
     own = times.get(HEADLINE_IN_TIME, times.get(HEADLINE, math.inf))
     found["time_ratio_vs_best_peer"] = best / own if best is not None and math.isfinite(own) else None
     found["peers_never_reached"] = bool(peers) and not reached
+    found["early_stopping"] = _early_stopping(algorithms)
     return found
+
+
+def _share_ratio(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], n: int) -> float:
+    """Median share of ours against theirs, after n trials or as many as they were run for."""
+    n = min(n, *(len(run["share"]) for run in theirs))
+    return median(share_after(run, n) for run in ours) / median(share_after(run, n) for run in theirs)
+
+
+def _early_stopping(algorithms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float | None] | None:
+    if HEADLINE not in algorithms or HEADLINE_IN_TIME not in algorithms:
+        return None
+    without, with_stopping = algorithms[HEADLINE], algorithms[HEADLINE_IN_TIME]
+    target = SHARE * median(run["share"][-1] for run in without)
+    seconds = [median(time_to(run, target) for run in runs) for runs in (with_stopping, without)]
+    whole = median(run["ended"][-1] for run in without)
+    found = {
+        "seconds_with": seconds[0],
+        "seconds_without": seconds[1],
+        "seconds_of_the_whole_search_without": whole,
+        "ratio": seconds[0] / seconds[1],
+        "ratio_to_the_whole": seconds[0] / whole,
+    }
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _of_algorithm(runs: Sequence[Mapping[str, Any]], n_trials: int) -> dict[str, Any]:
@@ -137,6 +167,7 @@ def _of_algorithm(runs: Sequence[Mapping[str, Any]], n_trials: int) -> dict[str,
     reached = median(time_to(run, SHARE) for run in runs)
     return {
         "n_seeds": len(runs),
+        "n_trials": min(n_trials, *(len(run["share"]) for run in runs)),
         "share_median": median(shares),
         "share_quartiles": [float(low), float(high)],
         "seconds_to_95pct_median": reached if math.isfinite(reached) else None,
@@ -156,12 +187,12 @@ def table_of(numbers: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for problem, rows in numbers["by_problem"].items():
         lines += ["", f"{problem}: share of the best hypervolume after {numbers['n_trials']} trials"]
-        lines.append(f"  {'':20s} seeds  median  quartiles      s to 95 %  s a suggestion")
+        lines.append(f"  {'':20s} seeds trials  median  quartiles      s to 95 %  s a suggestion")
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["share_median"]):
             low, high = row["share_quartiles"]
             seconds = row["seconds_to_95pct_median"]
             lines.append(
-                f"  {name:20s} {row['n_seeds']:5d}  {row['share_median']:.4f}  {low:.4f}–{high:.4f}  "
+                f"  {name:20s} {row['n_seeds']:5d}  {row['n_trials']:5d}  {row['share_median']:.4f}  {low:.4f}–{high:.4f}  "
                 f"{'never' if seconds is None else format(seconds, '.0f'):>9s}  "
                 f"{row['suggestion_seconds_a_trial']:14.2f}"
             )
