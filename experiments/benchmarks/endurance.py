@@ -93,6 +93,17 @@ def settings(search: SearchSection) -> StudySettings:
     )
 
 
+def long_search(n_trials: int) -> SearchSection:
+    """A search of many trials: a fifth of them initial ones, then MAP fits for two dozen batches."""
+    return SearchSection(
+        n_trials=n_trials,
+        n_initial=n_trials // 5,
+        batch_size=max(4, n_trials // 25),
+        objectives=("validation_loss", "rouge_l", "adapter_parameters"),
+        surrogate=SurrogateSection(inference="map"),
+    )
+
+
 def long_study(folder: Path, n_trials: int) -> dict[str, float]:
     """Many instant trials."""
     process = psutil.Process()
@@ -102,15 +113,8 @@ def long_study(folder: Path, n_trials: int) -> dict[str, float]:
         if progress.n_ended > len(memory):
             memory.append(process.memory_info().rss / 2**20)
 
-    search = SearchSection(
-        n_trials=n_trials,
-        n_initial=n_trials // 5,
-        batch_size=max(4, n_trials // 25),
-        objectives=("validation_loss", "rouge_l", "adapter_parameters"),
-        surrogate=SurrogateSection(inference="map"),
-    )
     started = time.perf_counter()
-    run_study(folder, settings(search), [SPLIT], SHAPES, watch, InstantTrial)
+    run_study(folder, settings(long_search(n_trials)), [SPLIT], SHAPES, watch, InstantTrial)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     state = read_study(folder / JOURNAL_FILE)

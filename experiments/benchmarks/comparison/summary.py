@@ -88,10 +88,11 @@ def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
     """The numbers of one comparison, ready for JSON; ``None`` where the runs for it are missing.
 
     hypervolume_ratio_vs_X: median share of the headline against that of the best algorithm of X after equally
-    many trials (``n_trials``, or as many as X was run for), mean over problems. time_to_95pct_hypervolume_ratio_vs_best_peer: the best peer's median simulated
-    time to 95 % of the best hypervolume over ours, geometric mean over problems (above 1: ours is sooner);
-    a peer whose median run never got there counts with the end of that run, which favours it, and the
-    problem is listed under peers_never_reached. A problem on which ours never got there has no such number.
+    many trials (``n_trials``, or as many as X was run for), mean over problems.
+    time_to_95pct_hypervolume_ratio_vs_best_peer: the best peer's median simulated time to 95 % of the best
+    hypervolume over ours, geometric mean over problems (above 1: ours is sooner); a peer whose median run
+    never got there counts with the end of that run, which favours it, and the problem is listed under
+    peers_never_reached. A problem on which ours never got there has no such number.
     early_stopping: by problem, median simulated seconds until the median final share without early stopping
     is reached up to 5 %, with it, without it, and those that the whole search without it takes.
     """
@@ -192,7 +193,8 @@ def table_of(numbers: Mapping[str, Any]) -> str:
             low, high = row["share_quartiles"]
             seconds = row["seconds_to_95pct_median"]
             lines.append(
-                f"  {name:20s} {row['n_seeds']:5d}  {row['n_trials']:5d}  {row['share_median']:.4f}  {low:.4f}–{high:.4f}  "
+                f"  {name:20s} {row['n_seeds']:5d}  {row['n_trials']:5d}  {row['share_median']:.4f}  "
+                f"{low:.4f}–{high:.4f}  "
                 f"{'never' if seconds is None else format(seconds, '.0f'):>9s}  "
                 f"{row['suggestion_seconds_a_trial']:14.2f}"
             )
