@@ -83,7 +83,7 @@ def test_a_stopped_trial_frees_its_worker_and_is_told_without_values(problem: Ti
         seen.append(dict(records))
         return candidate == 0
 
-    stopping = EarlyStopping(only_the_first, eta=3, first=1, min_records=1)
+    stopping = EarlyStopping(only_the_first, eta=3, first=1, n_rungs=9, min_records=1)
     algorithm = Listed(problem, [1, 2, 3])
     run = simulate(problem, algorithm, n_trials=3, n_workers=1, clock=instant, early_stopping=stopping)
     assert stopping.epochs(10) == [1, 3, 9]
