@@ -125,6 +125,7 @@ class LoraTable:
     Args:
         objectives: of validation_loss, rouge_l and adapter_parameters.
         path: the table.
+        users: which of the three measured users' means are the values, by their place; all of them otherwise.
         time_scale: what the measured seconds are multiplied with. The embedded base's trials take seconds;
             those of the bases that a search is run for take minutes, against which the seconds of a
             suggestion count for less.
@@ -135,11 +136,13 @@ class LoraTable:
         objectives: tuple[str, ...] = (VALIDATION_LOSS.name, ROUGE_L.name, ADAPTER_PARAMETERS.name),
         path: Path = TABLE,
         time_scale: float = 1.0,
+        users: Sequence[int] | None = None,
     ) -> None:
         import pyarrow.parquet as pq
 
         self.name = "lora_table"
         self.objectives = objectives
+        self._users = users
         rows = pq.read_table(path).to_pylist()
         self._curves: dict[str, Curve] = {}
         for key, group in itertools.groupby(rows, key=lambda row: row["key"]):
@@ -152,10 +155,15 @@ class LoraTable:
 
     def _curve(self, epochs: Sequence[Mapping[str, Any]], time_scale: float) -> Curve:
         return Curve(
-            values=np.array([[row[name] for name in self.objectives] for row in epochs], dtype=float),
+            values=np.array([[self._value(row, name) for name in self.objectives] for row in epochs]),
             train_seconds=np.array([row["train_seconds"] for row in epochs], dtype=float) * time_scale,
             score_seconds=float(epochs[-1]["score_seconds"]) * time_scale,
         )
+
+    def _value(self, row: Mapping[str, Any], name: str) -> float:
+        if self._users is None or name == ADAPTER_PARAMETERS.name:
+            return float(row[name])
+        return float(np.mean([row[f"{name}_by_user"][user] for user in self._users]))
 
     @property
     def signs(self) -> tuple[float, ...]:

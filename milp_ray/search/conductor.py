@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
-from milp_ray.search.results import StudyResult, current_hypervolume, study_result
+from milp_ray.search.results import RunningHypervolume, StudyResult, study_result
 from milp_ray.search.rungs import RungRecord
 from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
@@ -76,6 +76,7 @@ class Conductor:
         self._proposer = proposer
         self._on_progress = on_progress
         self._n_slots = n_slots
+        self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed, portfolio)
@@ -282,7 +283,7 @@ class Conductor:
                 n_failed=sum(trial.status == "failed" for trial in self._trials),
                 n_stopped=sum(trial.status == "stopped" for trial in self._trials),
                 n_trials=self._section.n_trials,
-                hypervolume=current_hypervolume(self._journal.state),
+                hypervolume=self._hypervolume.of(self._journal.state),
                 is_suggesting=self._asked_at is not None,
             )
         )

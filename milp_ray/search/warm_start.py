@@ -111,12 +111,16 @@ def _load(run: Path, space: SearchSpace, objectives: Sequence[str]) -> EarlierSt
         )
         for trial in known
     )
-    return EarlierStudy(str(run), observations, _spread_front(observations, objectives))
+    return EarlierStudy(str(run), observations, spread_front(observations, objectives))
 
 
-def _spread_front(
+def spread_front(
     observations: Sequence[Observation], objectives: Sequence[str]
 ) -> tuple[CanonicalLayout, ...]:
+    """Layouts on the front of observations that all have values, most spread out first.
+
+    The empty layout, which is the base alone, is left out.
+    """
     signs = np.array([KNOWN_OBJECTIVES[name].sign for name in objectives], dtype=float)
     values = np.array([[(o.values or {})[name] for name in objectives] for o in observations])
     front = [i for i in pareto_front(values, signs) if not observations[i].layout.is_empty]

@@ -22,6 +22,7 @@ from milp_ray.errors import MilpError
 from milp_ray.search.candidates import initial_points, random_new_point
 from milp_ray.search.observations import Observation
 from milp_ray.search.suggest import Question, Suggester
+from milp_ray.search.warm_start import EarlierStudy, portfolio
 
 # Initial trials of ours, of the order of the peers' own defaults (Ax 5, TPE 10).
 N_INITIAL = 8
@@ -51,9 +52,18 @@ class Random:
 
 
 class Ours:
-    """The package's own suggester, asked as a study asks it: initial points, then the surrogate."""
+    """The package's own suggester, asked as a study asks it: initial points, then the surrogate.
 
-    def __init__(self, problem: Problem, seed: int, inference: Literal["map", "nuts"]) -> None:
+    ``earlier`` are the searches that it starts from.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        seed: int,
+        inference: Literal["map", "nuts"],
+        earlier: Sequence[EarlierStudy] = (),
+    ) -> None:
         from milp_ray.search import surrogate
 
         self._problem = problem
@@ -63,8 +73,14 @@ class Ours:
             surrogate=SurrogateSection(inference=inference),
         )
         surrogate.warm_up(section.surrogate)  # imports; a study's suggester starts before it is asked
-        self._suggester = Suggester(problem.space, section, seed)
-        self._initial = initial_points(problem.space, N_INITIAL, seed)
+        self._suggester = Suggester(problem.space, section, seed, tuple(e.observations for e in earlier))
+        self._initial = portfolio(earlier, problem.space, N_INITIAL)
+        first = {problem.space.layout(raw).canonical().key for raw in self._initial}
+        self._initial += [
+            raw
+            for raw in initial_points(problem.space, N_INITIAL + len(first), seed)
+            if problem.space.layout(raw).canonical().key not in first
+        ][: N_INITIAL - len(first)]
         self._n_asked = self._n_batches = 0
         self._told: dict[int, Told] = {}
 
