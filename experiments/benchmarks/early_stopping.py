@@ -1,7 +1,7 @@
 """What a rung costs, how well it foretells a trial's end, and what stopping there would have lost.
 
     .venv/bin/python experiments/benchmarks/early_stopping.py                       # minutes
-    .venv/bin/python experiments/benchmarks/early_stopping.py --quick               # about a minute
+    .venv/bin/python experiments/benchmarks/early_stopping.py --quick               # under a minute
     .venv/bin/python experiments/benchmarks/early_stopping.py search.trial_epochs=6 # any other setting
 
 Measures the first layouts of the demo's search on its probe users in this process, with a rung at each of a
@@ -56,7 +56,7 @@ def main() -> None:
     base = load_base(config.base)
     task = trial_task(config)
     space = SearchSpace.for_base(config.space, base.shapes)
-    points = initial_points(space, 5 if args.quick else args.layouts, config.seed)
+    points = initial_points(space, 4 if args.quick else args.layouts, config.seed)
     layouts = [space.layout(point).canonical() for point in points]
     measured(base, layouts[0], task)  # imports and caches
     rows = [compare(base, layout, task) for layout in layouts]

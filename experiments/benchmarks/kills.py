@@ -1,7 +1,7 @@
 """A long search killed with SIGKILL again and again: nothing is lost, and nothing is done twice.
 
-    .venv/bin/python experiments/benchmarks/kills.py --quick   # 40 trials, two kills; about a minute
-    .venv/bin/python experiments/benchmarks/kills.py           # 500 trials, ten kills; a quarter of an hour
+    .venv/bin/python experiments/benchmarks/kills.py --quick   # 20 trials, one kill; under a minute
+    .venv/bin/python experiments/benchmarks/kills.py           # 500 trials, ten kills; ten minutes
 
 The study of endurance.py, real Ray Tune and instant trials, runs in a process of its own. That is killed at
 random moments (of the journal's growth, and a random time after), and each time the same study is taken up
@@ -113,7 +113,7 @@ def main() -> None:
     if arguments.drive is not None:
         drive(arguments.drive, arguments.trials)
         return
-    n_trials, n_kills = (40, 2) if arguments.quick else (500, 10)
+    n_trials, n_kills = (20, 1) if arguments.quick else (500, 10)
     with tempfile.TemporaryDirectory() as scratch:
         found = killed_study(Path(scratch) / "study", n_trials, n_kills, arguments.seed)
     print(json.dumps(found))

@@ -63,24 +63,25 @@ class Ours:
         seed: int,
         inference: Literal["map", "nuts"],
         earlier: Sequence[EarlierStudy] = (),
+        n_initial: int = N_INITIAL,
     ) -> None:
         from milp_ray.search import surrogate
 
         self._problem = problem
         section = SearchSection(
-            n_initial=N_INITIAL,
+            n_initial=n_initial,
             objectives=problem.objectives,
             surrogate=SurrogateSection(inference=inference),
         )
         surrogate.warm_up(section.surrogate)  # imports; a study's suggester starts before it is asked
         self._suggester = Suggester(problem.space, section, seed, tuple(e.observations for e in earlier))
-        self._initial = portfolio(earlier, problem.space, N_INITIAL)
+        self._initial = portfolio(earlier, problem.space, n_initial)
         first = {problem.space.layout(raw).canonical().key for raw in self._initial}
         self._initial += [
             raw
-            for raw in initial_points(problem.space, N_INITIAL + len(first), seed)
+            for raw in initial_points(problem.space, n_initial + len(first), seed)
             if problem.space.layout(raw).canonical().key not in first
-        ][: N_INITIAL - len(first)]
+        ][: n_initial - len(first)]
         self._n_asked = self._n_batches = 0
         self._told: dict[int, Told] = {}
 
