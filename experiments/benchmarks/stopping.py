@@ -30,12 +30,14 @@ from milp_ray.search.rungs import promoted
 SHARE = 0.95
 
 
-def search(problem: LoraTable, seed: int, n_initial: int, n_trials: int, *, stops: bool) -> Run:
-    """One search with the package's own settings of early stopping, or without."""
+def search(problem: LoraTable, seed: int, n_initial: int, n_trials: int, eta: int | None) -> Run:
+    """One search that lets one in ``eta`` trials go on from the rung, or all."""
     section = EarlyStoppingSection()
-    stopping = EarlyStopping(promoted, section.eta, section.first_rung, section.n_rungs, section.min_records)
+    stopping = None
+    if eta is not None:
+        stopping = EarlyStopping(promoted, eta, section.first_rung, section.n_rungs, section.min_records)
     algorithm = Ours(problem, seed, "map", n_initial=n_initial)
-    return simulate(problem, algorithm, n_trials=n_trials, early_stopping=stopping if stops else None)
+    return simulate(problem, algorithm, n_trials=n_trials, early_stopping=stopping)
 
 
 def seconds_to(run: Run, volume: float) -> float:
@@ -44,13 +46,13 @@ def seconds_to(run: Run, volume: float) -> float:
     return min(reached, default=math.inf)
 
 
-def compare(n_initial: int, n_trials: int, n_seeds: int, time_scale: float) -> dict[str, Any]:
+def compare(n_initial: int, n_trials: int, n_seeds: int, eta: int, time_scale: float) -> dict[str, Any]:
     """Both sides of every seed."""
     problem = LoraTable(time_scale=time_scale)
     rows = []
     for seed in range(n_seeds):
-        without = search(problem, seed, n_initial, n_trials, stops=False)
-        stopping = search(problem, seed, n_initial, n_trials, stops=True)
+        without = search(problem, seed, n_initial, n_trials, None)
+        stopping = search(problem, seed, n_initial, n_trials, eta)
         target = SHARE * without.hypervolumes[-1]
         rows.append(
             {
@@ -74,6 +76,7 @@ def compare(n_initial: int, n_trials: int, n_seeds: int, time_scale: float) -> d
         "n_initial": n_initial,
         "n_trials": n_trials,
         "n_seeds": n_seeds,
+        "eta": eta,
         "ratio_of_seconds_to_95pct": _finite(median(ratios)),
         "ratio_to_the_whole_search_without": _finite(median(to_whole)),
         "ratio_of_whole_searches": median(row["whole_with"] / row["whole"] for row in rows),
@@ -92,6 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="two seeds of a short search")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--eta", type=int, default=EarlyStoppingSection().eta)
     parser.add_argument(
         "--time-scale", type=float, default=30.0, help="what the embedded base's seconds are multiplied with"
     )
@@ -100,7 +104,7 @@ def main() -> None:
     searches = {"short": (24, 40)} if arguments.quick else {"paper": (100, 140), "few_initial": (8, 64)}
     n_seeds = 2 if arguments.quick else arguments.seeds
     found = {
-        name: compare(n_initial, n_trials, n_seeds, arguments.time_scale)
+        name: compare(n_initial, n_trials, n_seeds, arguments.eta, arguments.time_scale)
         for name, (n_initial, n_trials) in searches.items()
     }
     print(json.dumps(found))
