@@ -40,6 +40,11 @@ FIGURE = Path("experiments/results/search/regret.png")
 # median trial of the table takes about one and a half.
 TIME_SCALE = 30.0
 N_WORKERS = 4
+# The modules of milp_ray.search that decide what is proposed, and which trials are stopped.
+PROPOSING = (
+    *("acquisition", "boxes", "candidates", "earlier", "features", "front", "nehvi", "nuts", "observations"),
+    *("outputs", "partial", "posterior", "quasi_newton", "rungs", "saas", "suggest", "surrogate"),
+)
 # A search that stops trials early starts more of them in the same time; all are compared by time, and by
 # trials only where each of them is a whole one.
 STOPPING_FACTOR = 2
@@ -95,7 +100,7 @@ def identity(problem: str, algorithm: str, seed: int, n_trials: int) -> dict[str
         made_from |= {"time_scale": TIME_SCALE, "table": hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]}
     if ENTRIES[algorithm].is_ours:
         made_from |= {
-            "search": _digest_of(*sorted((Path(milp_ray.__file__).parent / "search").glob("*.py"))),
+            "search": _digest_of(*(Path(milp_ray.__file__).parent / "search" / f"{n}.py" for n in PROPOSING)),
             "n_initial": N_INITIAL,
         }
     for head, package in (("optuna", "optuna"), ("ax", "ax-platform")):
@@ -175,7 +180,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--slow-seeds", type=int, default=5, help="seeds of the algorithms that take minutes")
     parser.add_argument("--trials", type=int, default=64, help="trials a search")
-    parser.add_argument("--slow-trials", type=int, default=32, help="trials of stock Ax's searches")
+    parser.add_argument(
+        "--slow-trials", type=int, default=32, help="trials of the algorithms that take minutes"
+    )
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="some of: %(default)s")
     parser.add_argument("--algorithms", default=",".join(ENTRIES), help="some of: %(default)s")
     parser.add_argument("--cache", type=Path, default=CACHE, help="file of finished runs")
