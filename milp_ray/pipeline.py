@@ -247,16 +247,7 @@ def _search(work: _Work) -> None:
     config = work.config
     probes = probe_users(work.splits, config.search.n_probe_users, config.seed)
     shapes = base_shapes(config.base)
-    settings = StudySettings(
-        base=config.base,
-        space=config.space,
-        training=config.training,
-        prompt=config.prompt,
-        search=config.search,
-        evaluation=config.evaluation,
-        seed=config.seed,
-        threads_per_worker=config.ray.threads_per_worker,
-    )
+    settings = StudySettings.of(config)
     work.ray  # noqa: B018 -- a study needs Ray to be up
     with progress("search", config.search.n_trials, unit="trials") as bar:
         shown = 0

@@ -294,7 +294,7 @@ def study_events() -> Callable[..., list[dict[str, Any]]]:
         loss = {"validation_loss_at_rung": 9.0, "validation_loss_at_rung_sem": None}
         by_user = {"validation_loss_at_rung_by_user": [9.0] * 3, "adapter_parameters": 64}
         at_rung = {**loss, **by_user, "seconds_at_rung": 4.0, "tokens_at_rung": 90, "steps_at_rung": 8}
-        events.append(event(second, "batch_proposed", batch=2, seconds=1.5, n_observations=n_completed))
+        events.append(event(second, "batch_proposed", batch=2, seconds=1.5))
         events += [suggested(second, index) for index in (stopped, failed, running, waiting)]
         events += [event(second, "trial_started", index=index) for index in (stopped, failed)]
         return [

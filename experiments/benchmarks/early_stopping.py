@@ -32,6 +32,7 @@ from milp_ray.search.candidates import initial_points
 from milp_ray.search.front import pareto_front
 from milp_ray.search.measure import Measurement, TrialTask, trial_parts
 from milp_ray.search.rungs import RungRecord, promoted
+from milp_ray.search.study import StudySettings, trial_task
 from milp_ray.telemetry import prepare_worker
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.train import planned_epochs
@@ -54,7 +55,7 @@ def main() -> None:
     config = load_config(DEMO, args.overrides)
     prepare_worker(1)
     base = load_base(config.base)
-    task = trial_task(config)
+    task = task_of(config)
     space = SearchSpace.for_base(config.space, base.shapes)
     points = initial_points(space, 4 if args.quick else args.layouts, config.seed)
     layouts = [space.layout(point).canonical() for point in points]
@@ -63,26 +64,13 @@ def main() -> None:
     print(json.dumps(summary(rows, task, config)))
 
 
-def trial_task(config: Config) -> TrialTask:
+def task_of(config: Config) -> TrialTask:
     """The demo's trial with a rung at every epoch but the last."""
     users = read_users(config.users, config.seed).users
     splits = probe_users([split_user(u, config.users.split) for u in users], config.search.n_probe_users, 0)
-    epochs = config.search.trial_epochs
-    training = config.training
-    if epochs is not None:
-        training = training.model_copy(update={"memory_epochs": epochs, "instruction_epochs": epochs})
-    n_epochs = planned_epochs(training, trial_parts(config.search.trial_stages))
-    return TrialTask(
-        base=config.base,
-        training=training,
-        prompt=config.prompt,
-        stages=config.search.trial_stages,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        batch_size=config.evaluation.batch_size,
-        seed=config.seed,
-        splits=tuple(replace(split, test=()) for split in splits),
-        rungs=tuple(range(1, n_epochs)),
-    )
+    task = trial_task(StudySettings.of(config), splits)
+    n_epochs = planned_epochs(task.training, trial_parts(config.search.trial_stages))
+    return replace(task, rungs=tuple(range(1, n_epochs)))
 
 
 def measured(base: Base, layout: CanonicalLayout, task: TrialTask) -> dict[str, Any]:

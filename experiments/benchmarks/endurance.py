@@ -55,7 +55,7 @@ class InstantTrial(tune.Trainable):
 
     seconds = 0.0
 
-    def setup(self, config: dict[str, Any], task: Any) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], task: object = None) -> None:
         """Nothing is loaded."""
 
     def step(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     .venv/bin/python experiments/benchmarks/search.py           # hours, most of them stock Ax's; see below
     .venv/bin/python experiments/benchmarks/search.py --algorithms random,ours_map --problems lora_table
 
-Problems answer at once (problems.py), so that only suggestions take time; workers, trials and early stopping
-are simulated (comparison/simulation.py). Every finished run is kept under runs/search_comparison: a
+Problems answer at once (comparison/problem.py), so that only suggestions take time; workers, trials and early
+stopping are simulated (comparison/simulation.py). Every finished run is kept under runs/search_comparison: a
 comparison that was interrupted goes on, and more seeds, problems or algorithms add to it. A run is made anew
 when what it was made from has changed: its settings, the table, the peer's version, or for ours the code of
 the search. Optuna is no dependency of the package: pip install optuna, or leave it out with --algorithms.
@@ -25,14 +25,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from comparison.algorithms import ENTRIES, N_INITIAL
-from comparison.simulation import PROTOCOL, EarlyStopping, simulate
+from comparison.algorithms import ENTRIES, N_INITIAL, early_stopping
+from comparison.measured import TABLE, LoraTable
+from comparison.problem import Problem, best_hypervolume
+from comparison.simulation import PROTOCOL, simulate
 from comparison.summary import by_problem, draw, figures_of, table_of
+from comparison.synthetic import few_layers, two_depths
 from headline import with_headline
-from problems import TABLE, LoraTable, Problem, best_hypervolume, few_layers, two_depths
 
 import milp_ray
-from milp_ray.config import EarlyStoppingSection
 
 CACHE = Path("runs/search_comparison/runs.jsonl")
 FIGURE = Path("experiments/results/search/regret.png")
@@ -64,7 +65,7 @@ def run_one(problem: Problem, algorithm: str, seed: int, n_trials: int) -> dict[
         entry.make(problem, seed),
         n_trials=n_trials * (STOPPING_FACTOR if entry.stops_early else 1),
         n_workers=N_WORKERS,
-        early_stopping=_early_stopping() if entry.stops_early else None,
+        early_stopping=early_stopping() if entry.stops_early else None,
     )
     best = best_hypervolume(problem)
     return {
@@ -77,23 +78,16 @@ def run_one(problem: Problem, algorithm: str, seed: int, n_trials: int) -> dict[
     }
 
 
-def _early_stopping() -> EarlyStopping:
-    from milp_ray.search.rungs import promoted
-
-    section = EarlyStoppingSection()
-    return EarlyStopping(promoted, section.eta, section.first_rung, section.n_rungs, section.min_records)
-
-
 # ------------------------------------------------------------------------------------------------- cache
 
 
 def identity(problem: str, algorithm: str, seed: int, n_trials: int) -> dict[str, Any]:
     """What a run depends on, in plain types."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "comparison"
     made_from: dict[str, Any] = {
         "n_trials": n_trials,
         "n_workers": N_WORKERS,
-        "problems": _digest_of(here / "problems.py"),
+        "problems": _digest_of(*(here / f"{n}.py" for n in ("problem", "measured", "synthetic"))),
         "protocol": PROTOCOL,
     }
     if problem == "lora_table":

@@ -1,12 +1,11 @@
-"""What early stopping saves: the same search of measured layouts with it and without, in simulated time.
+"""What early stopping saves in the paper's search: the same one with it and without, in simulated time.
 
     .venv/bin/python experiments/benchmarks/stopping.py --quick   # under a minute
     .venv/bin/python experiments/benchmarks/stopping.py           # a quarter of an hour
 
-On lora_table, with four workers. The search is the paper's: 100 initial points, then the surrogate's
-proposals; beside it one with few initial points, where most trials are the surrogate's and few of them are
-bad enough to be stopped. Both sides of a seed are run one after the other; seconds are those of the trials as
-they were measured, plus those of the suggestions.
+On lora_table, with four workers: 100 initial points, as in the paper, then the surrogate's proposals.
+(search.py has the same comparison with few initial points.) Both sides of a seed are run one after the other;
+seconds are those of the trials as they were measured, plus those of the suggestions.
 
 Prints the seconds to 95 % of the hypervolume that the search without early stopping ends with, medians over
 seeds, and one JSON object as its last line.
@@ -20,30 +19,27 @@ import math
 from statistics import median
 from typing import Any
 
-from comparison.algorithms import Ours
-from comparison.simulation import EarlyStopping, Run, simulate
-from problems import LoraTable
+from comparison.algorithms import Ours, early_stopping
+from comparison.measured import LoraTable
+from comparison.simulation import Run, simulate
+from comparison.summary import SHARE, time_to
 
 from milp_ray.config import EarlyStoppingSection
-from milp_ray.search.rungs import promoted
-
-SHARE = 0.95
 
 
 def search(problem: LoraTable, seed: int, n_initial: int, n_trials: int, eta: int | None) -> Run:
     """One search that lets one in ``eta`` trials go on from the rung, or all."""
-    section = EarlyStoppingSection()
-    stopping = None
-    if eta is not None:
-        stopping = EarlyStopping(promoted, eta, section.first_rung, section.n_rungs, section.min_records)
-    algorithm = Ours(problem, seed, "map", n_initial=n_initial)
-    return simulate(problem, algorithm, n_trials=n_trials, early_stopping=stopping)
+    return simulate(
+        problem,
+        Ours(problem, seed, "map", n_initial=n_initial),
+        n_trials=n_trials,
+        early_stopping=None if eta is None else early_stopping(eta),
+    )
 
 
 def seconds_to(run: Run, volume: float) -> float:
     """Simulated seconds until the hypervolume was reached; infinite where it never was."""
-    reached = (t.ended for t, v in zip(run.trials, run.hypervolumes, strict=True) if v >= volume)
-    return min(reached, default=math.inf)
+    return time_to({"ended": [trial.ended for trial in run.trials], "share": run.hypervolumes}, volume)
 
 
 def compare(n_initial: int, n_trials: int, n_seeds: int, eta: int, time_scale: float) -> dict[str, Any]:
@@ -100,14 +96,8 @@ def main() -> None:
         "--time-scale", type=float, default=30.0, help="what the embedded base's seconds are multiplied with"
     )
     arguments = parser.parse_args()
-    # Name -> initial points, trials.
-    searches = {"short": (24, 40)} if arguments.quick else {"paper": (100, 140), "few_initial": (8, 64)}
-    n_seeds = 2 if arguments.quick else arguments.seeds
-    found = {
-        name: compare(n_initial, n_trials, n_seeds, arguments.eta, arguments.time_scale)
-        for name, (n_initial, n_trials) in searches.items()
-    }
-    print(json.dumps(found))
+    n_initial, n_trials, n_seeds = (24, 40, 2) if arguments.quick else (100, 140, arguments.seeds)
+    print(json.dumps(compare(n_initial, n_trials, n_seeds, arguments.eta, arguments.time_scale)))
 
 
 if __name__ == "__main__":

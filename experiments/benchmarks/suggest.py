@@ -1,6 +1,6 @@
 """Seconds for four suggestions: ours against Ax's own, for a base of 32 layers and two objectives.
 
-    .venv/bin/python experiments/benchmarks/suggest.py               # half an hour, nearly all of it Ax's
+    .venv/bin/python experiments/benchmarks/suggest.py               # over an hour, nearly all of it Ax's
     .venv/bin/python experiments/benchmarks/suggest.py --sizes 100   # one line of it
     .venv/bin/python experiments/benchmarks/suggest.py --quick       # under a minute, without Ax's "quality"
 

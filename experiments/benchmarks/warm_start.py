@@ -26,8 +26,10 @@ from typing import Any
 
 import numpy as np
 from comparison.algorithms import N_INITIAL, Ours
+from comparison.measured import LoraTable
+from comparison.problem import Problem, best_hypervolume
 from comparison.simulation import simulate
-from problems import Effect, LoraTable, Problem, best_hypervolume, two_depths
+from comparison.synthetic import Effect, two_depths
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.objectives import ADAPTER_PARAMETERS

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# Random layouts that effects are estimated with: their error is then about 0.02.
+# Random layouts that effects are estimated with; errors fall with the root of their number.
 N_RANDOM_LAYOUTS = 2048
 # Of the samples of the hyperparameters, the share that an interval holds.
 INTERVAL = 0.9

@@ -110,7 +110,7 @@ class AxStudy:
                 completed.append(index)
                 rows += self._data(index, observation.values)
         if rows:
-            # All at once: the client's own way looks all data through for every trial, a minute for 400.
+            # All at once: the client's own way looks all data through for every trial.
             self.experiment.attach_data(Data(data_rows=rows))
             for index in completed:
                 self.experiment.trials[index].mark_completed()

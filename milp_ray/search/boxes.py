@@ -1,8 +1,8 @@
 """Boxes that tile what a front does not dominate: what an improvement of its hypervolume is made of.
 
-BoTorch's general algorithm (Lacour et al. 2017) takes 15 to 30 ms a front of a dozen points, and noisy
-hypervolume improvement needs one front a posterior draw. For two objectives sorting does it, for all fronts
-at once; for three a sweep over one of them, in a fraction of a millisecond and with 2 n + 1 boxes at most.
+Noisy hypervolume improvement needs one front a posterior draw, for which BoTorch's general algorithm (Lacour
+et al. 2017) is slow. For two objectives sorting does it, for all fronts at once; for three a sweep over one
+of them, with 2 n + 1 boxes at most.
 """
 
 from __future__ import annotations

@@ -97,6 +97,9 @@ def choose(front: Sequence[FrontPoint], objectives: Sequence[str], section: Choi
     return Choice(point, section.rule, reason, tuple(objectives))
 
 
+_ON_FRONT = "layouts with an adapter on the front"  # the empty layout is not chosen
+
+
 def _knee(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
@@ -104,7 +107,7 @@ def _knee(
     point = points[knee([[point.values[name] for name in objectives] for point in points], signs)]
     labels = _listed([KNOWN_OBJECTIVES[name].label for name in objectives])
     return point, (
-        f"Of {len(points)} layouts on the front it is the knee: beyond it, a little more of one of {labels} "
+        f"Of {len(points)} {_ON_FRONT} it is the knee: beyond it, a little more of one of {labels} "
         "costs much of another."
     )
 
@@ -113,16 +116,16 @@ def _best_loss(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
     point = min(points, key=lambda point: point.values[VALIDATION_LOSS.name])
-    value = point.values[VALIDATION_LOSS.name]
-    return point, f"Its validation loss, {value:.4f}, is the lowest of {len(points)} layouts on the front."
+    value = f"{point.values[VALIDATION_LOSS.name]:.4f}"
+    return point, f"Its validation loss, {value}, is the lowest of {len(points)} {_ON_FRONT}."
 
 
 def _best_rouge_l(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
     point = max(points, key=lambda point: point.values[ROUGE_L.name])
-    value = point.values[ROUGE_L.name]
-    return point, f"Its ROUGE-L, {value:.2f}, is the highest of {len(points)} layouts on the front."
+    value = f"{point.values[ROUGE_L.name]:.2f}"
+    return point, f"Its ROUGE-L, {value}, is the highest of {len(points)} {_ON_FRONT}."
 
 
 def _smallest_within(

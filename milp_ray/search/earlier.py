@@ -19,8 +19,7 @@ from torch import Tensor
 from milp_ray.search.posterior import Posterior
 from milp_ray.search.saas import fit_map
 
-# What a trend has to gain over none, in nats of all observations together. Of earlier studies with shuffled
-# values one in thirty gains as much by chance, with 8 to 30 observations; of related ones nearly all do.
+# What a trend has to gain over none, in nats of all observations together: some gain a little by chance.
 _LEAST_GAIN = 8.0
 
 

@@ -91,10 +91,10 @@ def nadir(values: ArrayLike, signs: ArrayLike) -> Floats:
     """The corner from which what a new point would add is counted, shape (m,), in the units of ``values``.
 
     Of each objective the worst value on the front, and once the front's range beyond it (a nadir as of
-    Ishibuchi et al. 2011; with less of a margin the ends of the front are found late, see
-    ``experiments/benchmarks/search.py``). It moves with the front and, unlike :func:`reference_point`, knows
-    nothing of what the front dominates: neither diverged values nor that few points were measured yet. An
-    objective that is the same all over the front takes its range from all points.
+    Ishibuchi et al. 2011, with room for the ends of the front to be found). It moves with the front and,
+    unlike :func:`reference_point`, knows nothing of what the front dominates: neither diverged values nor
+    that few points were measured yet. An objective that is the same all over the front takes its range from
+    all points.
 
     Raises:
         ValueError: there are no points.

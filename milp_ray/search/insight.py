@@ -265,11 +265,9 @@ def analysis_of(study: Study) -> Beliefs:
             f"{study.result.n_completed} trials have values: the model says which layers matter from "
             f"{MIN_TRIALS} of them on"
         )
-    import torch
-
     from milp_ray.search.analysis import analyse
+    from milp_ray.search.saas import LinAlgError
 
-    linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
     try:
         found = analyse(
             study.space,
@@ -279,7 +277,7 @@ def analysis_of(study: Study) -> Beliefs:
             [point.layout for point in study.result.front],
             int((study.state.header or {})["seed"]),
         )
-    except linalg_error as error:
+    except LinAlgError as error:
         raise NoAnalysis(f"the model could not be fitted ({type(error).__name__})") from error
     return Beliefs(
         objectives=tuple(one.objective for one in found.objectives),

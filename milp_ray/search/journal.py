@@ -1,8 +1,8 @@
 """The journal of a study: an append-only file of JSON lines, each written before the search goes on.
 
 Written means handed to the operating system, which keeps it whatever becomes of this process. A thread then
-sees to it that it reaches the disk: waiting for that, a second or more where others write much, would block
-Tune's controller.
+sees to it that it reaches the disk: waiting for that would block Tune's controller for as long as other
+programs write much.
 
 The journal is the truth of a search. A study killed at any moment resumes from it alone: what
 :func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:

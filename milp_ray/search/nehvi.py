@@ -16,8 +16,8 @@ from torch import Tensor
 from milp_ray.search.boxes import nondominated_cells
 from milp_ray.search.posterior import JointDraws, Posterior
 
-# Joint posterior draws over all samples of the hyperparameters together: quasi-random ones, of which a few
-# dozen rank the candidates as hundreds do, and the time is proportional to them.
+# Joint posterior draws over all samples of the hyperparameters together: quasi-random ones, which
+# takes fewer of them. The time is proportional to their number.
 N_DRAWS = 64
 # Draws by which observed points are left out of the baseline: those on the front of none of them.
 N_PRUNING_DRAWS = 256

@@ -21,7 +21,7 @@ from numpyro import distributions
 from numpyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from milp_ray.search.saas import JITTER, TAU_SCALE, Hyperparameters
+from milp_ray.search.saas import JITTER, TAU_SCALE, Hyperparameters, LinAlgError
 
 _MAX_TREE_DEPTH = 6
 _MIN_NOISE = 1e-4
@@ -74,7 +74,7 @@ def fit_nuts(
         for name in samples[0]
     }
     if not all(bool(torch.isfinite(part).all()) for part in stacked.values()):
-        raise torch.linalg.LinAlgError("NUTS gave samples that are not finite")  # type: ignore[attr-defined]
+        raise LinAlgError("NUTS gave samples that are not finite")
     return Hyperparameters(
         weights=stacked["tau"][:, :, None] * stacked["relative_weights"],
         outputscale=stacked["outputscale"],
@@ -107,7 +107,7 @@ def _sample(sampler: MCMC, key: jax.Array, data: tuple[Any, ...], thinning: int)
     except RuntimeError as error:
         if "valid initial parameters" not in str(error):
             raise
-        raise torch.linalg.LinAlgError("NUTS found no place to begin") from error  # type: ignore[attr-defined]
+        raise LinAlgError("NUTS found no place to begin") from error
     return {name: np.asarray(values)[::thinning] for name, values in sampler.get_samples().items()}
 
 

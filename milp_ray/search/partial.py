@@ -1,10 +1,9 @@
 """What trials that were stopped early say of the values that they would have had. Pure NumPy.
 
 The value of an objective at a rung and the final one are close to a line over the trials that have both
-(on the measured layouts of ``experiments/benchmarks/lora_table`` the loss after one epoch of four ranks them
-as the final loss does, Spearman's rho 0.99). A stopped trial enters the surrogate with the line's value and,
-on top of the noise that every trial has, with the variance that the line leaves: never as if it had been
-measured. What no rung sees (ROUGE-L) stays missing.
+(``experiments/benchmarks/problems.py`` prints how close, on measured layouts). A stopped trial enters the
+surrogate with the line's value and, on top of the noise that every trial has, with the variance that the line
+leaves: never as if it had been measured. What no rung sees (ROUGE-L) stays missing.
 """
 
 from __future__ import annotations

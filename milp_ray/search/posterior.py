@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from milp_ray.search.saas import JITTER, Hyperparameters, matern52, squared_distances
+from milp_ray.search.saas import JITTER, Hyperparameters, LinAlgError, matern52, squared_distances
 
 MeanFunction = Callable[[Tensor], Tensor]  # features q x d -> m x q
 
@@ -191,7 +191,7 @@ def root_with_jitter(covariance: Tensor, scale: Tensor | None = None) -> Tensor:
         root, info = torch.linalg.cholesky_ex(jittered)
         if not bool(info.any()):
             return root
-    raise torch.linalg.LinAlgError("a posterior covariance could not be factored")  # type: ignore[attr-defined]
+    raise LinAlgError("a posterior covariance could not be factored")
 
 
 def _inverse_root(root: Tensor) -> Tensor:

@@ -107,8 +107,8 @@ def reference_corner(header: Mapping[str, Any], trials: Sequence[TrialRecord]) -
 class RunningHypervolume:
     """The hypervolume of a study while its trials end.
 
-    Only the front is kept and only a trial that belongs to it costs anything: all of them together, measured
-    anew at every end, would block a controller for tenths of a second at a few hundred trials.
+    Only the front is kept, and only a trial that belongs to it costs anything: measuring all of them anew at
+    every end would hold up Tune's controller the longer the more trials there are.
     """
 
     def __init__(self) -> None:

@@ -22,6 +22,10 @@ from torch import Tensor
 
 from milp_ray.search.quasi_newton import Minima, minimise
 
+# What torch raises where a matrix cannot be factored, and what is raised here; torch exports it, but does not
+# tell type checkers that it does.
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
 TAU_SCALE = 0.1
 # Numerical noise, relative to the outputscale: what keeps a covariance of float64 positive definite.
 JITTER = 1e-8
@@ -121,8 +125,8 @@ def _modes(
     bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS] + ([_NOISE_BOUNDS] if noise is None else [])
     lower, upper = torch.tensor(bounds).to(values).log().unbind(dim=1)
     if n >= _LARGE:
-        # Every fourth observation tells most of the way, in a tenth of the time, and the curvature, which
-        # grows with their number.
+        # Every fourth observation tells most of the way for little time, and the curvature, which grows with
+        # their number.
         fewer = None if extra is None else extra[:, ::4]
         part = _modes(features[::4], values[:, ::4], taus, noise, fewer)
         start, inverse = part.points, 0.25 * part.inverse
@@ -135,7 +139,7 @@ def _modes(
         posterior, start, lower, upper, max_evaluations=200, tolerance=_TOLERANCE, inverse=inverse
     )
     if not bool(torch.isfinite(found.values).all()):
-        raise torch.linalg.LinAlgError("no covariance could be factored")  # type: ignore[attr-defined]
+        raise LinAlgError("no covariance could be factored")
     return found
 
 

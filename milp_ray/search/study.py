@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from milp_ray.config import (
         BaseSection,
+        Config,
         EvaluationSection,
         PromptSection,
         SearchSection,
@@ -70,6 +71,12 @@ class StudySettings:
     seed: int
     threads_per_worker: int = 1
 
+    @classmethod
+    def of(cls, config: Config) -> StudySettings:
+        """Those of a whole configuration."""
+        sections = {f.name: getattr(config, f.name) for f in fields(cls) if f.name != "threads_per_worker"}
+        return cls(**sections, threads_per_worker=config.ray.threads_per_worker)
+
 
 def run_study(
     folder: Path,
@@ -97,7 +104,7 @@ def run_study(
     """
     check_probe_users(splits)
     space = SearchSpace.for_base(settings.space, shapes)
-    task = _task(settings, splits)
+    task = trial_task(settings, splits)
     earlier = load_earlier(settings.search.warm_start, space, settings.search.objectives)
     with Journal(folder / JOURNAL_FILE) as journal:
         _check_header(journal, _header(settings, space, shapes, task, earlier))
@@ -127,11 +134,11 @@ def _search(
     on_progress: Callable[[StudyProgress], None] | None,
     trainable: type[Trainable] | None,
 ) -> None:
-    from milp_ray.search.suggest import ActorProposer
+    from milp_ray.search.suggest import ActorProposer, Suggester
 
     with ExitStack() as stack:
         known = tuple(study.observations for study in earlier)
-        proposer = ActorProposer(space, settings.search, settings.seed, known)
+        proposer = ActorProposer(Suggester(space, settings.search, settings.seed, known))
         stack.callback(proposer.close)
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run
@@ -254,7 +261,8 @@ def _tune_environment() -> Iterator[None]:
         yield
 
 
-def _task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
+def trial_task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
+    """What every trial of a study measures its layout on; the users' test parts are left out."""
     from milp_ray.training.train import planned_epochs
 
     training = _trial_training(settings)

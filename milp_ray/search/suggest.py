@@ -1,12 +1,13 @@
 """Who proposes the next batch of layouts: the surrogate, or chance where it cannot; in an actor of its own.
 
 A batch takes seconds (with NUTS a minute), which would freeze Tune's controller, so the suggester is a Ray
-actor that is asked and polled. It is started with the study: its imports (ten seconds of Ax on a CPU) pass
-while the initial trials run.
+actor that is asked and polled. It is started with the study, so that its imports pass while the initial
+trials run.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +88,16 @@ class Suggester:
         self._earlier_models: EarlierStudies | None = None
         self._ax: AxStudy | None = None
 
+    def warm_up(self) -> None:
+        """Import what proposals need; for a process that does nothing else."""
+        if self._section.surrogate.inference != "nuts":
+            # Only NUTS samples with JAX, yet BoTorch imports it, memory and all, wherever it is installed. It
+            # does without where the import fails.
+            sys.modules.setdefault("jax", None)  # type: ignore[arg-type]  # what Python takes for "is not there"
+        from milp_ray.search import surrogate
+
+        surrogate.warm_up(self._section.surrogate)
+
     def propose(self, question: Question) -> list[Proposal]:
         """As many new layouts as asked for, fewer where the space has no more; no layout comes twice.
 
@@ -114,10 +125,10 @@ class Suggester:
         n_measured = sum(o.values is not None for o in question.observations)
         if n < 1 or n_measured < _MIN_OBSERVATIONS:
             return []
-        import torch
         from ax.exceptions.core import AxError
 
         from milp_ray.search import surrogate
+        from milp_ray.search.saas import LinAlgError
 
         def choose() -> list[CanonicalLayout]:
             if self._earlier and self._earlier_models is None:
@@ -135,14 +146,13 @@ class Suggester:
                 earlier=self._earlier_models,
             )
 
-        linalg_error: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
         try:
             if self._ax is None:
                 from milp_ray.search.ax_study import AxStudy
 
                 self._ax = AxStudy(self._space, self._section.objectives)
             return self._ax.propose(question.observations, question.pending, n, choose)
-        except (AxError, linalg_error) as error:
+        except (AxError, LinAlgError) as error:
             self._ax = None  # whatever state it was left in, the next one is built afresh
             logger.warning(
                 "the surrogate gave no proposals (%s); random layouts instead", type(error).__name__
@@ -176,26 +186,12 @@ class InlineProposer:
 class SuggesterActor:
     """A suggester in a Ray actor's process, with its imports done."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        section: SearchSection,
-        seed: int,
-        earlier: tuple[tuple[Observation, ...], ...] = (),
-    ) -> None:
-        import sys
-
+    def __init__(self, suggester: Suggester) -> None:
         from milp_ray.telemetry import prepare_worker
 
         prepare_worker(threads=1)
-        if section.surrogate.inference != "nuts":
-            # Only NUTS samples with JAX, yet BoTorch imports it wherever it is installed: 120 MiB for
-            # nothing. It does without where the import fails. This process serves the suggester alone.
-            sys.modules.setdefault("jax", None)  # type: ignore[arg-type]
-        from milp_ray.search import surrogate
-
-        surrogate.warm_up(section.surrogate)
-        self._suggester = Suggester(space, section, seed, earlier)
+        suggester.warm_up()
+        self._suggester = suggester
 
     def __repr__(self) -> str:
         return "layout-suggester"
@@ -206,16 +202,14 @@ class SuggesterActor:
 
 
 class ActorProposer:
-    """Proposes in an actor; Ray restarts it, and asks again, should its process be lost."""
+    """Proposes in an actor; Ray restarts it, and asks again, should its process be lost.
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        section: SearchSection,
-        seed: int,
-        earlier: tuple[tuple[Observation, ...], ...] = (),
-    ) -> None:
-        self._arguments = (space, section, seed, earlier)
+    Args:
+        suggester: a fresh one, of which the actor gets a copy.
+    """
+
+    def __init__(self, suggester: Suggester) -> None:
+        self._suggester = suggester
         self._actor: Any = None
         self._reply: Any = None
 
@@ -226,7 +220,7 @@ class ActorProposer:
         if self._actor is None:
             # No CPU is reserved: it works while no trial runs, and would otherwise take one trial's place.
             actor: Any = ray.remote(num_cpus=0, max_restarts=2, max_task_retries=2)(SuggesterActor)
-            self._actor = actor.remote(*self._arguments)
+            self._actor = actor.remote(self._suggester)
 
     def submit(self, question: Question) -> None:
         """Send the question."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ from milp_ray.search.observations import Observation, standard_errors
 from milp_ray.search.outputs import Outputs
 from milp_ray.search.partial import FinalValues, final_values
 from milp_ray.search.posterior import Posterior
-from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, fit_map
+from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, LinAlgError, fit_map
 
 if TYPE_CHECKING:
     from milp_ray.config import SurrogateSection
@@ -160,7 +161,7 @@ def propose(
     def score(candidates: Rows) -> NDArray[np.float64]:
         values = acquisition(surrogate.features(candidates))
         if not bool(torch.isfinite(values).all()):
-            raise torch.linalg.LinAlgError("acquisition values are not finite")  # type: ignore[attr-defined]
+            raise LinAlgError("acquisition values are not finite")
         return values.numpy()
 
     unavailable = [*row_keys(rows.encode([o.layout for o in observations])), *row_keys(waiting)]
@@ -181,10 +182,9 @@ def _corner(surrogate: Surrogate) -> Tensor:
 
 def warm_up(section: SurrogateSection) -> None:
     """Import what a proposal needs, so that the first one does not wait for it."""
-    import milp_ray.search.ax_study
-
+    import_module("milp_ray.search.ax_study")
     if section.inference == "nuts":
-        import milp_ray.search.nuts  # noqa: F401
+        import_module("milp_ray.search.nuts")
 
 
 def _likely_front(surrogate: Surrogate, corner: Tensor, seed: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ missing:
     session_started  n_slots: trials that can run at once; Tune has started
     trial_rung       index, rung, epoch, values: a trial has reached a rung
     trial_stopped    index, rung, epoch, seconds: a trial was stopped at a rung and has no values
-    batch_proposed   batch, seconds, n_observations: the surrogate has proposed a batch
+    batch_proposed   batch, seconds: the surrogate has proposed a batch
     session_ended    max_block_seconds: the longest time that Tune's controller was held up
 
 A session that was killed has no end of its own: it ends with its last event. Times are seconds since 1970,

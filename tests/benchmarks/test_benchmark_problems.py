@@ -3,19 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from comparison.measured import TABLE, LoraTable
+from comparison.problem import Problem, best_hypervolume, front_of
+from comparison.synthetic import Effect, Synthetic, few_layers, two_depths
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import (
-    TABLE,
-    Effect,
-    LoraTable,
-    Problem,
-    Synthetic,
-    best_hypervolume,
-    few_layers,
-    front_of,
-    two_depths,
-)
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace

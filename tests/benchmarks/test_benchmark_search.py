@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from comparison import algorithms, summary
 from comparison.simulation import Suggestion, Told
-from problems import few_layers
+from comparison.synthetic import few_layers
 
 from milp_ray.search.suggest import Proposal, Question
 

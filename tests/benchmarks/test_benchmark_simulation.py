@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 from comparison.algorithms import Random
+from comparison.problem import Curve
 from comparison.simulation import MAX_REPEATS, EarlyStopping, Suggestion, Told, simulate
-from problems import Curve, Effect, Synthetic
+from comparison.synthetic import Effect, Synthetic
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace

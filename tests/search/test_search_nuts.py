@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from milp_ray.search.nuts import fit_nuts
 from milp_ray.search.posterior import Posterior
 
-
-def data(n: int, d: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two objectives of bits: a sum of two of them with an interaction, and one bit."""
-    rng = np.random.default_rng(seed)
-    x = (rng.random((n, d)) < 0.5).astype(float)
-    values = np.stack([x[:, 1] + 2 * x[:, 2] + x[:, 1] * x[:, 2], -x[:, 0]])
-    values += 0.05 * rng.standard_normal(values.shape)
-    values = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
-    return torch.from_numpy(x), torch.from_numpy(values)
+Data = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 @pytest.mark.slow
-def test_nuts_samples_predict_as_the_mode_does() -> None:
+def test_nuts_samples_predict_as_the_mode_does(data: Data) -> None:
     x, values = data(30)
     found = fit_nuts(x, values, None, warmup_steps=32, n_steps=16, thinning=4, seed=0)
     assert found.weights.shape == (2, 4, 6)

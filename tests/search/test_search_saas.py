@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import gpytorch
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,21 +16,13 @@ from milp_ray.search.posterior import Posterior
 from milp_ray.search.quasi_newton import minimise
 from milp_ray.search.saas import fit_map, matern52, squared_distances
 
-
-def data(n: int, d: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two objectives of bits: a sum of two of them with an interaction, and one bit."""
-    rng = np.random.default_rng(seed)
-    x = (rng.random((n, d)) < 0.5).astype(float)
-    values = np.stack([x[:, 1] + 2 * x[:, 2] + x[:, 1] * x[:, 2], -x[:, 0]])
-    values += 0.05 * rng.standard_normal(values.shape)
-    values = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
-    return torch.from_numpy(x), torch.from_numpy(values)
+Data = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 # --------------------------------------------------------------------------------------------- the density
 
 
-def test_the_kernel_is_gpytorchs() -> None:
+def test_the_kernel_is_gpytorchs(data: Data) -> None:
     x, other = data(8)[0], torch.rand(5, 6, dtype=torch.double)
     weights = torch.rand(3, 6, dtype=torch.double)
     ours = matern52(squared_distances(x, other, weights))
@@ -43,7 +35,7 @@ def test_the_kernel_is_gpytorchs() -> None:
 @pytest.mark.parametrize("is_noise_known", [False, True])
 @pytest.mark.parametrize("is_some_noisier", [False, True])
 def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
-    is_noise_known: bool, is_some_noisier: bool
+    data: Data, is_noise_known: bool, is_some_noisier: bool
 ) -> None:
     """Against the multivariate normal and the priors as torch has them, with the mean at its best value."""
     x, values = data(12)
@@ -87,7 +79,7 @@ def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
     torch.testing.assert_close(slope / 2e-6, gradient.sum(dim=1), atol=1e-4, rtol=1e-4)
 
 
-def test_the_means_mode_makes_the_density_flat() -> None:
+def test_the_means_mode_makes_the_density_flat(data: Data) -> None:
     x, values = data(10)
     posterior = saas._LogPosterior(x, values + 3.0, torch.full((2,), 0.1).double(), None)
     point = torch.full((2, 8), -1.0).double()
@@ -142,7 +134,7 @@ def test_a_step_to_where_the_function_is_infinite_is_shortened() -> None:
 
 
 @pytest.mark.parametrize("n", [40, 200])
-def test_a_fit_finds_the_features_that_matter(n: int) -> None:
+def test_a_fit_finds_the_features_that_matter(data: Data, n: int) -> None:
     x, values = data(n, d=20)
     found = fit_map(x, values, None, 3)
     assert found.weights.shape == (2, 3, 20)
@@ -155,7 +147,7 @@ def test_a_fit_finds_the_features_that_matter(n: int) -> None:
     assert (explained > 0.9).all()
 
 
-def test_the_same_data_give_the_same_bits() -> None:
+def test_the_same_data_give_the_same_bits(data: Data) -> None:
     x, values = data(30)
     first, second = fit_map(x, values, None, 2), fit_map(x, values, None, 2)
     assert torch.equal(first.weights, second.weights)
@@ -164,7 +156,7 @@ def test_the_same_data_give_the_same_bits() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(2, 8), st.integers(0, 99), st.booleans())
-def test_few_constant_or_exact_observations_are_fitted(n: int, seed: int, is_exact: bool) -> None:
+def test_few_constant_or_exact_observations_are_fitted(data: Data, n: int, seed: int, is_exact: bool) -> None:
     x, _ = data(n, seed=seed)
     values = torch.stack([torch.zeros(n).double(), x[:, 0] - x[:, 0].mean()])
     noise = torch.full((2,), saas.EXACT_NOISE).double() if is_exact else None

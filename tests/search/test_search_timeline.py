@@ -155,7 +155,7 @@ def test_an_unfinished_study_is_idle_as_long_as_it_lacks_trials() -> None:
         at(0, "trial_suggested", index=0),
         at(0, "trial_started", index=0),
         completed(5, 0),
-        at(20, "batch_proposed", batch=1, seconds=15.0, n_observations=1),
+        at(20, "batch_proposed", batch=1, seconds=15.0),
     ]
     assert idle_share(events) is None, "as far as the journal knows nothing was to come"
     assert idle_share(events, n_trials=1) is None

@@ -1,4 +1,4 @@
-"""Training in parts: a paused job that is gone on with ends with the bits of one that was never paused."""
+"""Training in parts: a job that was paused or killed ends with the bits of one that never was."""
 
 from __future__ import annotations
 
@@ -167,3 +167,93 @@ def test_planned_epochs_are_those_that_a_job_trains(
     training, chosen = section(stages=stages), frozenset(parts)
     result = whole(base, job(make_split(), parts=chosen), training)
     assert len(result.curve) == planned_epochs(training, chosen)
+
+
+# ------------------------------------------------------------------------------------------- killed jobs
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3, 5, 6, 7])
+def test_a_killed_job_that_is_continued_gives_the_same_bits(
+    base: Base, make_split: Split, tmp_path: Path, killed_after: int
+) -> None:
+    """Two steps an epoch, two epochs a stage: killed within and at the end of epochs of either stage."""
+    a_job, training = job(make_split()), section(memory_epochs=2, dropout=0.1)
+    never_killed = whole(base, a_job, training, validate_every_epoch=True)
+
+    def kill(_: str, done: int, __: int) -> None:
+        if done == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        whole(base, a_job, training, validate_every_epoch=True, checkpoint_dir=tmp_path, on_progress=kill)
+    steps: list[int] = []
+    resumed = whole(
+        base,
+        a_job,
+        training,
+        validate_every_epoch=True,
+        checkpoint_dir=tmp_path,
+        on_progress=lambda _, done, __: steps.append(done),
+    )
+    finished_epochs = (killed_after - 1) // 2
+    assert steps == list(range(2 * finished_epochs + 1, 9)), "finished epochs are not done again"
+    assert same(never_killed, resumed)
+    assert (never_killed.steps, never_killed.tokens, never_killed.curve) == (
+        resumed.steps,
+        resumed.tokens,
+        resumed.curve,
+    )
+    assert list(tmp_path.iterdir()) == [], "a finished job leaves no checkpoint"
+
+
+@pytest.mark.parametrize("killed_after", [2, 4, 6])
+def test_early_stopping_is_continued_as_well(
+    base: Base, make_split: Split, tmp_path: Path, killed_after: int
+) -> None:
+    a_job = job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
+    training = section(
+        instruction_epochs=40, learning_rate=0.1, early_stopping_patience=2, batch_size=1, stages="joint"
+    )
+    never_killed = whole(base, a_job, training)
+    assert 6 < never_killed.steps < 80, "the case needs a job that ends early, after the kill"
+
+    def kill(_: str, done: int, __: int) -> None:
+        if done == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        whole(base, a_job, training, checkpoint_dir=tmp_path, on_progress=kill)
+    resumed = whole(base, a_job, training, checkpoint_dir=tmp_path)
+    assert same(never_killed, resumed)
+    assert (never_killed.steps, never_killed.curve) == (resumed.steps, resumed.curve)
+
+
+def test_another_jobs_checkpoint_is_not_continued(base: Base, make_split: Split, tmp_path: Path) -> None:
+    def kill(_: str, done: int, __: int) -> None:
+        if done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        whole(base, job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
+    other = section(learning_rate=2e-3)
+    assert same(
+        whole(base, job(make_split()), other, checkpoint_dir=tmp_path),
+        whole(base, job(make_split()), other),
+    )
+
+
+def test_a_damaged_checkpoint_starts_the_job_anew(base: Base, make_split: Split, tmp_path: Path) -> None:
+    def kill(_: str, done: int, __: int) -> None:
+        if done == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        whole(base, job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:200])
+    result = whole(base, job(make_split()), section(), checkpoint_dir=tmp_path)
+    assert same(result, whole(base, job(make_split()), section()))

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from comparison.simulation import Algorithm, Suggestion, Told
-from problems import Problem
+from comparison.problem import Problem
+from comparison.simulation import Algorithm, EarlyStopping, Suggestion, Told
 
-from milp_ray.config import SearchSection, SurrogateSection
+from milp_ray.config import EarlyStoppingSection, SearchSection, SurrogateSection
 from milp_ray.errors import MilpError
 from milp_ray.search.candidates import initial_points, random_new_point
 from milp_ray.search.observations import Observation
+from milp_ray.search.rungs import promoted
 from milp_ray.search.suggest import Question, Suggester
 from milp_ray.search.warm_start import EarlierStudy, portfolio
 
@@ -108,6 +109,14 @@ class Ours:
         ]
         waiting = tuple(layout for _, layout in sorted(running.items()))
         return Question(tuple(observations), self._n_batches, n, waiting)
+
+
+def early_stopping(eta: int | None = None) -> EarlyStopping:
+    """The package's own rule with its defaults, or another η."""
+    section = EarlyStoppingSection()
+    return EarlyStopping(
+        promoted, eta or section.eta, section.first_rung, section.n_rungs, section.min_records
+    )
 
 
 class Optuna:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from problems import Curve, Problem
+from comparison.problem import Curve, Problem
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.objectives import ADAPTER_PARAMETERS
