@@ -145,6 +145,8 @@ class TrainingSection(Section):
     lora_alpha: LoraAlphaSection = LoraAlphaSection()
     # Epochs without a better validation loss after which training ends, best weights kept; None: never early.
     early_stopping_patience: PositiveInt | None = None
+    # Jobs trained at once over one base (:mod:`milp_ray.training.pack`); None: as many as memory allows.
+    pack_size: PositiveInt | None = None
     deepspeed: DeepSpeedSection = DeepSpeedSection()
 
 

@@ -35,7 +35,7 @@ from milp_ray.search.rungs import RungRecord, promoted
 from milp_ray.search.study import StudySettings, trial_task
 from milp_ray.telemetry import prepare_worker
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.train import planned_epochs
+from milp_ray.training.job import planned_epochs
 from milp_ray.users.readers import read_users
 from milp_ray.users.splits import split_user
 

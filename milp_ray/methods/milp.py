@@ -30,7 +30,8 @@ def train_adapter(request: FitRequest, parts: frozenset[str]) -> Adapter | None:
 
     ``None``, which is the base alone, for the empty layout and where the user has no data of these parts.
     """
-    from milp_ray.training.train import Job, train
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
 
     data = {"memory": request.split.history, "instruction": request.split.train}
     parts = frozenset(part for part in parts if data[part])

@@ -236,7 +236,8 @@ def _load_base(section: BaseSection) -> Base:
 
 def _make_adapter(store: AdapterStore, recipe: Recipe, base: Base, item: _Item) -> dict[str, Any]:
     """Train one user's adapter in a worker and publish it; only small numbers go back."""
-    from milp_ray.training.train import Job, train
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
 
     user_id = item.split.user_id
     if store.has(user_id, item.fingerprint):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
-    from milp_ray.training.train import Job, JobResult, PausedJob
+    from milp_ray.training.job import Job, JobResult, PausedJob
     from milp_ray.users.records import UserSplit
 
 # What the name of a measurement's temporary folder begins with; the process's id follows.
@@ -197,7 +197,7 @@ class Measurement:
         self.close()
 
     def _jobs(self) -> Iterator[Job]:
-        from milp_ray.training.train import Job
+        from milp_ray.training.job import Job
 
         parts = trial_parts(self._task.stages)
         for place, split in enumerate(self._task.splits):

@@ -263,7 +263,7 @@ def _tune_environment() -> Iterator[None]:
 
 def trial_task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTask:
     """What every trial of a study measures its layout on; the users' test parts are left out."""
-    from milp_ray.training.train import planned_epochs
+    from milp_ray.training.job import planned_epochs
 
     training = _trial_training(settings)
     n_epochs = planned_epochs(training, trial_parts(settings.search.trial_stages))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +135,6 @@ def attached(base: Base, adapter: Adapter | None) -> Iterator[nn.Module]:
         yield model
 
 
-def adapter_of(model: PeftModel, layout: CanonicalLayout, base: Base) -> Adapter:
-    """Copy the LoRA weights out of a model."""
-    return Adapter(config=_config_dict(model, base), tensors=read_tensors(model), layout=layout)
-
-
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The LoRA weights of a PEFT model by the names that PEFT's files use, in the order of its modules."""
     return {
@@ -191,12 +186,12 @@ def _gathered(parameters: list[nn.Parameter], *, modify: bool) -> Iterator[None]
         yield
 
 
-def _config_dict(model: PeftModel, base: Base) -> dict[str, Any]:
+def adapter_config(lora: LoraConfig, base: Base, tensor_names: Iterable[str]) -> dict[str, Any]:
     """PEFT's configuration as plain JSON types; sets are sorted, so that equal adapters are equal files."""
-    config = model.peft_config[_NAME].to_dict()
+    config = lora.to_dict()
     config |= {"base_model_name_or_path": base.model_id, "revision": base.revision, "inference_mode": True}
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_plain))
-    names = (name.removeprefix("base_model.model.") for name in lora_parameters(model))
+    names = (name.removeprefix("base_model.model.") for name in tensor_names)
     plain["target_modules"] = list(dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in names))
     return plain
 

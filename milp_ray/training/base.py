@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from milp_ray.config import BaseSection
 from milp_ray.data import EMBEDDED_BASE
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes, FfnSpec, ffn_shapes, ffn_spec
+from milp_ray.training.token_cache import TokenCache
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ class Base:
     eos_id: int = 0
     pad_id: int = 0
     first_position: int = 0
+    tokens: TokenCache = field(default_factory=TokenCache, repr=False)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""

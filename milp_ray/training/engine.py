@@ -103,6 +103,39 @@ def deepspeed_engine(
                 engine.destroy()
 
 
+@contextmanager
+def engine_around(module: nn.Module, optimizer: torch.optim.Optimizer, base: Base) -> Iterator[Any]:
+    """A DeepSpeed engine (ZeRO 0) that steps ``optimizer`` as it is: its clipping and schedule are its own.
+
+    The engine's hooks are taken off the module on leaving.
+
+    Raises:
+        MilpError: the process already uses DeepSpeed on another kind of device.
+    """
+    deepspeed = _prepare_process(base.device)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": _NEVER,
+    }
+    with _single_process_environment(base.device):
+        with _quiet():
+            engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        engine.enable_backward_allreduce = False  # there is nobody to reduce with
+        try:
+            yield engine
+        finally:
+            for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+                if hook is not None:
+                    hook.remove()
+            with _quiet():
+                engine.destroy()
+
+
 def deepspeed_config(section: TrainingSection, dtype: torch.dtype) -> dict[str, Any]:
     """What DeepSpeed is given; clipping, accumulation and precision included."""
     import torch

@@ -30,6 +30,7 @@ from milp_ray.training.checkpoint import (
 from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batches
 from milp_ray.training.engine import deepspeed_engine, inner_optimizer, stepped_parameters
 from milp_ray.training.frozen import frozen_prefix
+from milp_ray.training.job import Stage
 from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
 
 if TYPE_CHECKING:
@@ -40,24 +41,6 @@ if TYPE_CHECKING:
 
 StepCallback = Callable[[int, int], None]
 EpochCallback = Callable[[int, Tensors], None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Sequences that are gone through ``epochs`` times under one learning-rate schedule."""
-
-    name: str
-    sequences: tuple[Sequence, ...]
-    epochs: int
-
-    def steps_per_epoch(self, section: TrainingSection) -> int:
-        """Optimizer steps of one epoch; the last one may have fewer batches than the others."""
-        n_batches = len(epoch_plan(self.sequences, section.batch_size, section.order, random.Random(0)))
-        return math.ceil(n_batches / section.gradient_accumulation)
-
-    def n_steps(self, section: TrainingSection) -> int:
-        """Optimizer steps of the whole stage."""
-        return self.epochs * self.steps_per_epoch(section)
 
 
 @dataclass

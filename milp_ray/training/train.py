@@ -3,93 +3,41 @@
 A job is trained in stages: *memory* (next-content prediction over the history), then *instruction* (the loss
 on responses only); or *joint*, both kinds of sequences mixed in every epoch. Each stage has an optimizer and
 a learning-rate schedule of its own, over its own number of steps.
+
+Jobs go through in packs (:mod:`milp_ray.training.pack`) wherever one device holds the base; one after the
+other (:mod:`milp_ray.training.stages`) where ZeRO spreads a job, and for bases that packs do not know.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from milp_ray.config import PromptSection, TrainingSection
 from milp_ray.errors import MilpError
-from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
-from milp_ray.training.adapters import Adapter, adapter_of, injected
+from milp_ray.training.adapters import Adapter, adapter_config, injected, load_tensors, read_tensors
 from milp_ray.training.base import Base
 from milp_ray.training.checkpoint import CheckpointFile
-from milp_ray.training.data import Sequence, instruction_set, memory_set
-from milp_ray.users.records import UserSplit
+from milp_ray.training.job import Job, JobResult, PausedJob, check_job, plan_job
 
 if TYPE_CHECKING:
     import torch
 
-    from milp_ray.training.stages import JobTraining, Stage
-
-MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
-PARTS = frozenset({MEMORY, INSTRUCTION})
+    from milp_ray.training.pack import Ended, Hooks
+    from milp_ray.training.stages import JobTraining
 
 OnProgress = Callable[[str, int, int], None]
 OnEpoch = Callable[[str, int, dict[str, "torch.Tensor"]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Train one user's adapter under one layout.
-
-    ``parts`` are the kinds of sequences to train on, of {"memory", "instruction"}. ``seed`` alone decides
-    the initial weights, the order of sequences and dropout.
-    """
-
-    job_id: str
-    split: UserSplit
-    layout: CanonicalLayout
-    parts: frozenset[str]
-    seed: int
-
-
-@dataclass
-class JobResult:
-    """What became of a job.
-
-    ``adapter`` is ``None`` for the empty layout; ``validation_loss`` (mean nats a response token over the
-    validation examples) where there are none. ``tokens`` were trained on, padding not counted; ``curve`` has
-    one entry an epoch: stage, epoch, training_loss, validation_loss.
-    """
-
-    job_id: str
-    adapter: Adapter | None
-    validation_loss: float | None
-    steps: int
-    tokens: int
-    seconds: float
-    peak_rss_mib: float
-    curve: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class PausedJob:
-    """Where a job stands part of the way through its plan; nothing here is a result of the job.
-
-    ``epoch`` epochs are done, of all stages together. ``validation_loss`` (mean nats a response token;
-    ``None`` without validation examples) is that of the weights so far. ``steps`` and ``tokens`` count from
-    the job's beginning, ``seconds`` from this call's.
-    """
-
-    job_id: str
-    epoch: int
-    validation_loss: float | None
-    steps: int
-    tokens: int
-    seconds: float
+OnResult = Callable[[JobResult], None]
+OnFailure = Callable[[str, MilpError], None]
+Result = TypeVar("Result", JobResult, PausedJob)
 
 
 def train(
@@ -103,8 +51,10 @@ def train(
     on_epoch: OnEpoch | None = None,
     validate_every_epoch: bool = False,
     checkpoint_every_epoch: bool = True,
+    on_result: OnResult | None = None,
+    on_failure: OnFailure | None = None,
 ) -> list[JobResult]:
-    """Train the jobs, one after the other; the base is left bit for bit as it was.
+    """Train the jobs; the base is left bit for bit as it was.
 
     Args:
         base: the frozen base.
@@ -120,24 +70,37 @@ def train(
             measured at the end only, or after every epoch where early stopping needs it.
         checkpoint_every_epoch: without, checkpoints of ``checkpoint_dir`` are gone on from and removed, but
             none is written: for jobs that nobody could continue if their process ended.
+        on_result: called with each result as soon as it is there, in the order in which jobs end. The base
+            must not be used by it. The results are then not kept: the list that is returned is empty.
+        on_failure: called with (job_id, error) of a job that does not fit this base or whose training
+            diverges, while the others go on. ``None``: the first such error is raised.
 
     Raises:
-        MilpError: a job's parts or layout do not fit this base, or its training diverges.
+        MilpError: as ``on_failure`` says; job ids are not different; or a batch does not fit the device.
     """
-    return [
-        _train_job(
-            base,
-            job,
-            section,
-            prompt,
-            checkpoint_dir,
-            on_progress,
-            on_epoch,
-            validate_every_epoch=validate_every_epoch,
-            checkpoint_every_epoch=checkpoint_every_epoch,
-        )
-        for job in jobs
-    ]
+    from milp_ray.training.pack import Hooks
+
+    found: dict[str, JobResult] = {}
+
+    def ended(job: Ended) -> None:
+        if checkpoint_dir is not None:
+            CheckpointFile(checkpoint_dir, job.job.job_id).remove()
+        result = _result(base, job, section)
+        if on_result is None:
+            found[result.job_id] = result
+        else:
+            on_result(result)
+
+    hooks = Hooks(
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        on_epoch=on_epoch,
+        validate_every_epoch=validate_every_epoch,
+        checkpoint_every_epoch=checkpoint_every_epoch,
+    )
+    _check_ids(jobs)
+    _train_all(base, jobs, section, prompt, hooks, ended, on_failure)
+    return _in_order(jobs, found)
 
 
 def train_until(
@@ -172,170 +135,144 @@ def train_until(
     """
     if epoch < 1:
         raise ValueError(f"epoch {epoch}: a job can be paused after its first epoch at the earliest")
-    return [_train_job_until(base, job, section, prompt, epoch, checkpoint_dir, on_progress) for job in jobs]
+    from milp_ray.training.pack import Hooks
+
+    found: dict[str, PausedJob] = {}
+
+    def ended(job: Ended) -> None:
+        progress, name = job.progress, job.job.job_id
+        # The curve has one entry an epoch.
+        done = len(progress.curve)
+        found[name] = PausedJob(name, done, job.validation_loss, progress.steps, progress.tokens, job.seconds)
+
+    hooks = Hooks(checkpoint_dir, on_progress, checkpoint_every_epoch=False, until_epoch=epoch)
+    _check_ids(jobs)
+    _train_all(base, jobs, section, prompt, hooks, ended, None)
+    return _in_order(jobs, found)
 
 
-def planned_epochs(section: TrainingSection, parts: frozenset[str]) -> int:
-    """Epochs of all stages of a job with ``parts``, each of which has sequences."""
-    epochs = {MEMORY: section.memory_epochs, INSTRUCTION: section.instruction_epochs}
-    wanted = [epochs[part] for part in parts]
-    return max(wanted) if section.stages == JOINT else sum(wanted)
+def _check_ids(jobs: SequenceOf[Job]) -> None:
+    if len({job.job_id for job in jobs}) < len(jobs):
+        raise MilpError(f"{len(jobs)} jobs of one call share ids: give each its own")
 
 
-def _train_job(
+def _train_all(
     base: Base,
-    job: Job,
+    jobs: SequenceOf[Job],
     section: TrainingSection,
     prompt: PromptSection,
-    checkpoint_dir: Path | None,
-    on_progress: OnProgress | None,
-    on_epoch: OnEpoch | None,
-    **options: bool,
-) -> JobResult:
-    start = time.perf_counter()
-    _check(job, base)
-    if job.layout.is_empty:
-        loss = _loss_of_base(base, job, section, prompt)
-        return JobResult(job.job_id, None, loss, 0, 0, time.perf_counter() - start, _peak_rss_mib(), [])
-    checkpoint = CheckpointFile(checkpoint_dir, job.job_id) if checkpoint_dir is not None else None
-    with _training(base, job, section, prompt, checkpoint, on_progress, on_epoch, **options) as training:
-        progress, loss = training.run()
-        adapter = adapter_of(training.model, job.layout, base)
-    if checkpoint is not None:
-        checkpoint.remove()
-    return JobResult(
-        job_id=job.job_id,
-        adapter=adapter,
-        validation_loss=loss,
-        steps=progress.steps,
-        tokens=progress.tokens,
-        seconds=time.perf_counter() - start,
-        peak_rss_mib=_peak_rss_mib(),
-        curve=progress.curve,
-    )
+    hooks: Hooks,
+    on_ended: Callable[[Ended], None],
+    on_failure: OnFailure | None,
+) -> None:
+    """Every job to its end or pause, in packs where that can be."""
+    from milp_ray.training.pack import can_pack, train_packed
+    from milp_ray.training.pack_size import pack_size
+
+    def failed(job: Job, error: MilpError) -> None:
+        if on_failure is None:
+            raise error
+        on_failure(job.job_id, error)
+
+    packs = can_pack(base, section)
+    alone: list[Job] = []
+    together: list[Job] = []
+    for job in jobs:
+        try:
+            check_job(job, base)
+        except MilpError as error:
+            failed(job, error)
+            continue
+        (together if packs and not job.layout.is_empty else alone).append(job)
+    for job in alone:
+        try:
+            ended = _train_alone(base, job, section, prompt, hooks)
+        except MilpError as error:
+            failed(job, error)
+        else:
+            on_ended(ended)
+    if together:
+        size = pack_size(base, together, section)
+        train_packed(
+            base, together, section, prompt, hooks, pack_size=size, on_ended=on_ended, on_failure=failed
+        )
 
 
-def _train_job_until(
-    base: Base,
-    job: Job,
-    section: TrainingSection,
-    prompt: PromptSection,
-    epoch: int,
-    checkpoint_dir: Path,
-    on_progress: OnProgress | None,
-) -> PausedJob:
+def _train_alone(
+    base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks
+) -> Ended:
+    """One job with the base to itself; of the empty layout, the base as it is is measured."""
+    from milp_ray.training.checkpoint import Progress
+    from milp_ray.training.pack import Ended
+
     start = time.perf_counter()
-    _check(job, base)
     if job.layout.is_empty:
         loss = _loss_of_base(base, job, section, prompt)
-        return PausedJob(job.job_id, 0, loss, 0, 0, time.perf_counter() - start)
-    checkpoint = CheckpointFile(checkpoint_dir, job.job_id)
-    with _training(
-        base, job, section, prompt, checkpoint, on_progress, checkpoint_every_epoch=False
-    ) as training:
-        progress, loss = training.run(until_epoch=epoch)
-    # The curve has one entry an epoch.
-    done, seconds = len(progress.curve), time.perf_counter() - start
-    return PausedJob(job.job_id, done, loss, progress.steps, progress.tokens, seconds)
+        return Ended(job, Progress(""), loss, {}, time.perf_counter() - start)
+    with _training(base, job, section, prompt, hooks) as training:
+        progress, loss = training.run(until_epoch=hooks.until_epoch)
+        tensors = read_tensors(training.model)
+    return Ended(job, progress, loss, tensors, time.perf_counter() - start)
 
 
 @contextmanager
 def _training(
-    base: Base,
-    job: Job,
-    section: TrainingSection,
-    prompt: PromptSection,
-    checkpoint: CheckpointFile | None,
-    on_progress: OnProgress | None,
-    on_epoch: OnEpoch | None = None,
-    **options: bool,
+    base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks
 ) -> Iterator[JobTraining]:
     """A job of a layout that is not empty, on the base for the time."""
+    from milp_ray.training.rack import initial_weights, pairs_of
     from milp_ray.training.stages import JobTraining
 
-    validation = instruction_set(job.split.validation, base, prompt, max_length=base.context_length)
-    stages = _stages(job, base, section, prompt)
+    plan = plan_job(job, base, section, prompt)
     config = lora_config(job.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
+    folder, on_progress, on_epoch = hooks.checkpoint_dir, hooks.on_progress, hooks.on_epoch
     with injected(base, config, job.seed) as model:
+        load_tensors(model, initial_weights(pairs_of(job.layout, base.spec, base.shapes), job.seed))
         yield JobTraining(
             base,
             model,
             first_layer=job.layout.layers[0],
-            stages=stages,
-            validation=tuple(validation),
+            stages=plan.stages,
+            validation=plan.validation,
             section=section,
             seed=job.seed,
-            fingerprint=_fingerprint(job, base, section, stages, validation),
-            checkpoint=checkpoint,
+            fingerprint=plan.fingerprint,
+            checkpoint=CheckpointFile(folder, job.job_id) if folder is not None else None,
             on_step=(lambda i, n: on_progress(job.job_id, i, n)) if on_progress is not None else None,
             on_epoch=(lambda i, tensors: on_epoch(job.job_id, i, tensors)) if on_epoch is not None else None,
-            **options,
+            validate_every_epoch=hooks.validate_every_epoch,
+            checkpoint_every_epoch=hooks.checkpoint_every_epoch,
         )
+
+
+def _result(base: Base, ended: Ended, section: TrainingSection) -> JobResult:
+    job, adapter = ended.job, None
+    if not job.layout.is_empty:
+        config = lora_config(job.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
+        adapter = Adapter(adapter_config(config, base, list(ended.tensors)), ended.tensors, job.layout)
+    return JobResult(
+        job_id=job.job_id,
+        adapter=adapter,
+        validation_loss=ended.validation_loss,
+        steps=ended.progress.steps,
+        tokens=ended.progress.tokens,
+        seconds=ended.seconds,
+        peak_rss_mib=_peak_rss_mib(),
+        curve=ended.progress.curve,
+    )
+
+
+def _in_order(jobs: SequenceOf[Job], found: dict[str, Result]) -> list[Result]:
+    return [found[job.job_id] for job in jobs if job.job_id in found]
 
 
 def _loss_of_base(base: Base, job: Job, section: TrainingSection, prompt: PromptSection) -> float | None:
     """Validation loss of the base as it is: what the empty layout gives."""
     from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
 
-    validation = instruction_set(job.split.validation, base, prompt, max_length=base.context_length)
+    validation = base.tokens.of(job.split, base, section, prompt).validation
     loss = TargetLoss(base.model, base.first_position)
     return mean_token_loss(sequence_losses(base, loss, validation, section.batch_size))
-
-
-def _check(job: Job, base: Base) -> None:
-    if not job.parts or not job.parts <= PARTS:
-        raise MilpError(f"a job's parts are {sorted(job.parts)}: give one or both of {sorted(PARTS)}")
-    if job.layout.n_layers != base.n_layers:
-        raise MilpError(
-            f"layout {job.layout.key} is for {job.layout.n_layers} layers, but the base {base.model_id!r} "
-            f"has {base.n_layers}; search a layout for this base"
-        )
-    if not job.layout.is_empty:
-        base.shapes.check_rank(job.layout.rank)
-
-
-def _stages(job: Job, base: Base, section: TrainingSection, prompt: PromptSection) -> tuple[Stage, ...]:
-    """The stages of a job that have sequences."""
-    from milp_ray.training.stages import Stage
-
-    limit = _max_length(section, base)
-    parts: dict[str, tuple[Sequence, ...]] = {}
-    if MEMORY in job.parts:
-        blocks = memory_set(job.split, base, prompt, max_length=limit, block_turns=section.memory_block_turns)
-        parts[MEMORY] = tuple(blocks)
-    if INSTRUCTION in job.parts:
-        parts[INSTRUCTION] = tuple(instruction_set(job.split.train, base, prompt, max_length=limit))
-    epochs = {MEMORY: section.memory_epochs, INSTRUCTION: section.instruction_epochs}
-    if section.stages == JOINT and len(parts) > 1:
-        n_epochs = planned_epochs(section, job.parts)
-        stages = [Stage(JOINT, parts[MEMORY] + parts[INSTRUCTION], n_epochs)]
-    else:
-        stages = [Stage(name, sequences, epochs[name]) for name, sequences in parts.items()]
-    return tuple(stage for stage in stages if stage.sequences)
-
-
-def _max_length(section: TrainingSection, base: Base) -> int:
-    if section.max_length is not None and section.max_length > base.context_length:
-        raise MilpError(
-            f"training.max_length {section.max_length} is above the base's context of {base.context_length} "
-            f"tokens; use at most {base.context_length}, or null for all of it"
-        )
-    return section.max_length or base.context_length
-
-
-def _fingerprint(
-    job: Job, base: Base, section: TrainingSection, stages: tuple[Stage, ...], validation: list[Sequence]
-) -> str:
-    """Hash of everything that a job's result depends on, texts included (as tokens; not to be read back)."""
-    made_from = {
-        "base": [base.model_id, base.revision, str(base.dtype)],
-        "layout": job.layout.to_dict(),
-        "seed": job.seed,
-        "section": section.model_dump(mode="json"),
-        "stages": [[s.name, s.epochs, [[q.ids, q.target_from] for q in s.sequences]] for s in stages],
-        "validation": [[q.ids, q.target_from] for q in validation],
-    }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def _peak_rss_mib() -> float:

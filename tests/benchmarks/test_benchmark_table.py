@@ -14,7 +14,8 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.training.adapters import attached
 from milp_ray.training.base import load_base
-from milp_ray.training.train import Job, train
+from milp_ray.training.job import Job
+from milp_ray.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,8 @@ def splits(make_split: Any) -> list[UserSplit]:
 @pytest.fixture
 def stored(run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]) -> AdapterStore:
     """A store with the adapter of every user."""
-    from milp_ray.training.train import Job, train
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
 
     store = AdapterStore(run.adapters)
     for split in splits:

@@ -121,7 +121,8 @@ def test_an_adapter_is_what_training_returns_for_the_users_own_data(
     run: RunFolder, recipe: Recipe, pool: WorkerPool, make_split: Make
 ) -> None:
     from milp_ray.training.base import load_base
-    from milp_ray.training.train import Job, train
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
 
     split = make_split("u-0")
     go(run, [split, make_split("u-1")], recipe, pool)

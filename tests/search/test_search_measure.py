@@ -19,7 +19,7 @@ from milp_ray.search.measure import Measurement, TrialTask, check_probe_users, m
 from milp_ray.search.results import METRICS
 from milp_ray.search.rungs import RUNG, RungRecord
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.train import PausedJob
+from milp_ray.training.job import PausedJob
 from milp_ray.users.records import UserSplit
 
 SOME = CanonicalLayout((False, True, False, True), 4)

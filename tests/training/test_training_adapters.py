@@ -17,7 +17,8 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.adapters import Adapter, attached, load_adapter, save_adapter
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.train import Job, train
+from milp_ray.training.job import Job
+from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
 
 QUICK = TrainingSection(memory_epochs=1, instruction_epochs=3, learning_rate=3e-2)

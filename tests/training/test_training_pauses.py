@@ -14,7 +14,8 @@ from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.checkpoint import CheckpointFile
-from milp_ray.training.train import Job, JobResult, PausedJob, planned_epochs, train, train_until
+from milp_ray.training.job import Job, JobResult, PausedJob, planned_epochs
+from milp_ray.training.train import train, train_until
 from milp_ray.users.records import UserSplit
 
 PROMPT = PromptSection()

@@ -115,7 +115,8 @@ def _trained(
     base: Base, split: UserSplit, layout: CanonicalLayout, place: int
 ) -> tuple[list[Adapter | None], list[float], list[float]]:
     """The adapter, the validation loss and the CPU seconds since the start after every epoch."""
-    from milp_ray.training.train import Job, train
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
 
     seed = int(np.random.SeedSequence([SEED, place]).generate_state(1)[0])
     job = Job(f"probe-{place}", split, layout, frozenset({"memory"}), seed)

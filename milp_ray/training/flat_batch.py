@@ -1,0 +1,105 @@
+"""Sequences as flat lines of tokens: kept once a job, cut into the line of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from milp_ray.training.flat import FlatRows, flat_rows
+from milp_ray.training.packed_lora import Segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from milp_ray.training.data import Sequence
+
+
+class Texts:
+    """A job's sequences, one after the other.
+
+    ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest layer with LoRA.
+    """
+
+    def __init__(self, sequences: SequenceOf[Sequence]) -> None:
+        self.lengths = [len(s.ids) for s in sequences]
+        self.target_from = [s.target_from for s in sequences]
+        self.starts = np.cumsum([0, *self.lengths]).tolist()
+        self.tokens: NDArray[np.int64] = np.fromiter(
+            (token for s in sequences for token in s.ids), dtype=np.int64, count=self.starts[-1]
+        )
+        self.states: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def n_targets(self, index: int) -> int:
+        """Tokens of a sequence that count in the loss."""
+        return self.lengths[index] - self.target_from[index]
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """The line of tokens of one pass.
+
+    ids (n_tokens,) int64; rows: how they lie; targets (n_targets,): the tokens whose *next* one counts, and
+    labels (n_targets,): that next one; states (n_tokens, hidden): what enters the lowest layer with LoRA,
+    where it is kept; segments: whose tokens.
+    """
+
+    ids: Tensor
+    rows: FlatRows
+    targets: Tensor
+    labels: Tensor
+    states: Tensor | None
+    segments: list[Segment]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the line; none is padding."""
+        return int(self.ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sequences ``chosen`` of ``texts``, to be multiplied with a slot's LoRA (``None``: the base alone)."""
+
+    texts: Texts
+    chosen: tuple[int, ...]
+    segment: Segment | None
+
+
+def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | None = None) -> FlatBatch:
+    """Put the sequences of several jobs on one line, job by job; ``segments`` get their places."""
+    ids, targets, labels = [], [], []
+    lengths: list[int] = []
+    segments: list[Segment] = []
+    at = 0
+    for part in parts:
+        texts, begin = part.texts, at
+        for i in part.chosen:
+            start, length, first = texts.starts[i], texts.lengths[i], texts.target_from[i]
+            ids.append(texts.tokens[start : start + length])
+            labels.append(texts.tokens[start + first : start + length])
+            targets.append(np.arange(at + first - 1, at + length - 1))
+            lengths.append(length)
+            at += length
+        if part.segment is not None:
+            own = part.segment
+            segments.append(Segment(own.rack, own.slot, begin, at, own.dropout_seed))
+
+    def on_device(arrays: list[NDArray[np.int64]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
+
+    return FlatBatch(
+        ids=on_device(ids),
+        rows=flat_rows(lengths, device),
+        targets=on_device(targets),
+        labels=on_device(labels),
+        states=states,
+        segments=segments,
+    )

@@ -1,0 +1,71 @@
+"""Negative log-likelihood of the targets on a line of tokens, without keeping any logits.
+
+The head is frozen: the gradient that goes back through it is (softmax − one-hot) · W, which is worked out in
+the forward pass, chunk by chunk, while the chunk's logits are in the cache. What is kept is as large as the
+hidden states, not as the vocabulary. (The idea is Liger's fused linear cross-entropy, Hsu et al. 2024,
+arXiv 2410.10989; here there is no weight gradient at all.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+
+# Numbers of logits in a chunk: what stays in a core's cache, and enough to fill a GPU.
+_CHUNK = {"cpu": 2**18, "cuda": 2**26}
+
+
+class FlatLoss:
+    """The head of a base and the loss behind it."""
+
+    def __init__(self, base: Base) -> None:
+        model: Any = base.model
+        head: Any = getattr(model, "lm_head", None)
+        # RoBERTa's head is a small network; it is run as it is. Others are one linear map.
+        self._is_linear = isinstance(head, nn.Linear) and head is model.get_output_embeddings()
+        self._head = head
+        self._chunk = _CHUNK.get(base.device.type, 2**26)
+
+    def __call__(self, states: Tensor, labels: Tensor) -> Tensor:
+        """(n_targets, hidden) and (n_targets,) → (n_targets,) float32, in nats."""
+        if self._is_linear:
+            rows = max(1, self._chunk // self._head.weight.shape[0])
+            nll: Tensor = _LinearNll.apply(states, self._head.weight, self._head.bias, labels, rows)
+            return nll
+        return functional.cross_entropy(self._head(states).float(), labels, reduction="none")
+
+
+class _LinearNll(torch.autograd.Function):
+    """−log softmax(W h + b)[label] for a frozen W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int
+    ) -> Tensor:
+        wants = ctx.needs_input_grad[0]
+        nll = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
+        back = torch.empty_like(states) if wants else None
+        for start in range(0, states.shape[0], rows):
+            part = slice(start, start + rows)
+            logits = functional.linear(states[part], weight, bias).float()
+            own = labels[part, None]
+            total = torch.logsumexp(logits, dim=1, keepdim=True)
+            nll[part] = (total - logits.gather(1, own)).squeeze(1)
+            if back is not None:
+                shares = logits.sub_(total).exp_()
+                shares.scatter_add_(1, own, shares.new_full((1, 1), -1.0).expand_as(own))
+                torch.mm(shares.to(weight.dtype), weight, out=back[part])
+        if back is not None:
+            ctx.save_for_backward(back)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return back * gradient[:, None].to(back.dtype), None, None, None, None

@@ -1,0 +1,135 @@
+"""The layers below the lowest LoRA of a pack, run once a sequence instead of once an epoch.
+
+The same idea as :mod:`milp_ray.training.frozen`, for lines of tokens: a job's states are worked out when it
+gets its slot. What does not fit the allowance is worked out anew in every step, which is what an ordinary
+forward pass would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from milp_ray.training.flat_batch import Part, Texts, flat_batch
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+    from milp_ray.training.flat import FlatView
+
+_MOST_BYTES = {"cpu": 2**30, "cuda": 2**33}  # of kept hidden states, of all jobs that have a slot
+
+
+class FlatPrefix:
+    """Hidden states that enter layer ``first_layer``."""
+
+    def __init__(self, base: Base, view: FlatView, first_layer: int, tokens_a_pass: int) -> None:
+        self._base, self._view, self._first_layer = base, view, first_layer
+        self._tokens_a_pass = tokens_a_pass
+        self._most = _MOST_BYTES.get(base.device.type, 2**30)
+        self._kept = 0
+        self.shown: Tensor | None = None
+
+    def keep(self, texts: Texts) -> None:
+        """Work out the states of a job's sequences, if there is room for them."""
+        n_bytes = texts.starts[-1] * int(self._base.model.config.hidden_size) * self._base.dtype.itemsize
+        if not len(texts) or self._kept + n_bytes > self._most:
+            return
+        self._kept += n_bytes
+        texts.states = self._below(texts, range(len(texts)))
+
+    def drop(self, texts: Texts) -> None:
+        """The job has left its slot."""
+        if texts.states is not None:
+            self._kept -= texts.states.numel() * texts.states.element_size()
+            texts.states = None
+
+    def states_of(self, parts: SequenceOf[Part]) -> Tensor:
+        """(n_tokens, hidden) of the line that the parts make."""
+        pieces: list[Tensor] = []
+        for part in parts:
+            texts = part.texts
+            if texts.states is None:
+                pieces.append(self._below(texts, part.chosen))
+            else:
+                starts, lengths = texts.starts, texts.lengths
+                pieces += [texts.states[starts[i] : starts[i] + lengths[i]] for i in part.chosen]
+        return torch.cat(pieces)
+
+    def _below(self, texts: Texts, chosen: SequenceOf[int]) -> Tensor:
+        states = []
+        layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
+        handle = layers[self._first_layer].register_forward_pre_hook(_stop_here)
+        try:
+            with torch.no_grad():
+                for piece in pieces_of(texts, chosen, self._tokens_a_pass):
+                    batch = flat_batch([Part(texts, piece, None)], self._base.device)
+                    try:
+                        self._view.hidden_states(batch.ids, batch.rows)
+                    except _ReachedError as reached:
+                        states.append(reached.states[0].clone())
+        finally:
+            handle.remove()
+        return torch.cat(states)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the layers below hand on :attr:`shown` wherever it is set."""
+        layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
+        whole = [layers[i] for i in range(self._first_layer)]
+        try:
+            for i, layer in enumerate(whole):
+                layers[i] = _Below(layer, self)
+            yield
+        finally:
+            for i, layer in enumerate(whole):
+                layers[i] = layer
+
+
+def pieces_of(texts: Texts, chosen: SequenceOf[int], most_tokens: int) -> Iterator[tuple[int, ...]]:
+    """``chosen`` in order, in pieces of at most ``most_tokens`` tokens, or of one sequence."""
+    piece: list[int] = []
+    n_tokens = 0
+    for index in chosen:
+        if piece and n_tokens + texts.lengths[index] > most_tokens:
+            yield tuple(piece)
+            piece, n_tokens = [], 0
+        piece.append(index)
+        n_tokens += texts.lengths[index]
+    if piece:
+        yield tuple(piece)
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass where nothing further is wanted."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__("reached the lowest layer with LoRA")
+        self.states = states
+
+
+def _stop_here(module: nn.Module, args: tuple[Any, ...]) -> None:
+    raise _ReachedError(args[0])
+
+
+class _Below(nn.Module):
+    """Stands in for a layer below the lowest LoRA; other attributes are the layer's own."""
+
+    def __init__(self, layer: nn.Module, prefix: FlatPrefix) -> None:
+        super().__init__()
+        # Beside the registry of modules: the layer must not be seen, moved or wrapped through here.
+        self.__dict__["_layer"] = layer
+        self.__dict__["_prefix"] = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shown = self.__dict__["_prefix"].shown
+        if shown is None:
+            return self.__dict__["_layer"](hidden_states, *args, **kwargs)
+        return shown[None]

@@ -1,0 +1,180 @@
+"""Jobs: one user's adapter under one layout, planned into stages of sequences before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.config import PromptSection, TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training.data import Sequence
+from milp_ray.users.records import UserSplit
+
+if TYPE_CHECKING:
+    from milp_ray.training.adapters import Adapter
+    from milp_ray.training.base import Base
+    from milp_ray.training.token_cache import UserTokens
+
+MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
+PARTS = frozenset({MEMORY, INSTRUCTION})
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train one user's adapter under one layout.
+
+    ``parts`` are the kinds of sequences to train on, of {"memory", "instruction"}. ``seed`` alone decides
+    the initial weights, the order of sequences and dropout.
+    """
+
+    job_id: str
+    split: UserSplit
+    layout: CanonicalLayout
+    parts: frozenset[str]
+    seed: int
+
+
+@dataclass
+class JobResult:
+    """What became of a job.
+
+    ``adapter`` is ``None`` for the empty layout; ``validation_loss`` (mean nats a response token over the
+    validation examples) where there are none. ``tokens`` were trained on, padding not counted; ``curve`` has
+    one entry an epoch: stage, epoch, training_loss, validation_loss.
+    """
+
+    job_id: str
+    adapter: Adapter | None
+    validation_loss: float | None
+    steps: int
+    tokens: int
+    seconds: float
+    peak_rss_mib: float
+    curve: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PausedJob:
+    """Where a job stands part of the way through its plan; nothing here is a result of the job.
+
+    ``epoch`` epochs are done, of all stages together. ``validation_loss`` (mean nats a response token;
+    ``None`` without validation examples) is that of the weights so far. ``steps`` and ``tokens`` count from
+    the job's beginning, ``seconds`` from this call's.
+    """
+
+    job_id: str
+    epoch: int
+    validation_loss: float | None
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Sequences that are gone through ``epochs`` times under one learning-rate schedule."""
+
+    name: str
+    sequences: tuple[Sequence, ...]
+    epochs: int
+
+    def steps_per_epoch(self, section: TrainingSection) -> int:
+        """Optimizer steps of one epoch; the last one may have fewer batches than the others."""
+        n_batches = math.ceil(len(self.sequences) / section.batch_size)
+        return math.ceil(n_batches / section.gradient_accumulation)
+
+    def n_steps(self, section: TrainingSection) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.epochs * self.steps_per_epoch(section)
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A job in tokens: its stages that have sequences, and its validation pairs.
+
+    ``fingerprint`` is a hash of everything that the result depends on; ``n_steps`` are those of all stages.
+    """
+
+    job: Job
+    stages: tuple[Stage, ...]
+    validation: tuple[Sequence, ...]
+    fingerprint: str
+    n_steps: int
+
+
+def plan_job(job: Job, base: Base, section: TrainingSection, prompt: PromptSection) -> JobPlan:
+    """Check a job against the base and tokenise it.
+
+    Raises:
+        MilpError: the job's parts or layout do not fit this base, or ``max_length`` is above its context.
+    """
+    check_job(job, base)
+    tokens = base.tokens.of(job.split, base, section, prompt)
+    stages = _stages(job, section, tokens)
+    return JobPlan(
+        job=job,
+        stages=stages,
+        validation=tokens.validation,
+        fingerprint=_fingerprint(job, base, section, stages, tokens.validation),
+        n_steps=sum(stage.n_steps(section) for stage in stages),
+    )
+
+
+def planned_epochs(section: TrainingSection, parts: frozenset[str]) -> int:
+    """Epochs of all stages of a job with ``parts``, each of which has sequences."""
+    epochs = {MEMORY: section.memory_epochs, INSTRUCTION: section.instruction_epochs}
+    wanted = [epochs[part] for part in parts]
+    return max(wanted) if section.stages == JOINT else sum(wanted)
+
+
+def check_job(job: Job, base: Base) -> None:
+    """Refuse a job that does not fit the base.
+
+    Raises:
+        MilpError: its parts are unknown, or its layout is for another base.
+    """
+    if not job.parts or not job.parts <= PARTS:
+        raise MilpError(f"a job's parts are {sorted(job.parts)}: give one or both of {sorted(PARTS)}")
+    if job.layout.n_layers != base.n_layers:
+        raise MilpError(
+            f"layout {job.layout.key} is for {job.layout.n_layers} layers, but the base {base.model_id!r} "
+            f"has {base.n_layers}; search a layout for this base"
+        )
+    if not job.layout.is_empty:
+        base.shapes.check_rank(job.layout.rank)
+
+
+def _stages(job: Job, section: TrainingSection, tokens: UserTokens) -> tuple[Stage, ...]:
+    """The stages of a job that have sequences."""
+    found = {MEMORY: tokens.memory, INSTRUCTION: tokens.instruction}
+    parts = {name: sequences for name, sequences in found.items() if name in job.parts}
+    epochs = {MEMORY: section.memory_epochs, INSTRUCTION: section.instruction_epochs}
+    if section.stages == JOINT and len(parts) > 1:
+        n_epochs = planned_epochs(section, job.parts)
+        stages = [Stage(JOINT, parts[MEMORY] + parts[INSTRUCTION], n_epochs)]
+    else:
+        stages = [Stage(name, sequences, epochs[name]) for name, sequences in parts.items()]
+    return tuple(stage for stage in stages if stage.sequences)
+
+
+def _fingerprint(
+    job: Job,
+    base: Base,
+    section: TrainingSection,
+    stages: tuple[Stage, ...],
+    validation: tuple[Sequence, ...],
+) -> str:
+    """Hash of everything that a job's result depends on, texts included (as tokens; not to be read back)."""
+    made_from = {
+        "base": [base.model_id, base.revision, str(base.dtype)],
+        "layout": job.layout.to_dict(),
+        "seed": job.seed,
+        "section": section.model_dump(mode="json", exclude={"pack_size"}),
+        "stages": [[s.name, s.epochs, [[q.ids, q.target_from] for q in s.sequences]] for s in stages],
+        "validation": [[q.ids, q.target_from] for q in validation],
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,461 @@
+"""Many jobs at once over one frozen base: users, layouts and lengths mixed, each with its own optimizer.
+
+Every job sits in a slot of a rack (:mod:`milp_ray.training.rack`). A step takes the next batch of each job,
+puts their sequences on one line of tokens without padding (:mod:`milp_ray.training.flat`), runs the base once
+over it, and steps each job by its own mean loss, clipping, learning rate and moments. A job that ends is
+measured and handed out at once, and its slot goes to the next one. No job's result depends on its neighbours
+beyond rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from milp_ray.errors import MilpError
+from milp_ray.memory.lora import lora_alpha, target_modules
+from milp_ray.training.checkpoint import CheckpointFile, Progress, Tensors
+from milp_ray.training.engine import engine_around
+from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
+from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch
+from milp_ray.training.flat_loss import FlatLoss
+from milp_ray.training.flat_prefix import FlatPrefix, pieces_of
+from milp_ray.training.job import plan_job
+from milp_ray.training.pack_optimizer import SlotAdamW
+from milp_ray.training.packed_lora import PackContext, packed
+from milp_ray.training.rack import Rack, initial_weights, pairs_of
+from milp_ray.training.slot_job import SlotJob
+
+if TYPE_CHECKING:
+    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.memory.layout import CanonicalLayout
+    from milp_ray.training.base import Base
+    from milp_ray.training.job import Job
+
+_TOKENS_A_PASS = {"cpu": 4096, "cuda": 32768}  # of a pass that only measures
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended or paused: how far it is, its validation loss (mean nats a token) and weights."""
+
+    job: Job
+    progress: Progress
+    validation_loss: float | None
+    tensors: Tensors
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What :func:`milp_ray.training.train.train` was asked to do beside training."""
+
+    checkpoint_dir: Path | None = None
+    on_progress: Callable[[str, int, int], None] | None = None
+    on_epoch: Callable[[str, int, Tensors], None] | None = None
+    validate_every_epoch: bool = False
+    checkpoint_every_epoch: bool = True
+    until_epoch: int | None = None
+
+
+def can_pack(base: Base, section: TrainingSection) -> bool:
+    """Whether jobs are trained in packs: one device holds the base, in float32 or bfloat16.
+
+    float16 needs DeepSpeed's loss scaling, and ZeRO spreads a single job over processes.
+    """
+    deepspeed = section.deepspeed
+    return (
+        deepspeed.zero_stage == 0
+        and not deepspeed.activation_checkpointing
+        and base.dtype in (torch.float32, torch.bfloat16)
+        and can_lie_flat(base)
+    )
+
+
+def train_packed(
+    base: Base,
+    jobs: SequenceOf[Job],
+    section: TrainingSection,
+    prompt: PromptSection,
+    hooks: Hooks,
+    *,
+    pack_size: int,
+    on_ended: Callable[[Ended], None],
+    on_failure: Callable[[Job, MilpError], None],
+) -> None:
+    """Train ``jobs``, ``pack_size`` at a time; the base is left bit for bit as it was.
+
+    Args:
+        base: the frozen base; it must not be used by ``on_ended`` and ``on_failure``.
+        jobs: none of the empty layout; begun in this order.
+        section: the recipe.
+        prompt: the fixed phrases.
+        hooks: callbacks and checkpoints.
+        pack_size: most slots in use at once.
+        on_ended: called with each job as soon as it has ended or paused.
+        on_failure: called with a job that cannot go on; the others do.
+    """
+    if not jobs:
+        return
+    modules = {name for job in jobs for name in target_modules(job.layout, base.spec)}
+    with ExitStack() as stack:
+        view = stack.enter_context(flat_attention(base))
+        context = stack.enter_context(packed(base, modules))
+        prefix = None
+        first_layer = min(job.layout.layers[0] for job in jobs)
+        if first_layer > 0:
+            prefix = FlatPrefix(base, view, first_layer, _tokens_a_pass(base))
+            stack.enter_context(prefix.aside())
+        pack = _Pack(base, jobs, section, prompt, hooks, view, context, prefix)
+        pack.run(pack_size, on_ended, on_failure)
+
+
+class _Module(nn.Module):
+    """What DeepSpeed sees: the racks' weights, and a forward pass to the loss of a step."""
+
+    def __init__(self, base: Base, view: FlatView, context: PackContext, prefix: FlatPrefix | None) -> None:
+        super().__init__()
+        self.racks = nn.ParameterDict()
+        self.__dict__.update(view=view, context=context, prefix=prefix, loss=FlatLoss(base))
+        self.last_nll: Tensor
+
+    def nll(self, batch: FlatBatch, dropout: float) -> Tensor:
+        """Negative log-likelihood of each target in nats, (n_targets,) float32."""
+        context, prefix = self.__dict__["context"], self.__dict__["prefix"]
+        context.segments, context.dropout = batch.segments, dropout
+        if prefix is not None:
+            prefix.shown = batch.states
+        try:
+            states = self.__dict__["view"].hidden_states(batch.ids, batch.rows)
+        finally:
+            context.segments = []
+            if prefix is not None:
+                prefix.shown = None
+        found: Tensor = self.__dict__["loss"](states[batch.targets], batch.labels)
+        return found
+
+    def forward(self, batch: FlatBatch, shares: Tensor, dropout: float) -> Tensor:
+        """Σ over targets of ``shares`` (n_targets,) × their loss; keeps the losses as :attr:`last_nll`."""
+        nll = self.nll(batch, dropout)
+        self.last_nll = nll.detach()
+        return (nll * shares).sum()
+
+
+class _Pack:
+    """The loop over steps, and everything between them."""
+
+    def __init__(
+        self,
+        base: Base,
+        jobs: SequenceOf[Job],
+        section: TrainingSection,
+        prompt: PromptSection,
+        hooks: Hooks,
+        view: FlatView,
+        context: PackContext,
+        prefix: FlatPrefix | None,
+    ) -> None:
+        self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
+        self._prefix = prefix
+        self._module = _Module(base, view, context, prefix)
+        self._queue = deque(jobs)
+        self._waiting = Counter(job.layout for job in jobs)
+        self._active: list[SlotJob] = []
+        self._racks: dict[CanonicalLayout, Rack] = {}
+        self._jobs_a_pass = len(jobs)
+
+    def run(
+        self,
+        pack_size: int,
+        on_ended: Callable[[Ended], None],
+        on_failure: Callable[[Job, MilpError], None],
+    ) -> None:
+        """Until no job is left."""
+        self._pack_size, self._on_ended, self._on_failure = pack_size, on_ended, on_failure
+        # DeepSpeed wants something to step from the beginning; racks come and go.
+        self._rack_for(self._queue[0].layout)
+        self._optimizer = SlotAdamW(self._racks.values(), self._section)
+        with engine_around(self._module, self._optimizer, self._base) as engine:
+            while self._queue or self._active:
+                self._fill()
+                if self._active:
+                    self._step(engine)
+                    self._close_epochs()
+
+    # ------------------------------------------------------------------------------------------- slots
+
+    def _fill(self) -> None:
+        """Give free slots to the jobs that wait."""
+        begun: list[SlotJob] = []
+        while self._queue and len(self._active) + len(begun) < self._pack_size:
+            started = time.perf_counter()
+            job = self._queue.popleft()
+            try:
+                slot_job = self._seat(job)
+            except MilpError as error:
+                self._waiting[job.layout] -= 1
+                self._on_failure(job, error)
+                continue
+            slot_job.seconds += time.perf_counter() - started
+            begun.append(slot_job)
+        self._active += self._advance(begun)
+        # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
+        order = {id(rack): i for i, rack in enumerate(self._racks.values())}
+        self._active.sort(key=lambda j: (order[id(j.rack)], j.slot))
+
+    def _seat(self, job: Job) -> SlotJob:
+        plan = plan_job(job, self._base, self._section, self._prompt)
+        rack = self._rack_for(job.layout)
+        slot = rack.free.pop()
+        found = None
+        if self._hooks.checkpoint_dir is not None:
+            found = CheckpointFile(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
+        progress, tensors = found or (Progress(plan.fingerprint), {})
+        slot_job = SlotJob(plan, rack, slot, self._section, progress, self._hooks.until_epoch)
+        if found is None:
+            rack.load(slot, initial_weights(tuple(rack.pairs.values()), job.seed))
+            rack.forget(slot)
+        else:
+            rack.load(slot, _part(tensors, "lora."))
+            rack.restore(slot, _part(tensors, "moments."))
+            slot_job.best = _part(tensors, "best.")
+        if self._prefix is not None:
+            for texts in (*slot_job.texts, slot_job.validation):
+                self._prefix.keep(texts)
+        return slot_job
+
+    def _rack_for(self, layout: CanonicalLayout) -> Rack:
+        rack = self._racks.get(layout)
+        if rack is None:
+            rack = Rack(
+                layout,
+                pairs_of(layout, self._base.spec, self._base.shapes),
+                float(lora_alpha(layout.rank, self._section.lora_alpha)) / layout.rank,
+                min(self._pack_size, self._waiting[layout]),
+                device=self._base.device,
+                dtype=self._base.dtype,
+            )
+            self._racks[layout] = rack
+            self._module.racks[layout.key] = rack.weights
+            if len(self._racks) > 1:
+                self._optimizer.add(rack)
+        return rack
+
+    def _leave(self, slot_job: SlotJob) -> None:
+        rack, layout = slot_job.rack, slot_job.plan.job.layout
+        rack.free.append(slot_job.slot)
+        if self._prefix is not None:
+            for texts in (*slot_job.texts, slot_job.validation):
+                self._prefix.drop(texts)
+        self._waiting[layout] -= 1
+        if not self._waiting[layout] and len(self._racks) > 1:
+            del self._racks[layout], self._module.racks[layout.key]
+            self._optimizer.remove(rack)
+
+    # -------------------------------------------------------------------------------------------- steps
+
+    def _step(self, engine: Any) -> None:
+        """One optimizer step of every job that has a slot."""
+        started = time.perf_counter()
+        parts = [slot_job.next_part() for slot_job in self._active]
+        done = 0
+        while done < len(parts):
+            n = min(self._jobs_a_pass, len(parts) - done)
+            jobs, some = self._active[done : done + n], parts[done : done + n]
+            self._optimizer.steps = [slot_job.next_step() for slot_job in jobs]
+            try:
+                self._pass(engine, jobs, some)
+            except torch.OutOfMemoryError as error:
+                self._make_room(jobs, error)
+            else:
+                done += n
+        seconds = time.perf_counter() - started
+        n_tokens = sum(_n_tokens(part) for part in parts)
+        for slot_job, part in zip(self._active, parts, strict=True):
+            slot_job.seconds += seconds * _n_tokens(part) / n_tokens
+            slot_job.count_step(part)
+            if self._hooks.on_progress is not None:
+                job, progress = slot_job.plan.job, slot_job.progress
+                self._hooks.on_progress(job.job_id, progress.steps, slot_job.plan.n_steps)
+
+    def _pass(self, engine: Any, jobs: list[SlotJob], parts: list[Part]) -> None:
+        """Forward, backward and the optimizer step of some jobs: each by the mean of its own targets."""
+        batch = self._batch(parts)
+        n_targets = [sum(part.texts.n_targets(i) for i in part.chosen) for part in parts]
+        sizes = torch.tensor(n_targets, device=self._base.device)
+        loss = engine(batch, torch.repeat_interleave(1.0 / sizes, sizes), self._section.dropout)
+        engine.backward(loss)
+        engine.step()
+        for slot_job, nll in zip(jobs, self._module.last_nll.split(n_targets), strict=True):
+            slot_job.epoch_nll += float(nll.double().sum())
+
+    def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
+        states = self._prefix.states_of(parts) if self._prefix is not None else None
+        return flat_batch(parts, self._base.device, states)
+
+    def _make_room(self, jobs: list[SlotJob], error: torch.OutOfMemoryError) -> None:
+        """After a pass that did not fit: as if it had not been begun, and fewer jobs in the next ones."""
+        for slot_job in jobs:
+            slot_job.rack.gradients[slot_job.slot].zero_()
+        if len(jobs) == 1:
+            raise MilpError(
+                "one job's batch alone does not fit the device's memory; lower training.batch_size or "
+                "training.max_length"
+            ) from error
+        self._jobs_a_pass = len(jobs) // 2
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------------------- between the steps
+
+    def _close_epochs(self) -> None:
+        """What is due for the jobs whose epoch is over; those that end leave their slots."""
+        closing = [slot_job for slot_job in self._active if not slot_job.windows]
+        if not closing:
+            return
+        going = [slot_job for slot_job in self._active if slot_job.windows]
+        finite: list[SlotJob] = []
+        for slot_job in closing:
+            slot_job.progress.epoch += 1
+            try:
+                slot_job.check_finite(slot_job.epoch_nll / slot_job.epoch_targets)
+            except MilpError as error:
+                self._leave(slot_job)
+                self._on_failure(slot_job.plan.job, error)
+            else:
+                finite.append(slot_job)
+        self._validate(finite)
+        for slot_job in finite:
+            if self._hooks.on_epoch is not None:
+                tensors = slot_job.rack.read(slot_job.slot)
+                self._hooks.on_epoch(slot_job.plan.job.job_id, slot_job.progress.epoch, tensors)
+            if self._hooks.checkpoint_every_epoch:
+                self._write(slot_job)
+        remaining = {id(slot_job) for slot_job in (*going, *self._advance(finite))}
+        self._active = [slot_job for slot_job in self._active if id(slot_job) in remaining]
+
+    def _validate(self, jobs: list[SlotJob]) -> None:
+        """The entries of the curve; the best weights so far, for early stopping."""
+        patience = self._section.early_stopping_patience
+        losses: list[float | None] = [None] * len(jobs)
+        if patience is not None or self._hooks.validate_every_epoch:
+            losses = self._validation_losses(jobs)
+        for slot_job, loss in zip(jobs, losses, strict=True):
+            progress = slot_job.progress
+            progress.curve.append(
+                {
+                    "stage": slot_job.stage.name,
+                    "epoch": progress.epoch,
+                    "training_loss": slot_job.epoch_nll / slot_job.epoch_targets,
+                    "validation_loss": loss,
+                }
+            )
+            if patience is None or loss is None:
+                continue
+            if progress.best_loss is None or loss < progress.best_loss:
+                progress.best_loss, progress.n_worse = loss, 0
+                slot_job.best = slot_job.rack.read(slot_job.slot)
+            else:
+                progress.n_worse += 1
+
+    def _advance(self, jobs: list[SlotJob]) -> list[SlotJob]:
+        """Begin each job's next epoch; those that have none are measured, handed out, and not returned."""
+        going: list[SlotJob] = []
+        ending: list[SlotJob] = []
+        for slot_job in jobs:
+            (going if self._begin_next(slot_job) else ending).append(slot_job)
+        losses = self._validation_losses(ending) if ending else []
+        for slot_job, loss in zip(ending, losses, strict=True):
+            tensors = slot_job.rack.read(slot_job.slot)
+            self._leave(slot_job)
+            self._on_ended(Ended(slot_job.plan.job, slot_job.progress, loss, tensors, slot_job.seconds))
+        return going
+
+    def _begin_next(self, slot_job: SlotJob) -> bool:
+        """Whether there is a further epoch; stages that are over end with their best weights."""
+        progress = slot_job.progress
+        while slot_job.plan.stages:
+            if progress.epoch < slot_job.last_epoch and not slot_job.is_over:
+                slot_job.begin_epoch()
+                return True
+            stops = slot_job.pauses_here or progress.stage + 1 == len(slot_job.plan.stages)
+            if stops and slot_job.has_trained and self._hooks.until_epoch is not None:
+                self._write(slot_job)
+            if slot_job.best:
+                slot_job.rack.load(slot_job.slot, slot_job.best)
+            if stops:
+                return False
+            progress.begin_stage(progress.stage + 1)
+            slot_job.best = {}
+            slot_job.rack.forget(slot_job.slot)
+        return False
+
+    def _validation_losses(self, jobs: list[SlotJob]) -> list[float | None]:
+        """Mean loss a response token over each job's validation pairs; ``None`` where there are none."""
+        started = time.perf_counter()
+        most = _tokens_a_pass(self._base)
+        pieces: list[tuple[int, Part]] = []
+        for i, slot_job in enumerate(jobs):
+            whole = slot_job.validation_part()
+            pieces += [
+                (i, Part(whole.texts, piece, whole.segment))
+                for piece in pieces_of(whole.texts, whole.chosen, most)
+            ]
+        sums, counts = [0.0] * len(jobs), [0] * len(jobs)
+        with torch.no_grad():
+            for some in _together(pieces, most):
+                parts = [part for _, part in some]
+                nll = self._module.nll(self._batch(parts), 0.0).double()
+                sizes = [sum(part.texts.n_targets(k) for k in part.chosen) for part in parts]
+                for (i, _), own, n in zip(some, nll.split(sizes), sizes, strict=True):
+                    sums[i] += float(own.sum())
+                    counts[i] += n
+        seconds = (time.perf_counter() - started) / max(1, len(jobs))
+        for slot_job in jobs:
+            slot_job.seconds += seconds
+        return [total / n if n else None for total, n in zip(sums, counts, strict=True)]
+
+    def _write(self, slot_job: SlotJob) -> None:
+        if self._hooks.checkpoint_dir is None:
+            return
+        rack, slot = slot_job.rack, slot_job.slot
+        tensors = {f"lora.{name}": t for name, t in rack.read(slot).items()}
+        tensors |= {f"best.{name}": t for name, t in slot_job.best.items()}
+        tensors |= {f"moments.{name}": t for name, t in rack.moments(slot).items()}
+        CheckpointFile(self._hooks.checkpoint_dir, slot_job.plan.job.job_id).write(slot_job.progress, tensors)
+
+
+def _together(pieces: list[tuple[int, Part]], most_tokens: int) -> Iterator[list[tuple[int, Part]]]:
+    """Parts for one pass each: of at most ``most_tokens`` tokens, or a single part."""
+    some: list[tuple[int, Part]] = []
+    n_tokens = 0
+    for piece in pieces:
+        size = _n_tokens(piece[1])
+        if some and n_tokens + size > most_tokens:
+            yield some
+            some, n_tokens = [], 0
+        some.append(piece)
+        n_tokens += size
+    if some:
+        yield some
+
+
+def _n_tokens(part: Part) -> int:
+    return sum(part.texts.lengths[i] for i in part.chosen)
+
+
+def _part(tensors: Tensors, head: str) -> Tensors:
+    return {name.removeprefix(head): t for name, t in tensors.items() if name.startswith(head)}
+
+
+def _tokens_a_pass(base: Base) -> int:
+    return _TOKENS_A_PASS.get(base.device.type, 4096)

@@ -1,0 +1,150 @@
+"""h = Wx + s·BAx for many jobs at once: every token is multiplied with its own job's A and B.
+
+Tokens of a job lie next to each other. A feed-forward map that carries LoRA for any job is replaced by a
+:class:`PackedLinear`, which adds each job's update to its tokens and, going back, sums the gradients straight
+into the job's row of its rack: autograd sees one node a map, however many jobs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+    from milp_ray.training.rack import Rack
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens ``start`` to ``end`` of the flat line belong to a slot of a rack.
+
+    ``dropout_seed`` decides the slot's dropout in this pass.
+    """
+
+    rack: Rack
+    slot: int
+    start: int
+    end: int
+    dropout_seed: int = 0
+
+
+@dataclass
+class PackContext:
+    """What the maps of a pack look up in a pass; ``dropout`` is that of LoRA's input, 0 when measuring."""
+
+    segments: list[Segment] = field(default_factory=list)
+    dropout: float = 0.0
+
+
+class PackedLinear(nn.Module):
+    """Stands in for a feed-forward map of the base and adds the updates of ``context.segments``."""
+
+    weight: Tensor  # (n_out, n_in)
+    bias: Tensor | None
+    anchor: Tensor
+
+    def __init__(self, linear: nn.Module, name: str, number: int, context: PackContext) -> None:
+        super().__init__()
+        # Beside the registry of modules: the base's weights must not be seen through here.
+        self.__dict__["linear"] = linear
+        self.name, self.number, self.context = name, number, context
+        self.is_transposed = type(linear).__name__ == "Conv1D"
+        weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
+        self.__dict__["weight"] = weight.mT if self.is_transposed else weight
+        self.__dict__["bias"] = bias
+        # Something that asks for a gradient, so that the lowest map of the pack is gone back to.
+        self.__dict__["anchor"] = torch.zeros((), device=weight.device, requires_grad=True)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(…, n_in) → (…, n_out); the leading dimensions, flattened, are the line of tokens."""
+        segments = [s for s in self.context.segments if self.name in s.rack.pairs]
+        if not segments:
+            return nn.functional.linear(states, self.weight, self.bias)
+        flat = states.reshape(-1, states.shape[-1])
+        out: Tensor = _PackedLora.apply(flat, self.anchor, self, segments)
+        return out.view(*states.shape[:-1], -1)
+
+
+class _PackedLora(torch.autograd.Function):
+    """Base map and updates in one node. (n_tokens, n_in) → (n_tokens, n_out)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, anchor: Tensor, module: PackedLinear, segments: list[Segment]
+    ) -> Tensor:
+        out = nn.functional.linear(states, module.weight, module.bias)
+        dropout = module.context.dropout
+        narrowed, masks = [], []
+        for segment in segments:
+            views = segment.rack.views(module.name)[segment.slot]
+            own = states[segment.start : segment.end]
+            mask = _dropout_mask(own, dropout, segment.dropout_seed + module.number) if dropout else None
+            hidden = torch.mm(own if mask is None else own * mask, views.a.t())
+            out[segment.start : segment.end].addmm_(hidden, views.b.t(), alpha=segment.rack.scale)
+            narrowed.append(hidden)
+            masks.append(mask)
+        ctx.save_for_backward(states)
+        ctx.module, ctx.segments, ctx.narrowed, ctx.masks = module, segments, narrowed, masks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (states,) = ctx.saved_tensors
+        module: PackedLinear = ctx.module
+        wants_states = ctx.needs_input_grad[0]
+        back = gradient.mm(module.weight) if wants_states else None
+        for segment, hidden, mask in zip(ctx.segments, ctx.narrowed, ctx.masks, strict=True):
+            views, scale = segment.rack.views(module.name)[segment.slot], segment.rack.scale
+            own = states[segment.start : segment.end]
+            if mask is not None:
+                own = own * mask
+            coming = gradient[segment.start : segment.end]
+            through = coming.mm(views.b)
+            _add_product(views.b_gradient, coming.t(), hidden, scale)
+            _add_product(views.a_gradient, through.t(), own, scale)
+            if back is None:
+                continue
+            if mask is None:
+                back[segment.start : segment.end].addmm_(through, views.a, alpha=scale)
+            else:
+                back[segment.start : segment.end].addcmul_(through.mm(views.a), mask, value=scale)
+        return back, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Total += scale · left @ right; in the precision of ``total`` where the factors are of a lower one."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.add_(left.mm(right), alpha=scale)
+
+
+def _dropout_mask(states: Tensor, dropout: float, seed: int) -> Tensor:
+    """0 with probability ``dropout``, 1 / (1 − dropout) otherwise; ``seed`` alone decides."""
+    generator = torch.Generator(device=states.device).manual_seed(seed)
+    kept = torch.rand(states.shape, generator=generator, device=states.device) >= dropout
+    return kept.to(states.dtype).div_(1 - dropout)
+
+
+@contextmanager
+def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
+    """Replace the named maps of the base for the time; what it yields says whose tokens are where."""
+    context = PackContext()
+    replaced: list[tuple[Any, str, nn.Module]] = []
+    try:
+        for number, name in enumerate(sorted(modules)):
+            path, _, last = name.rpartition(".")
+            parent = base.model.get_submodule(path)
+            linear = getattr(parent, last)
+            replaced.append((parent, last, linear))
+            setattr(parent, last, PackedLinear(linear, name, number, context))
+        yield context
+    finally:
+        for parent, last, linear in replaced:
+            setattr(parent, last, linear)
