@@ -86,7 +86,21 @@ def load_base(section: BaseSection) -> Base:
             source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
         )
         tokenizer = _tokenizer(source, section.revision)
-    model.to(torch.device(device)).eval().requires_grad_(False)  # type: ignore[arg-type]  # its stub is off
+    model.to(torch.device(device))  # type: ignore[arg-type]  # its stub is off
+    return base_around(model, tokenizer, section, model_id=model_id)
+
+
+def base_around(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: BaseSection, *, model_id: str
+) -> Base:
+    """A model that is loaded, as a base: frozen and in eval mode, on the device where it is.
+
+    Raises:
+        MilpError: the tokenizer has no end token, or the context or feed-forward maps cannot be had.
+    """
+    config: PretrainedConfig = model.config
+    model.eval().requires_grad_(False)
+    spec = ffn_spec(config, section.ffn_modules)
     shapes = ffn_shapes(model, spec)
     first_position = _first_position(model)
     eos_id = _eos_id(tokenizer, config, section.model)
@@ -99,8 +113,8 @@ def load_base(section: BaseSection) -> Base:
         context_length=_context_length(config, first_position, section),
         model_id=model_id,
         revision=section.revision,
-        device=torch.device(device),
-        dtype=dtype,
+        device=model.device,
+        dtype=model.dtype,
         start_ids=_start_ids(tokenizer),
         eos_id=eos_id,
         pad_id=_pad_id(config, eos_id),
