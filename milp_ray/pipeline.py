@@ -177,22 +177,16 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     # Before the base is loaded, so that a wrong id is told at once.
     adapter = AdapterStore(run.adapters).load(user_id) if personal else None
 
-    from milp_ray.training.adapters import attached
     from milp_ray.training.base import load_base
+    from milp_ray.training.generation import Questions
     from milp_ray.training.generation import generate as respond
     from milp_ray.training.text import query_prompt
 
     base = load_base(config.base)
     section = config.evaluation
-    with attached(base, adapter) as model:
-        [answer] = respond(
-            base,
-            model,
-            [query_prompt(query, config.prompt)],
-            max_new_tokens=section.max_new_tokens,
-            batch_size=1,
-        )
-    return answer.strip()
+    asked = [Questions([query_prompt(query, config.prompt)], adapter)]
+    [[answer]] = respond(base, asked, max_new_tokens=section.max_new_tokens, batch_size=1)
+    return answer
 
 
 def probe_users(splits: Sequence[UserSplit], n: int, seed: int) -> list[UserSplit]:

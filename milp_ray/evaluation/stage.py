@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from milp_ray.config import EvaluationSection
     from milp_ray.personalize.pool import Outcome, WorkerPool
     from milp_ray.rundir import RunFolder
+    from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.users.records import UserSplit
 
@@ -234,37 +235,57 @@ class _Failures:
 
 
 def _score(
-    store: AdapterStore | None, recipe: Recipe, section: EvaluationSection, base: Base, item: _Item
-) -> list[Row]:
-    """Score one user; runs in a worker."""
-    from milp_ray.evaluation.user import evaluate_user
+    store: AdapterStore | None,
+    recipe: Recipe,
+    section: EvaluationSection,
+    base: Base,
+    items: Sequence[_Item],
+    report: Callable[[int, Any], None],
+) -> None:
+    """Score some users; runs in a worker."""
+    from milp_ray.evaluation.user import Subject, evaluate_users
 
-    split, adapter = item.split, None
-    if store is not None and "milp" in section.methods and split.test and not recipe.layout.is_empty:
+    subjects: dict[int, Subject] = {}
+    for place, item in enumerate(items):
         try:
-            manifest = store.verify(split.user_id)
-        except AdapterMissingError:
-            # One reason for all such users, so that they are counted together.
-            raise MilpError(
-                "no adapter in the store: the user failed in the personalize stage, or that has not run"
-            ) from None
-        if manifest.fingerprint != item.adapter_fingerprint:
-            raise MilpError(
-                "the stored adapter was made from another layout, recipe or data than this run's; "
-                "run the personalize stage again"
-            )
-        adapter = store.load(split.user_id, version=manifest.version)
-    return evaluate_user(
+            adapter = _stored(store, recipe, section, item)
+        except MilpError as error:
+            report(place, error)
+        else:
+            subjects[place] = Subject(item.split, adapter, recipe.seed_of(item.split.user_id))
+    rows = evaluate_users(
         base,
-        split,
+        list(subjects.values()),
         section.methods,
-        adapter,
         recipe.layout,
         recipe.training,
         recipe.prompt,
         section,
-        recipe.seed_of(split.user_id),
     )
+    for place, own in zip(subjects, rows, strict=True):
+        report(place, own)
+
+
+def _stored(
+    store: AdapterStore | None, recipe: Recipe, section: EvaluationSection, item: _Item
+) -> Adapter | None:
+    """The user's adapter, where the full method is to use it."""
+    split = item.split
+    if store is None or "milp" not in section.methods or not split.test or recipe.layout.is_empty:
+        return None
+    try:
+        manifest = store.verify(split.user_id)
+    except AdapterMissingError:
+        # One reason for all such users, so that they are counted together.
+        raise MilpError(
+            "no adapter in the store: the user failed in the personalize stage, or that has not run"
+        ) from None
+    if manifest.fingerprint != item.adapter_fingerprint:
+        raise MilpError(
+            "the stored adapter was made from another layout, recipe or data than this run's; "
+            "run the personalize stage again"
+        )
+    return store.load(split.user_id, version=manifest.version)
 
 
 def _size(item: _Item) -> int:

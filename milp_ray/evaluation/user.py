@@ -1,13 +1,14 @@
-"""One user, every method: the pure function that a worker of the pool runs."""
+"""Some users, every method: the pure function that a worker of the pool runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milp_ray.evaluation.scores import Row, persona_words, score_rows
 from milp_ray.methods import fit
-from milp_ray.methods.protocol import FitRequest, training_side
+from milp_ray.methods.protocol import FitRequest, losses_all, respond_all, training_side
 from milp_ray.methods.text_prompt import history_fits
 
 if TYPE_CHECKING:
@@ -18,62 +19,71 @@ if TYPE_CHECKING:
     from milp_ray.users.records import UserSplit
 
 
-def evaluate_user(
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A user to be scored: the whole split, the stored adapter (``None``: the full method trains one), and the
+    seed of the adapters that are trained for the purpose.
+    """
+
+    split: UserSplit
+    adapter: Adapter | None
+    seed: int
+
+
+def evaluate_users(
     base: Base,
-    split: UserSplit,
+    subjects: Sequence[Subject],
     methods: Sequence[str],
-    milp_adapter: Adapter | None,
     layout: CanonicalLayout,
     training: TrainingSection,
     prompt: PromptSection,
     evaluation: EvaluationSection,
-    seed: int,
-) -> list[Row]:
-    """Score every method on the user's test examples; a row a (method, example), no row without examples.
+) -> list[list[Row]]:
+    """Score every method on each user's test examples; a row a (method, example), none without examples.
 
-    Depends on its arguments alone. The methods get the training side of the split: the test examples are
-    read here, to ask their queries and to score the answers.
+    Users are trained and answered for together; their rows do not depend on who else is there (beyond
+    rounding). The methods get the training side of a split: the test examples are read here, to ask their
+    queries and to score the answers.
 
     Args:
         base: the frozen base; left as it was.
-        split: the user.
-        methods: names, see :mod:`milp_ray.methods`; one that does not apply to the user gives no rows.
-        milp_adapter: the user's adapter; ``None``: the full method trains one.
+        subjects: the users.
+        methods: names, see :mod:`milp_ray.methods`; one that does not apply to a user gives no rows.
         layout: of the adapters that are trained here.
         training: recipe of the adapters that are trained here.
         prompt: the fixed phrases.
         evaluation: lengths and batch sizes of generation.
-        seed: of the adapters that are trained here.
     """
-    examples = split.test
-    if not examples:
-        return []
-    request = FitRequest(
-        base=base,
-        split=training_side(split),
-        layout=layout,
-        training=training,
-        prompt=prompt,
-        max_new_tokens=evaluation.max_new_tokens,
-        batch_size=evaluation.batch_size,
-        seed=seed,
-        adapter=milp_adapter,
-    )
-    queries = [example.query for example in examples]
-    persona = persona_words(split)
-    whole = history_fits(split, queries, base, prompt, reserve=evaluation.max_new_tokens)
-    rows: list[Row] = []
-    for name in methods:
-        personalizer = fit(name, request)
-        if personalizer is None:
-            continue
-        rows += score_rows(
-            split.user_id,
-            name,
-            examples,
-            personalizer.respond(queries),
-            personalizer.losses(examples),
-            persona=persona,
-            history_fits=whole,
+    asked = [subject for subject in subjects if subject.split.test]
+    requests = [
+        FitRequest(
+            base=base,
+            split=training_side(subject.split),
+            layout=layout,
+            training=training,
+            prompt=prompt,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=evaluation.batch_size,
+            seed=subject.seed,
+            adapter=subject.adapter,
         )
-    return rows
+        for subject in asked
+    ]
+    rows: dict[str, list[Row]] = {subject.split.user_id: [] for subject in subjects}
+    queries = [[example.query for example in subject.split.test] for subject in asked]
+    persona = [persona_words(subject.split) for subject in asked]
+    whole = [
+        history_fits(subject.split, own, base, prompt, reserve=evaluation.max_new_tokens)
+        for subject, own in zip(asked, queries, strict=True)
+    ]
+    for name in methods:
+        ready = [(i, one) for i, one in enumerate(fit(name, requests)) if one is not None]
+        personalizers = [one for _, one in ready]
+        responses = respond_all(personalizers, [queries[i] for i, _ in ready])
+        losses = losses_all(personalizers, [asked[i].split.test for i, _ in ready])
+        for (i, _), response, loss in zip(ready, responses, losses, strict=True):
+            split = asked[i].split
+            rows[split.user_id] += score_rows(
+                split.user_id, name, split.test, response, loss, persona=persona[i], history_fits=whole[i]
+            )
+    return [rows[subject.split.user_id] for subject in subjects]

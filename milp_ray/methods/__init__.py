@@ -1,13 +1,13 @@
 """Every way of personalising, behind one protocol, so that they can be compared.
 
-A method is one module with a function ``fit(request) -> Personalizer | None`` (``None``: the method does not
-apply to this user) and a docstring that names its paper and where it departs from it. The modules import
+A method is one module with a function ``fit(requests) -> list[Personalizer | None]``, one a user (``None``:
+the method does not apply to that user), and a docstring that names its paper and where it departs from it. The modules import
 torch, so they are loaded at first use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -58,15 +58,16 @@ if tuple(INFO) != METHODS:
     raise RuntimeError(f"methods {tuple(INFO)} differ from those of the configuration, {METHODS}")
 
 
-def fit(name: str, request: FitRequest) -> Personalizer | None:
-    """Make one method ready to answer one user; ``None`` where it does not apply to that user.
+def fit(name: str, requests: Sequence[FitRequest]) -> list[Personalizer | None]:
+    """Make one method ready to answer each user; ``None`` where it does not apply to that user.
 
     Raises:
-        MilpError: there is no such method.
+        MilpError: there is no such method, or a user's training diverges.
     """
     if name not in INFO:
         raise MilpError(f"method {name!r}: use one of {', '.join(INFO)}")
-    return import_module(f"{__name__}.{name}").fit(request)
+    personalizers: list[Personalizer | None] = import_module(f"{__name__}.{name}").fit(requests)
+    return personalizers
 
 
 def label(name: str) -> str:

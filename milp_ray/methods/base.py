@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from milp_ray.methods.protocol import Answerer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milp_ray.methods.protocol import FitRequest, Personalizer
 
 
-def fit(request: FitRequest) -> Personalizer:
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Nothing to fit."""
-    return Answerer(request)
+    return [Answerer(request) for request in requests]

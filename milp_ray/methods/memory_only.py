@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from milp_ray.methods.milp import train_adapter
+from milp_ray.methods.milp import train_adapters
 from milp_ray.methods.protocol import Answerer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milp_ray.methods.protocol import FitRequest, Personalizer
 
 
-def fit(request: FitRequest) -> Personalizer:
-    """Train the adapter; the empty layout has none and answers like the base."""
-    return Answerer(request, adapter=train_adapter(request, frozenset({"memory"})))
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
+    """Train the adapters; the empty layout has none and answers like the base."""
+    adapters = train_adapters(requests, frozenset({"memory"}))
+    return [Answerer(request, adapter=adapter) for request, adapter in zip(requests, adapters, strict=True)]

@@ -13,25 +13,43 @@ from typing import TYPE_CHECKING
 from milp_ray.methods.protocol import Answerer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milp_ray.methods.protocol import FitRequest, Personalizer
     from milp_ray.training.adapters import Adapter
+    from milp_ray.training.job import Job
 
 BOTH = frozenset({"memory", "instruction"})
 
 
-def fit(request: FitRequest) -> Personalizer:
-    """Take the stored adapter, or train one where there is none."""
-    adapter = request.adapter if request.adapter is not None else train_adapter(request, BOTH)
-    return Answerer(request, adapter=adapter)
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
+    """Take the stored adapters, and train those that are missing."""
+    missing = [request for request in requests if request.adapter is None]
+    trained = iter(train_adapters(missing, BOTH))
+    return [
+        Answerer(request, adapter=next(trained) if request.adapter is None else request.adapter)
+        for request in requests
+    ]
 
 
-def train_adapter(request: FitRequest, parts: frozenset[str]) -> Adapter | None:
-    """An adapter trained on some of the user's data under the request's layout.
+def train_adapters(requests: Sequence[FitRequest], parts: frozenset[str]) -> list[Adapter | None]:
+    """Adapters trained on some of each user's data under the request's layout; all users share the recipe.
 
     ``None``, which is the base alone, for the empty layout and where the user has no data of these parts.
     """
-    from milp_ray.training.job import Job
     from milp_ray.training.train import train
+
+    jobs = {str(i): job for i, request in enumerate(requests) if (job := _job(str(i), request, parts))}
+    if not jobs:
+        return [None] * len(requests)
+    one = requests[0]
+    results = train(one.base, list(jobs.values()), one.training, one.prompt)
+    adapters = {result.job_id: result.adapter for result in results}
+    return [adapters.get(str(i)) for i in range(len(requests))]
+
+
+def _job(job_id: str, request: FitRequest, parts: frozenset[str]) -> Job | None:
+    from milp_ray.training.job import Job
 
     data = {"memory": request.split.history, "instruction": request.split.train}
     parts = frozenset(part for part in parts if data[part])
@@ -41,7 +59,4 @@ def train_adapter(request: FitRequest, parts: frozenset[str]) -> Adapter | None:
     if request.training.early_stopping_patience is None:
         # Validation examples would be measured at the end and change nothing.
         split = replace(split, validation=())
-    job = Job(
-        job_id="+".join(sorted(parts)), split=split, layout=request.layout, parts=parts, seed=request.seed
-    )
-    return train(request.base, [job], request.training, request.prompt)[0].adapter
+    return Job(job_id=job_id, split=split, layout=request.layout, parts=parts, seed=request.seed)

@@ -17,16 +17,21 @@ from milp_ray.training.text import profile_context, query_prompt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milp_ray.methods.protocol import FitRequest, Personalizer
+    from milp_ray.methods.protocol import ContextRule, FitRequest, Personalizer
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-def fit(request: FitRequest) -> Personalizer | None:
-    """``None`` where the user has no profile."""
-    profile = (request.split.profile or "").strip()
-    if not profile:
-        return None
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
+    """``None`` where a user has no profile."""
+    return [
+        Answerer(request, context=_context_rule(request, profile)) if profile else None
+        for request in requests
+        for profile in [(request.split.profile or "").strip()]
+    ]
+
+
+def _context_rule(request: FitRequest, profile: str) -> ContextRule:
     base, prompt, sentences = request.base, request.prompt, _SENTENCE_END.split(profile)
 
     def context(query: str, reserve: int) -> str:
@@ -39,4 +44,4 @@ def fit(request: FitRequest) -> Personalizer | None:
         count = most_that_fits(sentences, render, lambda text: fits(base, text, reserve))
         return profile_context(" ".join(sentences[:count]), prompt)
 
-    return Answerer(request, context=context)
+    return context

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
+    from milp_ray.training.generation import Questions
+    from milp_ray.training.response_loss import Wanted
     from milp_ray.users.records import Example, UserSplit
 
 Unit = TypeVar("Unit")
@@ -25,12 +27,25 @@ Unit = TypeVar("Unit")
 class Personalizer(Protocol):
     """A method that is ready to answer one user."""
 
+    @property
+    def request(self) -> FitRequest:
+        """What it was fitted to."""
+        ...
+
     def respond(self, queries: Sequence[str]) -> list[str]:
         """Answer every query by greedy generation, in the order given."""
         ...
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """(summed negative log-likelihood in nats, tokens) of each example's wanted response."""
+        ...
+
+    def questions(self, queries: Sequence[str]) -> Questions:
+        """What is asked of the base for it, to be answered in one batch with others' questions."""
+        ...
+
+    def wanted(self, examples: Sequence[Example]) -> Wanted:
+        """What is asked of the base for :meth:`losses`."""
         ...
 
 
@@ -72,43 +87,57 @@ class Answerer:
     context: ContextRule = no_context
 
     def respond(self, queries: Sequence[str]) -> list[str]:
-        """See :class:`Personalizer`; all queries in batches of ``batch_size`` prompts."""
-        from milp_ray.training.adapters import attached
-        from milp_ray.training.generation import generate
-
-        request = self.request
-        prompts = [
-            query_prompt(query, request.prompt, self.context(query, request.max_new_tokens))
-            for query in queries
-        ]
-        with attached(request.base, self.adapter) as model:
-            return generate(
-                request.base,
-                model,
-                prompts,
-                max_new_tokens=request.max_new_tokens,
-                batch_size=request.batch_size,
-            )
+        """See :class:`Personalizer`."""
+        return respond_all([self], [queries])[0]
 
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """See :class:`Personalizer`; the context makes room for the wanted response where that is longer."""
-        from milp_ray.training.adapters import attached
-        from milp_ray.training.loss import response_losses
+        return losses_all([self], [examples])[0]
+
+    def questions(self, queries: Sequence[str]) -> Questions:
+        """The complete prompts, and who answers them."""
+        from milp_ray.training.generation import Questions
+
+        request = self.request
+        return Questions(
+            [query_prompt(q, request.prompt, self.context(q, request.max_new_tokens)) for q in queries],
+            self.adapter,
+        )
+
+    def wanted(self, examples: Sequence[Example]) -> Wanted:
+        """The examples behind their contexts, and who is asked about them."""
+        from milp_ray.training.response_loss import Wanted
 
         request = self.request
         contexts = []
         for example in examples:
             n_response = count_tokens(request.base, response_text(example.response))
             contexts.append(self.context(example.query, max(request.max_new_tokens, n_response)))
-        with attached(request.base, self.adapter) as model:
-            return response_losses(
-                request.base,
-                model,
-                examples,
-                request.prompt,
-                contexts=contexts,
-                batch_size=request.batch_size,
-            )
+        return Wanted(examples, contexts, self.adapter)
+
+
+def respond_all(personalizers: Sequence[Personalizer], queries: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The answers of several personalizers of one method, each to its own queries, in shared batches."""
+    from milp_ray.training.generation import generate
+
+    if not personalizers:
+        return []
+    request = personalizers[0].request
+    asked = [one.questions(own) for one, own in zip(personalizers, queries, strict=True)]
+    return generate(request.base, asked, max_new_tokens=request.max_new_tokens, batch_size=request.batch_size)
+
+
+def losses_all(
+    personalizers: Sequence[Personalizer], examples: Sequence[Sequence[Example]]
+) -> list[list[tuple[float, int]]]:
+    """:meth:`Personalizer.losses` of several personalizers of one method, in shared batches."""
+    from milp_ray.training.response_loss import response_losses
+
+    if not personalizers:
+        return []
+    request = personalizers[0].request
+    wanted = [one.wanted(own) for one, own in zip(personalizers, examples, strict=True)]
+    return response_losses(request.base, wanted, request.prompt, batch_size=request.batch_size)
 
 
 def training_side(split: UserSplit) -> UserSplit:

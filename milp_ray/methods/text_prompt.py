@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from milp_ray.config import PromptSection
-    from milp_ray.methods.protocol import FitRequest, Personalizer
+    from milp_ray.methods.protocol import ContextRule, FitRequest, Personalizer
     from milp_ray.training.base import Base
     from milp_ray.users.records import Turn, UserSplit
 
 
-def fit(request: FitRequest) -> Personalizer:
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Nothing to train; the history is cut for each query by itself."""
+    return [Answerer(request, context=_context_rule(request)) for request in requests]
+
+
+def _context_rule(request: FitRequest) -> ContextRule:
     base, prompt, history = request.base, request.prompt, request.split.history
 
     def context(query: str, reserve: int) -> str:
         return history_context(recent_turns(history, query, base, prompt, reserve=reserve), prompt)
 
-    return Answerer(request, context=context)
+    return context
 
 
 def recent_turns(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PersonalizeSection, RaySection
     from milp_ray.rundir import RunFolder
     from milp_ray.training.base import Base
+    from milp_ray.training.job import JobResult
     from milp_ray.users.records import UserSplit
 
 STAGE = "personalize"
@@ -174,7 +175,7 @@ class _Batch:
 
     def run(self, pool: WorkerPool, items: Iterable[_Item]) -> None:
         """Train every item and count what becomes of it."""
-        function = partial(_make_adapter, self._store, self._recipe)
+        function = partial(_make_adapters, self._store, self._recipe)
         for outcome in pool.map(function, items, key=lambda i: i.split.user_id, size=lambda i: i.size):
             self._count(outcome)
 
@@ -234,18 +235,49 @@ def _load_base(section: BaseSection) -> Base:
     return load_base(section)
 
 
-def _make_adapter(store: AdapterStore, recipe: Recipe, base: Base, item: _Item) -> dict[str, Any]:
-    """Train one user's adapter in a worker and publish it; only small numbers go back."""
+def _make_adapters(
+    store: AdapterStore,
+    recipe: Recipe,
+    base: Base,
+    items: Sequence[_Item],
+    report: Callable[[int, Any], None],
+) -> None:
+    """Train some users' adapters in a worker and publish each as it ends; only small numbers go back."""
     from milp_ray.training.job import Job
     from milp_ray.training.train import train
 
-    user_id = item.split.user_id
-    if store.has(user_id, item.fingerprint):
-        # An earlier worker was lost after it had published and before its reply arrived.
-        return _made(store, user_id)
-    seed = recipe.seed_of(user_id)
-    job = Job(job_id=hash_id(user_id), split=item.split, layout=recipe.layout, parts=item.parts, seed=seed)
-    [result] = train(base, [job], recipe.training, recipe.prompt)
+    places: dict[str, int] = {}
+    jobs: list[Job] = []
+    for place, item in enumerate(items):
+        user_id = item.split.user_id
+        if store.has(user_id, item.fingerprint):
+            # An earlier worker was lost after it had published and before its reply arrived.
+            report(place, _made(store, user_id))
+            continue
+        job_id, seed = hash_id(user_id), recipe.seed_of(user_id)
+        places[job_id] = place
+        jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
+
+    def ended(result: JobResult) -> None:
+        place = places[result.job_id]
+        try:
+            _publish(store, recipe, base, items[place], result)
+        except MilpError as error:
+            report(place, error)
+        else:
+            report(place, _made(store, items[place].split.user_id))
+
+    train(
+        base,
+        jobs,
+        recipe.training,
+        recipe.prompt,
+        on_result=ended,
+        on_failure=lambda job_id, error: report(places[job_id], error),
+    )
+
+
+def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: _Item, result: JobResult) -> None:
     if result.adapter is None:
         raise RuntimeError("training returned no adapter for a layout that is not empty")
     if not all(bool(tensor.isfinite().all()) for tensor in result.adapter.tensors.values()):
@@ -253,7 +285,7 @@ def _make_adapter(store: AdapterStore, recipe: Recipe, base: Base, item: _Item) 
             "training diverged: weights are not finite; lower training.learning_rate or training.lora_alpha"
         )
     meta = {
-        "seed": seed,
+        "seed": recipe.seed_of(item.split.user_id),
         "base": base.model_id,
         "revision": base.revision,
         "parts": sorted(item.parts),
@@ -266,8 +298,7 @@ def _make_adapter(store: AdapterStore, recipe: Recipe, base: Base, item: _Item) 
         "peak_rss_mib": round(result.peak_rss_mib, 1),
         "curve": [{k: _finite(v) for k, v in point.items()} for point in result.curve],
     }
-    store.publish(user_id, result.adapter, meta, fingerprint=item.fingerprint)
-    return _made(store, user_id)
+    store.publish(item.split.user_id, result.adapter, meta, fingerprint=item.fingerprint)
 
 
 def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """A pool of Ray actors that map a function over users, each actor holding one loaded base.
 
-Plain actors rather than Ray Data, whose checkpoints are by block: here one user is one unit of work, of
-retry and of failure. Workers pull, the longest item first, so that no worker ends long after the others. A
-pool serves any number of stages, which then pay once for its workers' imports and base:
+Plain actors rather than Ray Data, whose checkpoints are by block: here one user is one unit of retry and of
+failure, though a worker is given many at a time, to work on together. Workers pull, the longest items first
+and dealt out evenly, so that no worker ends long after the others. A pool serves any number of stages, which
+then pay once for its workers' imports and base:
 
     with WorkerPool(partial(load_base, config.base), section=config.personalize) as pool:
-        for outcome in pool.map(make_adapter, splits, key=…, size=…):
+        for outcome in pool.map(make_adapters, splits, key=…, size=…):
             …
-        for outcome in pool.map(score_user, splits, key=…, size=…):
+        for outcome in pool.map(score_users, splits, key=…, size=…):
             …
 
-The function is called as ``function(state, item)``; ``state`` is what the factory returned in that worker.
+The function is called as ``function(state, items, report)`` (:data:`~milp_ray.personalize.worker.PackFunction`);
+``state`` is what the factory returned in that worker.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.worker import Reply, UserWorker
+from milp_ray.personalize.worker import PackFunction, Reply, UserWorker
 from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ Item = TypeVar("Item")
 
 # Items looked at ahead of the workers when the longest is picked: bounds the memory of a long iterator.
 LOOKAHEAD = 4096
+# Items a worker is given at once: several packs of them, so that slots that become free are filled again.
+MOST_AT_ONCE = 64
 _numbers = itertools.count(1)  # of workers of this process, so that no two actors share a name
 _PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
 _LOST_WHILE_STARTING = 3  # workers lost in a row before one starts: the machine cannot hold them
@@ -65,7 +69,9 @@ class _Task(Generic[Item]):
     rank: tuple[float, int]
     key: str = field(compare=False)
     item: Item = field(compare=False)
-    lost: int = field(default=0, compare=False)  # workers lost while they worked on it
+    attempts: int = field(default=0, compare=False)
+    lost: int = field(default=0, compare=False)  # workers lost while they worked on it alone
+    alone: bool = field(default=False, compare=False)  # something went wrong with it in company
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +133,22 @@ class WorkerPool:
 
     def map(
         self,
-        function: Callable[[Any, Item], Any],
+        function: PackFunction,
         items: Iterable[Item],
         *,
         key: Callable[[Item], str],
         size: Callable[[Item], float] = lambda item: 0.0,
+        at_once: int = MOST_AT_ONCE,
     ) -> Iterator[Outcome]:
         """Apply ``function`` to every item; one outcome an item, in the order in which they end.
 
         Args:
-            function: called as ``function(state, item)`` in a worker; picklable. Whatever it raises fails
-                its item and no other.
+            function: called as ``function(state, items, report)`` in a worker; picklable. Items that it
+                reports an error for, or cannot do even alone, fail; the others do not.
             items: read as workers become free, at most :data:`LOOKAHEAD` ahead.
             key: the item's name in its outcome.
             size: larger items are begun first.
+            at_once: most items of a call. An item whose worker was lost is tried again alone.
 
         Raises:
             MilpError: the factory failed, or workers die before their state is loaded.
@@ -151,15 +159,17 @@ class WorkerPool:
             raise RuntimeError("the pool is not open: use it in a `with` block")
         shared_function = ray.put(function)
         queue = _Queue(items, key, size)
-        working: dict[Any, _Task[Item]] = {}
+        working: dict[Any, list[_Task[Item]]] = {}
         try:
             while queue or working:
                 self.start(min(len(queue) + len(working), self.max_workers))
                 while self._idle and queue:
-                    handle, task = self._idle.pop(), queue.pop()
-                    reply = handle.actor.run.remote(shared_function, task.item)
+                    handle, tasks = self._idle.pop(), queue.deal(self.max_workers, at_once)
+                    for task in tasks:
+                        task.attempts += 1
+                    reply = handle.actor.run.remote(shared_function, [task.item for task in tasks])
                     self._handles[reply] = handle
-                    working[reply] = task
+                    working[reply] = tasks
                 done, _ = ray.wait(list(self._handles), num_returns=1, timeout=None if working else _PATIENCE)
                 if not done:
                     self._warn_of_waiting()
@@ -169,9 +179,7 @@ class WorkerPool:
                 if finished is None:
                     self._after_start(handle, done[0])
                 else:
-                    outcome = self._after_run(handle, done[0], finished, queue)
-                    if outcome is not None:
-                        yield outcome
+                    yield from self._after_run(handle, done[0], finished, queue)
         finally:
             # A consumer that stops early, or an interruption: what is still being worked on is given up.
             for reply in working:
@@ -227,47 +235,56 @@ class WorkerPool:
         log_event("worker_started", worker=handle.name, seconds=round(seconds, 3))
 
     def _after_run(
-        self, handle: _Handle, reply: Any, task: _Task[Item], queue: _Queue[Item]
-    ) -> Outcome | None:
-        """A worker has replied, or was lost; the item's outcome unless it is to be tried again."""
+        self, handle: _Handle, reply: Any, tasks: list[_Task[Item]], queue: _Queue[Item]
+    ) -> list[Outcome]:
+        """A worker has replied, or was lost; the outcomes of the items that are not to be tried again."""
         import ray
 
-        attempts = task.lost + 1
         try:
-            answer: Reply = ray.get(reply)
+            answers: list[Reply] = ray.get(reply)
         except ray.exceptions.RayTaskError as error:
-            # The function's own exceptions come as replies: this one is about sending the item or the value.
+            # The function's own exceptions come as replies: this one is about sending items or values.
             self._idle.append(handle)
-            return Outcome(
-                task.key,
-                "failed",
-                error=type(error.cause).__name__,
-                reason=f"{type(error.cause).__name__} while the user's data or result was sent",
-                attempts=attempts,
-                worker=handle.name,
-            )
+            cause = type(error.cause).__name__
+            if len(tasks) > 1:
+                return self._again(tasks, queue)
+            return [_failed(tasks[0], handle, cause, f"{cause} while the user's data or result was sent")]
         except ray.exceptions.RayError:
             # Killed, out of memory, node gone, or not to be reached: in every case not to be relied on.
             _kill(handle)
             self.n_lost += 1
-            task.lost += 1
-            log_event("worker_lost", worker=handle.name, user=task.key, attempt=attempts)
-            if task.lost <= self._section.max_retries:
-                queue.push_back(task)
-                return None
-            return Outcome(
-                task.key,
-                "failed",
-                error="WorkerLost",
-                reason=f"its worker was lost {task.lost} times (killed or out of memory)",
-                attempts=attempts,
-                worker=handle.name,
-            )
+            log_event("worker_lost", worker=handle.name, n_users=len(tasks), attempt=tasks[0].attempts)
+            if len(tasks) > 1:  # any of them may have been the cause, and most were not
+                return self._again(tasks, queue)
+            tasks[0].lost += 1
+            if tasks[0].lost <= self._section.max_retries:
+                return self._again(tasks, queue)
+            reason = f"its worker was lost {tasks[0].lost} times (killed or out of memory)"
+            return [_failed(tasks[0], handle, "WorkerLost", reason)]
         self._idle.append(handle)
-        status: Literal["done", "failed"] = "done" if answer.error is None else "failed"
-        return Outcome(
-            task.key, status, answer.value, answer.error, answer.reason, attempts, answer.seconds, handle.name
-        )
+        return [
+            Outcome(
+                task.key,
+                "done" if answer.error is None else "failed",
+                answer.value,
+                answer.error,
+                answer.reason,
+                task.attempts,
+                answer.seconds,
+                handle.name,
+            )
+            for task, answer in zip(tasks, answers, strict=True)
+        ]
+
+    def _again(self, tasks: list[_Task[Item]], queue: _Queue[Item]) -> list[Outcome]:
+        for task in tasks:
+            task.alone = True
+            queue.push_back(task)
+        return []
+
+
+def _failed(task: _Task[Item], handle: _Handle, error: str, reason: str) -> Outcome:
+    return Outcome(task.key, "failed", error=error, reason=reason, attempts=task.attempts, worker=handle.name)
 
 
 class _Queue(Generic[Item]):
@@ -286,11 +303,24 @@ class _Queue(Generic[Item]):
     def __len__(self) -> int:
         return len(self._heap)
 
-    def pop(self) -> _Task[Item]:
-        """Take the next task."""
-        task = heapq.heappop(self._heap)
+    def deal(self, n_hands: int, most: int) -> list[_Task[Item]]:
+        """Take a hand: every ``n_hands``-th of the largest tasks, so that what is left makes equal hands.
+
+        At most ``most`` tasks; one that has to be done alone makes a hand of its own.
+        """
+        first = heapq.heappop(self._heap)
+        hand = [first]
+        if not first.alone:
+            n_each = min(most, math.ceil((len(self._heap) + 1) / n_hands))
+            left: list[_Task[Item]] = []
+            while self._heap and len(hand) < n_each:
+                task = heapq.heappop(self._heap)
+                goes_along = (len(left) + len(hand)) % n_hands == 0 and not task.alone
+                (hand if goes_along else left).append(task)
+            for task in left:
+                heapq.heappush(self._heap, task)
         self._fill()
-        return task
+        return hand
 
     def push_back(self, task: _Task[Item]) -> None:
         """Return a task whose worker was lost; it is the next one again where it is the largest."""
@@ -300,21 +330,6 @@ class _Queue(Generic[Item]):
         for item in itertools.islice(self._source, max(0, LOOKAHEAD - len(self._heap))):
             rank = (-self._size(item), next(self._order))
             heapq.heappush(self._heap, _Task(rank, self._key(item), item))
-
-
-def map_users(
-    factory: Callable[[], Any],
-    function: Callable[[Any, Item], Any],
-    items: Iterable[Item],
-    *,
-    section: PersonalizeSection,
-    key: Callable[[Item], str],
-    size: Callable[[Item], float] = lambda item: 0.0,
-    threads: int = 1,
-) -> Iterator[Outcome]:
-    """:meth:`WorkerPool.map` in a pool that is open for this one stage."""
-    with WorkerPool(factory, section=section, threads=threads) as pool:
-        yield from pool.map(function, items, key=key, size=size)
 
 
 def _room_for(section: PersonalizeSection) -> int:

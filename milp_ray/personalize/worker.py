@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.telemetry import prepare_worker
+
+# (state, items, report): works on the items together and calls ``report(index, value)`` for each, or
+# ``report(index, error)`` for one that failed by itself.
+PackFunction = Callable[[Any, Sequence[Any], Callable[[int, Any], None]], None]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -49,15 +53,33 @@ class UserWorker:
         self._state = factory()
         return time.perf_counter() - started
 
-    def run(self, function: Callable[[Any, Any], Any], item: Any) -> Reply:
-        """Apply a function to one item."""
+    def run(self, function: PackFunction, items: Sequence[Any]) -> list[Reply]:
+        """Apply a function to some items together; a reply each.
+
+        Where it raises, what is not reported yet is done again one by one, so that no item suffers from its
+        neighbours.
+        """
         started = time.perf_counter()
+        replies: dict[int, Reply] = {}
+
+        def report(index: int, value: Any) -> None:
+            seconds = (time.perf_counter() - started) / len(items)
+            if isinstance(value, Exception):
+                replies[index] = Reply(error=type(value).__name__, reason=safe_reason(value), seconds=seconds)
+            else:
+                replies[index] = Reply(value=value, seconds=seconds)
+
         try:
-            value = function(self._state, item)
+            function(self._state, items, report)
         except Exception as error:
-            reason = safe_reason(error)
-            return Reply(error=type(error).__name__, reason=reason, seconds=time.perf_counter() - started)
-        return Reply(value=value, seconds=time.perf_counter() - started)
+            if len(items) == 1 and not replies:
+                report(0, error)
+        if len(items) == 1 and not replies:
+            report(0, RuntimeError("the function reported nothing"))
+        for index, item in enumerate(items):
+            if index not in replies:
+                [replies[index]] = self.run(function, [item])
+        return [replies[index] for index in range(len(items))]
 
 
 def safe_reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
-    from milp_ray.training.job import Job, JobResult, PausedJob
+    from milp_ray.training.job import Job, JobResult
     from milp_ray.users.records import UserSplit
 
 # What the name of a measurement's temporary folder begins with; the process's id follows.
@@ -103,25 +103,21 @@ class Measurement:
         epoch = self._task.rungs[rung]
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-")
-        paused: list[PausedJob] = []
-        losses: list[float] = []
-        for place, job in enumerate(self._jobs()):
-            [part] = train_until(
-                self._base,
-                [job],
-                self._task.training,
-                self._task.prompt,
-                epoch=epoch,
-                checkpoint_dir=Path(self._folder.name),
-            )
-            loss = _required(part.validation_loss, place)
-            if not math.isfinite(loss):
+        paused = train_until(
+            self._base,
+            self._jobs(),
+            self._task.training,
+            self._task.prompt,
+            epoch=epoch,
+            checkpoint_dir=Path(self._folder.name),
+        )
+        losses = [_required(part.validation_loss, place) for place, part in enumerate(paused)]
+        for place, part in enumerate(paused):
+            if not math.isfinite(losses[place]):
                 raise MilpError(
                     f"training diverged: after epoch {part.epoch} the validation loss of probe user {place} "
                     f"is no longer a number; lower training.learning_rate or training.lora_alpha.value"
                 )
-            paused.append(part)
-            losses.append(loss)
         self._n_rungs_done += 1
         self._seconds += time.perf_counter() - started
         return {
@@ -153,25 +149,20 @@ class Measurement:
         from milp_ray.training.train import train
 
         started = time.perf_counter()
-        per_user: dict[str, list[float]] = {name: [] for name in _BY_USER}
-        results: list[JobResult] = []
-        for place, job in enumerate(self._jobs()):
-            [result] = train(
-                self._base,
-                [job],
-                self._task.training,
-                self._task.prompt,
-                checkpoint_dir=None if self._folder is None else Path(self._folder.name),
-                checkpoint_every_epoch=False,
-            )
-            loss = _required(result.validation_loss, place)
-            scores = {"validation_loss": loss, **_text_scores(self._base, result, job.split, self._task)}
-            for name in _BY_USER:
-                per_user[name].append(scores[name])
-            result.adapter = None  # one user's weights at a time
-            results.append(result)
+        results = train(
+            self._base,
+            self._jobs(),
+            self._task.training,
+            self._task.prompt,
+            checkpoint_dir=None if self._folder is None else Path(self._folder.name),
+            checkpoint_every_epoch=False,
+        )
+        losses = [_required(result.validation_loss, place) for place, result in enumerate(results)]
+        scores = _text_scores(self._base, results, self._task)
+        per_user = {"validation_loss": losses, **scores}
         summary: dict[str, Any] = {}
-        for name, values in per_user.items():
+        for name in _BY_USER:
+            values = per_user[name]
             summary[name] = fmean(values)
             summary[f"{name}_sem"] = _standard_error(values)
         self._seconds += time.perf_counter() - started
@@ -196,13 +187,14 @@ class Measurement:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _jobs(self) -> Iterator[Job]:
+    def _jobs(self) -> list[Job]:
         from milp_ray.training.job import Job
 
         parts = trial_parts(self._task.stages)
-        for place, split in enumerate(self._task.splits):
-            seed = _user_seed(self._task.seed, place)
-            yield Job(f"probe-{place}", split, self._layout, parts, seed=seed)
+        return [
+            Job(f"probe-{place}", split, self._layout, parts, seed=_user_seed(self._task.seed, place))
+            for place, split in enumerate(self._task.splits)
+        ]
 
 
 def trial_parts(stages: Literal["memory", "both"]) -> frozenset[str]:
@@ -220,24 +212,24 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def _text_scores(base: Base, result: JobResult, split: UserSplit, task: TrialTask) -> dict[str, float]:
-    """Means over the user's validation queries."""
-    from milp_ray.training.adapters import attached
-    from milp_ray.training.generation import generate
+def _text_scores(base: Base, results: Sequence[JobResult], task: TrialTask) -> dict[str, list[float]]:
+    """For each user the means over the validation queries."""
+    from milp_ray.training.generation import Questions, generate
     from milp_ray.training.text import query_prompt
 
-    prompts = [query_prompt(example.query, task.prompt) for example in split.validation]
-    with attached(base, result.adapter) as model:
-        answers = generate(
-            base, model, prompts, max_new_tokens=task.max_new_tokens, batch_size=task.batch_size
-        )
-    persona = [turn.text for turn in split.history] + ([split.profile] if split.profile else [])
-    pairs = list(zip(answers, split.validation, strict=True))
-    return {
-        "rouge_l": fmean(rouge_l(answer, example.response) for answer, example in pairs),
-        "rouge_1": fmean(rouge_1(answer, example.response) for answer, example in pairs),
-        "persona_f1": fmean(persona_f1(answer, persona) for answer in answers),
-    }
+    asked = [
+        Questions([query_prompt(example.query, task.prompt) for example in split.validation], result.adapter)
+        for split, result in zip(task.splits, results, strict=True)
+    ]
+    answers = generate(base, asked, max_new_tokens=task.max_new_tokens, batch_size=task.batch_size)
+    scores: dict[str, list[float]] = {"rouge_l": [], "rouge_1": [], "persona_f1": []}
+    for own, split in zip(answers, task.splits, strict=True):
+        persona = [turn.text for turn in split.history] + ([split.profile] if split.profile else [])
+        pairs = list(zip(own, split.validation, strict=True))
+        scores["rouge_l"].append(fmean(rouge_l(answer, example.response) for answer, example in pairs))
+        scores["rouge_1"].append(fmean(rouge_1(answer, example.response) for answer, example in pairs))
+        scores["persona_f1"].append(fmean(persona_f1(answer, persona) for answer in own))
+    return scores
 
 
 def _user_seed(seed: int, place: int) -> int:

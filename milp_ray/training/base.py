@@ -81,7 +81,7 @@ def load_base(section: BaseSection) -> Base:
         from transformers import AutoModelForCausalLM
 
         config = _model_config(source, section.revision)
-        spec = ffn_spec(config, section.ffn_modules)
+        ffn_spec(config, section.ffn_modules)  # an unknown architecture is refused before it is loaded
         model = AutoModelForCausalLM.from_pretrained(
             source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
         )

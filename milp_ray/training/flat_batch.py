@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milp_ray.training.data import Sequence
+
+Owner = TypeVar("Owner")
 
 
 class Texts:
@@ -72,6 +75,16 @@ class Part:
     chosen: tuple[int, ...]
     segment: Segment | None
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the chosen sequences."""
+        return sum(self.texts.lengths[i] for i in self.chosen)
+
+    @property
+    def n_targets(self) -> int:
+        """Those that count in the loss."""
+        return sum(self.texts.n_targets(i) for i in self.chosen)
+
 
 def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | None = None) -> FlatBatch:
     """Put the sequences of several jobs on one line, job by job; ``segments`` get their places."""
@@ -103,3 +116,31 @@ def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | N
         states=states,
         segments=segments,
     )
+
+
+def pieces_of(texts: Texts, chosen: SequenceOf[int], most_tokens: int) -> Iterator[tuple[int, ...]]:
+    """``chosen`` in order, in pieces of at most ``most_tokens`` tokens, or of one sequence."""
+    piece: list[int] = []
+    n_tokens = 0
+    for index in chosen:
+        if piece and n_tokens + texts.lengths[index] > most_tokens:
+            yield tuple(piece)
+            piece, n_tokens = [], 0
+        piece.append(index)
+        n_tokens += texts.lengths[index]
+    if piece:
+        yield tuple(piece)
+
+
+def together(parts: Iterable[tuple[Owner, Part]], most_tokens: int) -> Iterator[list[tuple[Owner, Part]]]:
+    """Parts for one pass each, in order: of at most ``most_tokens`` tokens, or a single part."""
+    some: list[tuple[Owner, Part]] = []
+    n_tokens = 0
+    for owner, part in parts:
+        if some and n_tokens + part.n_tokens > most_tokens:
+            yield some
+            some, n_tokens = [], 0
+        some.append((owner, part))
+        n_tokens += part.n_tokens
+    if some:
+        yield some

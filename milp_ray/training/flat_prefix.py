@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from milp_ray.training.flat_batch import Part, Texts, flat_batch
+from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -88,20 +88,6 @@ class FlatPrefix:
         finally:
             for i, layer in enumerate(whole):
                 layers[i] = layer
-
-
-def pieces_of(texts: Texts, chosen: SequenceOf[int], most_tokens: int) -> Iterator[tuple[int, ...]]:
-    """``chosen`` in order, in pieces of at most ``most_tokens`` tokens, or of one sequence."""
-    piece: list[int] = []
-    n_tokens = 0
-    for index in chosen:
-        if piece and n_tokens + texts.lengths[index] > most_tokens:
-            yield tuple(piece)
-            piece, n_tokens = [], 0
-        piece.append(index)
-        n_tokens += texts.lengths[index]
-    if piece:
-        yield tuple(piece)
 
 
 class _ReachedError(Exception):

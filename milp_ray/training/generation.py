@@ -1,54 +1,70 @@
-"""Batched greedy generation with a key-value cache.
+"""Batched greedy generation with a key-value cache, for many users' adapters at once.
 
-A loop of our own, because for small models most of ``model.generate``'s time is not the model's: here
-finished rows leave the batch, prompts are sorted by length, and masks are built once.
+A loop of our own, because for small models most of ``model.generate``'s time is not the model's: here rows of
+all users share a batch, finished rows leave it, prompts are sorted by length, and masks are built once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from milp_ray.errors import MilpError
 from milp_ray.training.data import chunks, cut_left
+from milp_ray.training.seating import Seating, seated
 
 if TYPE_CHECKING:
+    from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
 
 
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Complete prompts (:func:`milp_ray.training.text.query_prompt`) for one adapter; ``None``: the base."""
+
+    prompts: Sequence[str]
+    adapter: Adapter | None = None
+
+
 def generate(
-    base: Base, model: nn.Module, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int
-) -> list[str]:
+    base: Base, asked: Sequence[Questions], *, max_new_tokens: int, batch_size: int
+) -> list[list[str]]:
     """Continue each prompt greedily until the end token or ``max_new_tokens``.
 
     A prompt that leaves no room for ``max_new_tokens`` within the base's context loses its beginning: it
     keeps its last (context length − ``max_new_tokens``) tokens, the start token counted among them.
 
     Args:
-        base: whose tokenizer, context length and device are used.
-        model: the base's model, or what :func:`milp_ray.training.adapters.attached` yields.
-        prompts: complete prompts, see :func:`milp_ray.training.text.query_prompt`.
+        base: the frozen base, afterwards as it was.
+        asked: prompts and the adapters that answer them.
         max_new_tokens: most tokens of an answer.
-        batch_size: rows at once; answers do not depend on it.
+        batch_size: rows at once, of any adapters; answers do not depend on it.
 
     Returns:
-        The answers without special tokens and surrounding white space, in the order of the prompts.
+        For each entry of ``asked`` the answers, without special tokens and surrounding white space, in the
+        order of its prompts.
 
     Raises:
-        MilpError: ``max_new_tokens`` leaves no room for any prompt.
+        MilpError: ``max_new_tokens`` leaves no room for any prompt, or an adapter does not fit the base.
     """
+    owners = [i for i, questions in enumerate(asked) for _ in questions.prompts]
+    prompts = [prompt for questions in asked for prompt in questions.prompts]
     token_ids = prompt_tokens(base, prompts, max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
     longest_first = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
-    with torch.inference_mode():
+    with seated(base, [questions.adapter for questions in asked]) as seating, torch.inference_mode():
         for indices in chunks(longest_first, batch_size):
-            batch = _GreedyBatch(base, model, [token_ids[i] for i in indices])
-            for index, answer in zip(indices, batch.run(max_new_tokens), strict=True):
+            # Rows of one adapter next to each other.
+            rows = sorted(indices, key=lambda i: (seating.place(owners[i]), owners[i]))
+            batch = _GreedyBatch(base, seating, [owners[i] for i in rows], [token_ids[i] for i in rows])
+            for index, answer in zip(rows, batch.run(max_new_tokens), strict=True):
                 answers[index] = answer
-    return [str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+    texts = iter(str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers)
+    return [[next(texts) for _ in questions.prompts] for questions in asked]
 
 
 def prompt_tokens(base: Base, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -70,10 +86,13 @@ class _GreedyBatch:
     count from its own first token.
     """
 
-    def __init__(self, base: Base, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, base: Base, seating: Seating, owners: Sequence[int], prompts: Sequence[Sequence[int]]
+    ) -> None:
         from transformers import DynamicCache
 
-        self._base, self._model = base, model
+        self._base, self._model = base, base.model
+        self._seating, self._owners = seating, list(owners)
         self._cache = DynamicCache(config=base.model.config)
         self._answers: list[list[int]] = [[] for _ in prompts]
         self._rows = list(range(len(prompts)))  # which answer each row of the batch writes
@@ -108,6 +127,7 @@ class _GreedyBatch:
         self._length += n_new
         if self._padded:
             inputs["attention_mask"] = self._mask(columns)
+        self._seating.show(self._owners, n_new)
         output = self._model(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1].argmax(dim=-1)
 
@@ -130,3 +150,4 @@ class _GreedyBatch:
         self._cache.batch_select_indices(index)
         self._padding = self._padding[index]
         self._rows = [self._rows[i] for i in rows]
+        self._owners = [self._owners[i] for i in rows]

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from milp_ray.config import PromptSection
-from milp_ray.training.data import Batch, Sequence, chunks, instruction_set, make_batches
-from milp_ray.users.records import Example
+from milp_ray.training.data import Batch, Sequence, chunks, make_batches
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -111,33 +109,6 @@ def sequence_losses(
     # Pieces keep the order, longest first.
     in_order = dict(zip(longest_first, losses, strict=True))
     return [in_order[i] for i in range(len(sequences))]
-
-
-def response_losses(
-    base: Base,
-    model: nn.Module,
-    examples: SequenceOf[Example],
-    prompt: PromptSection,
-    contexts: SequenceOf[str] | None = None,
-    *,
-    batch_size: int = 16,
-) -> list[tuple[float, int]]:
-    """How surprised ``model`` is by each example's response.
-
-    Args:
-        base: whose tokenizer, context length and device are used.
-        model: the base's model, or what :func:`milp_ray.training.adapters.attached` yields.
-        examples: query → response pairs.
-        prompt: the fixed phrases.
-        contexts: one document before each question, or ``None``.
-        batch_size: rows of one forward pass; the result does not depend on it (beyond rounding).
-
-    Returns:
-        For each example the sum of its response tokens' negative log-likelihoods in nats (the end token
-        included) and the number of those tokens.
-    """
-    sequences = instruction_set(examples, base, prompt, max_length=base.context_length, contexts=contexts)
-    return sequence_losses(base, TargetLoss(model, base.first_position), sequences, batch_size)
 
 
 def mean_token_loss(losses: SequenceOf[tuple[float, int]]) -> float | None:

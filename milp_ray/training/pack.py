@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from milp_ray.memory.lora import lora_alpha, target_modules
 from milp_ray.training.checkpoint import CheckpointFile, Progress, Tensors
 from milp_ray.training.engine import engine_around
 from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
-from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch
+from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch, pieces_of, together
 from milp_ray.training.flat_loss import FlatLoss
-from milp_ray.training.flat_prefix import FlatPrefix, pieces_of
+from milp_ray.training.flat_prefix import FlatPrefix
 from milp_ray.training.job import plan_job
 from milp_ray.training.pack_optimizer import SlotAdamW
 from milp_ray.training.packed_lora import PackContext, packed
@@ -279,9 +279,9 @@ class _Pack:
             else:
                 done += n
         seconds = time.perf_counter() - started
-        n_tokens = sum(_n_tokens(part) for part in parts)
+        n_tokens = sum(part.n_tokens for part in parts)
         for slot_job, part in zip(self._active, parts, strict=True):
-            slot_job.seconds += seconds * _n_tokens(part) / n_tokens
+            slot_job.seconds += seconds * part.n_tokens / n_tokens
             slot_job.count_step(part)
             if self._hooks.on_progress is not None:
                 job, progress = slot_job.plan.job, slot_job.progress
@@ -290,7 +290,7 @@ class _Pack:
     def _pass(self, engine: Any, jobs: list[SlotJob], parts: list[Part]) -> None:
         """Forward, backward and the optimizer step of some jobs: each by the mean of its own targets."""
         batch = self._batch(parts)
-        n_targets = [sum(part.texts.n_targets(i) for i in part.chosen) for part in parts]
+        n_targets = [part.n_targets for part in parts]
         sizes = torch.tensor(n_targets, device=self._base.device)
         loss = engine(batch, torch.repeat_interleave(1.0 / sizes, sizes), self._section.dropout)
         engine.backward(loss)
@@ -412,10 +412,10 @@ class _Pack:
             ]
         sums, counts = [0.0] * len(jobs), [0] * len(jobs)
         with torch.no_grad():
-            for some in _together(pieces, most):
+            for some in together(pieces, most):
                 parts = [part for _, part in some]
                 nll = self._module.nll(self._batch(parts), 0.0).double()
-                sizes = [sum(part.texts.n_targets(k) for k in part.chosen) for part in parts]
+                sizes = [part.n_targets for part in parts]
                 for (i, _), own, n in zip(some, nll.split(sizes), sizes, strict=True):
                     sums[i] += float(own.sum())
                     counts[i] += n
@@ -432,25 +432,6 @@ class _Pack:
         tensors |= {f"best.{name}": t for name, t in slot_job.best.items()}
         tensors |= {f"moments.{name}": t for name, t in rack.moments(slot).items()}
         CheckpointFile(self._hooks.checkpoint_dir, slot_job.plan.job.job_id).write(slot_job.progress, tensors)
-
-
-def _together(pieces: list[tuple[int, Part]], most_tokens: int) -> Iterator[list[tuple[int, Part]]]:
-    """Parts for one pass each: of at most ``most_tokens`` tokens, or a single part."""
-    some: list[tuple[int, Part]] = []
-    n_tokens = 0
-    for piece in pieces:
-        size = _n_tokens(piece[1])
-        if some and n_tokens + size > most_tokens:
-            yield some
-            some, n_tokens = [], 0
-        some.append(piece)
-        n_tokens += size
-    if some:
-        yield some
-
-
-def _n_tokens(part: Part) -> int:
-    return sum(part.texts.lengths[i] for i in part.chosen)
 
 
 def _part(tensors: Tensors, head: str) -> Tensors:

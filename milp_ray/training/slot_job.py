@@ -111,8 +111,8 @@ class SlotJob:
         self.windows.pop()
         self.progress.steps += 1
         self.progress.stage_steps += 1
-        self.progress.tokens += sum(part.texts.lengths[i] for i in part.chosen)
-        self.epoch_targets += sum(part.texts.n_targets(i) for i in part.chosen)
+        self.progress.tokens += part.n_tokens
+        self.epoch_targets += part.n_targets
 
     def check_finite(self, mean: float) -> None:
         """Refuse a training loss that is no number.

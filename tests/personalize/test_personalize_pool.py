@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ import pytest
 
 from milp_ray.config import PersonalizeSection
 from milp_ray.errors import MilpError
-from milp_ray.personalize.pool import Outcome, WorkerPool, map_users
-from milp_ray.personalize.worker import UserWorker, safe_reason
+from milp_ray.personalize.pool import Outcome, WorkerPool, _Queue
+from milp_ray.personalize.worker import PackFunction, UserWorker, safe_reason
 
 SECRET = "my pin is 4711"
 
@@ -40,8 +41,18 @@ def by_key(outcomes: list[Outcome]) -> dict[str, Outcome]:
     return {outcome.key: outcome for outcome in outcomes}
 
 
+def each(function: Callable[[Any, Any], Any]) -> PackFunction:
+    """Applies ``function`` to one item after the other."""
+
+    def packed(state: Any, items: Any, report: Callable[[int, Any], None]) -> None:
+        for place, item in enumerate(items):
+            report(place, function(state, item))
+
+    return packed
+
+
 def run(pool: WorkerPool, function: Callable[[Any, Any], Any], items: list[Any]) -> dict[str, Outcome]:
-    return by_key(list(pool.map(function, items, key=str, size=float)))
+    return by_key(list(pool.map(each(function), items, key=str, size=float)))
 
 
 @pytest.mark.ray
@@ -54,7 +65,7 @@ def test_every_item_has_one_outcome(pool: WorkerPool) -> None:
 @pytest.mark.ray
 def test_no_items_start_no_workers(ray_local: None) -> None:
     with WorkerPool(make_state(), section=section_of(2)) as idle:
-        assert list(idle.map(lambda state, item: item, [], key=str)) == []
+        assert list(idle.map(each(lambda state, item: item), [], key=str)) == []
         assert idle.n_workers == 0
 
 
@@ -121,7 +132,9 @@ def test_an_item_whose_worker_is_killed_is_done_by_another(pool: WorkerPool, tmp
     outcomes = run(pool, die_once, list(range(6)))
     assert marker.exists()
     assert all(outcome.status == "done" for outcome in outcomes.values())
-    assert {key: outcome.attempts for key, outcome in outcomes.items() if outcome.attempts > 1} == {"3": 2}
+    again = {key for key, outcome in outcomes.items() if outcome.attempts > 1}
+    assert "3" in again, "those in its company are done again as well, each alone"
+    assert len(again) < 6 and max(outcome.attempts for outcome in outcomes.values()) == 2
 
 
 @pytest.mark.ray
@@ -131,16 +144,15 @@ def test_an_item_that_always_kills_its_worker_fails_in_the_end(ray_local: None) 
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 
-    outcomes = by_key(
-        list(map_users(make_state(), die, [0, 1, 2], section=section_of(1, max_retries=1), key=str))
-    )
-    assert (outcomes["1"].error, outcomes["1"].attempts) == ("WorkerLost", 2)
+    with WorkerPool(make_state(), section=section_of(1, max_retries=1)) as pool:
+        outcomes = run(pool, die, [0, 1, 2])
+    assert (outcomes["1"].error, outcomes["1"].attempts) == ("WorkerLost", 3), "once in company, twice alone"
     assert (outcomes["0"].value, outcomes["2"].value) == (0, 2)
 
 
 @pytest.mark.ray
 def test_a_consumer_that_stops_early_leaves_the_pool_usable(pool: WorkerPool) -> None:
-    stream = pool.map(lambda state, item: item, range(10), key=str)
+    stream = pool.map(each(lambda state, item: item), range(10), key=str)
     next(stream)
     stream.close()
     assert set(run(pool, lambda state, item: item, [1, 2])) == {"1", "2"}
@@ -155,7 +167,7 @@ def test_a_factory_that_fails_says_why(ray_local: None) -> None:
         WorkerPool(fail, section=section_of(1)) as broken,
         pytest.raises(MilpError, match="'nowhere' is no folder"),
     ):
-        list(broken.map(lambda state, item: item, [1], key=str))
+        list(broken.map(each(lambda state, item: item), [1], key=str))
 
 
 @pytest.mark.ray
@@ -167,7 +179,7 @@ def test_workers_that_die_while_they_start_end_the_map(ray_local: None) -> None:
         WorkerPool(die, section=section_of(1)) as broken,
         pytest.raises(MilpError, match="3 workers in a row died while they loaded the base"),
     ):
-        list(broken.map(lambda state, item: item, [1], key=str))
+        list(broken.map(each(lambda state, item: item), [1], key=str))
 
 
 @pytest.mark.ray
@@ -181,13 +193,46 @@ def test_workers_are_as_many_as_fit_unless_told(ray_local: None) -> None:
             pass
 
 
+def test_neighbours_do_not_fail_with_an_item() -> None:
+    calls: list[list[int]] = []
+
+    def choke(state: Any, items: Any, report: Callable[[int, Any], None]) -> None:
+        calls.append(list(items))
+        for place, item in enumerate(items):
+            if item == 2:
+                raise KeyError(SECRET)
+            report(place, MilpError("no history") if item == 1 else item)
+
+    replies = UserWorker("w").run(choke, [0, 1, 2, 3])
+    assert calls == [[0, 1, 2, 3], [2], [3]]
+    assert [reply.error for reply in replies] == [None, "MilpError", "KeyError", None]
+    assert [reply.value for reply in replies] == [0, None, None, 3]
+
+
+def test_a_function_that_forgets_an_item_fails_it() -> None:
+    replies = UserWorker("w").run(lambda state, items, report: None, [1, 2])
+    assert [reply.error for reply in replies] == ["RuntimeError"] * 2
+
+
+@pytest.mark.parametrize(("n", "n_hands", "most"), [(13, 2, 64), (13, 2, 4), (5, 8, 64), (1, 1, 1)])
+def test_items_are_dealt_in_even_hands(n: int, n_hands: int, most: int) -> None:
+    queue: _Queue[int] = _Queue(range(n), key=str, size=float)
+    hands = []
+    while queue:
+        hands.append([task.item for task in queue.deal(n_hands, most)])
+    assert sorted(item for hand in hands for item in hand) == list(range(n))
+    assert max(map(len, hands)) <= min(most, math.ceil(n / n_hands))
+    if n == 13 and most == 64:
+        assert hands[0] == [12, 10, 8, 6, 4, 2, 0], "every second one, the largest first"
+
+
 def test_a_reason_names_the_place_and_withholds_the_message() -> None:
     worker = UserWorker("w")
 
     def choke(state: Any, item: str) -> None:
         PersonalizeSection(n_workers=item)  # pydantic quotes what it was given
 
-    reply = worker.run(choke, SECRET)
+    [reply] = worker.run(each(choke), [SECRET])
     assert reply.error == "ValidationError"
     assert SECRET not in repr(reply)
     assert "withheld" in str(reply.reason)
