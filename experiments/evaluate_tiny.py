@@ -22,7 +22,7 @@ import torch
 from milp_ray.config import BaseSection, PromptSection
 from milp_ray.evaluation.metrics import fact_accuracy
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.generation import generate
+from milp_ray.training.generation import Questions, generate
 from milp_ray.training.text import history_context, profile_context, query_prompt
 from milp_ray.users.persona_world import evaluation_rng
 from milp_ray.users.persona_world.attributes import ATTRIBUTES, BY_NAME
@@ -105,7 +105,7 @@ def score(base: Base, context: Context, n_per_cell: int) -> dict[tuple[str, str]
     rng = evaluation_rng(SEED, {"profile": 0, "history": 1, "nothing": 2}[context])
     asked = list(probes(n_per_cell, rng))
     prompts = [prompt_of(probe, context, rng) for probe in asked]
-    answers = generate(base, base.model, prompts, max_new_tokens=24, batch_size=16)
+    [answers] = generate(base, [Questions(prompts)], max_new_tokens=24, batch_size=16)
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for probe, answer in zip(asked, answers, strict=True):
         found[probe.attribute, probe.kind].append(fact_accuracy(answer, probe.asked.answer) or 0.0)

@@ -217,7 +217,7 @@ def _measured(
     plans: Sequence[JobPlan],
     arguments: argparse.Namespace,
 ) -> dict[str, list[dict[str, float]]]:
-    """Each round: seconds a user, the ceiling beside it, peak memory, and the adapters' distance to the loop's.
+    """Each round: seconds a user, the ceiling beside it, peak memory, the adapters' distance to the loop's.
 
     The slow sides get ``--sample`` of the users, others in every round; a pack needs all of them.
     """

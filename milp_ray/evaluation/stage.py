@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
+from milp_ray.personalize.batch import users_at_once
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore
 from milp_ray.progress import progress
@@ -77,7 +78,11 @@ def evaluate(
     with progress(STAGE, len(splits) if isinstance(splits, Sized) else None, unit="users") as bar:
         with _PartWriter(run.path / PARTS_FOLDER) as parts, _Failures(run.path / FAILED_FILE) as failures:
             for outcome in pool.map(
-                score, ledger.pending(splits, bar.advance), key=lambda item: item.split.user_id, size=_size
+                score,
+                ledger.pending(splits, bar.advance),
+                key=lambda item: item.split.user_id,
+                size=_size,
+                at_once=users_at_once(recipe.training),
             ):
                 if outcome.failed:
                     failures.add(outcome)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A user to be scored: the whole split, the stored adapter (``None``: the full method trains one), and the
-    seed of the adapters that are trained for the purpose.
+    """A user to be scored: the whole split, the stored adapter (``None``: the full method trains one), and
+    the seed of the adapters that are trained for the purpose.
     """
 
     split: UserSplit

@@ -1,8 +1,8 @@
 """Every way of personalising, behind one protocol, so that they can be compared.
 
 A method is one module with a function ``fit(requests) -> list[Personalizer | None]``, one a user (``None``:
-the method does not apply to that user), and a docstring that names its paper and where it departs from it. The modules import
-torch, so they are loaded at first use.
+the method does not apply to that user), and a docstring that names its paper and where it departs from it.
+The modules import torch, so they are loaded at first use.
 """
 
 from __future__ import annotations

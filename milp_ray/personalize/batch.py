@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.pool import Outcome, WorkerPool
+from milp_ray.personalize.pool import MOST_AT_ONCE, Outcome, WorkerPool
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterStore, hash_id
 from milp_ray.progress import Progress, progress
 from milp_ray.telemetry import log_event, ray_session
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection, PersonalizeSection, RaySection
+    from milp_ray.config import BaseSection, PersonalizeSection, RaySection, TrainingSection
     from milp_ray.rundir import RunFolder
     from milp_ray.training.base import Base
     from milp_ray.training.job import JobResult
     from milp_ray.users.records import UserSplit
 
 STAGE = "personalize"
+_PACKS_AT_ONCE = 4
 
 
 @dataclass(slots=True)
@@ -74,6 +75,11 @@ class BatchInterrupted(KeyboardInterrupt):
 def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection) -> WorkerPool:
     """A pool whose workers hold the base: for this stage and, left open, for the ones after it."""
     return WorkerPool(partial(_load_base, base), section=section, threads=ray.threads_per_worker, name="milp")
+
+
+def users_at_once(training: TrainingSection) -> int:
+    """Users that a worker is given at a time: several packs, so that free slots are filled again."""
+    return _PACKS_AT_ONCE * training.pack_size if training.pack_size else MOST_AT_ONCE
 
 
 def personalize(
@@ -176,7 +182,10 @@ class _Batch:
     def run(self, pool: WorkerPool, items: Iterable[_Item]) -> None:
         """Train every item and count what becomes of it."""
         function = partial(_make_adapters, self._store, self._recipe)
-        for outcome in pool.map(function, items, key=lambda i: i.split.user_id, size=lambda i: i.size):
+        at_once = users_at_once(self._recipe.training)
+        for outcome in pool.map(
+            function, items, key=lambda i: i.split.user_id, size=lambda i: i.size, at_once=at_once
+        ):
             self._count(outcome)
 
     def _count(self, outcome: Outcome) -> None:

@@ -11,8 +11,8 @@ then pay once for its workers' imports and base:
         for outcome in pool.map(score_users, splits, key=…, size=…):
             …
 
-The function is called as ``function(state, items, report)`` (:data:`~milp_ray.personalize.worker.PackFunction`);
-``state`` is what the factory returned in that worker.
+The function is a :data:`~milp_ray.personalize.worker.PackFunction`: it is called as
+``function(state, items, report)``, and ``state`` is what the factory returned in that worker.
 """
 
 from __future__ import annotations

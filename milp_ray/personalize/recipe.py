@@ -40,7 +40,7 @@ class Recipe:
                 "format": FINGERPRINT_FORMAT,
                 "layout": self.layout.to_dict(),
                 "base": base_identity(self.base),
-                "training": self.training.model_dump(mode="json"),
+                "training": self.training.model_dump(mode="json", exclude={"pack_size"}),
                 "prompt": self.prompt.model_dump(mode="json"),
                 "seed": self.seed,
             }

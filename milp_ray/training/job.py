@@ -28,7 +28,8 @@ class Job:
     """Train one user's adapter under one layout.
 
     ``parts`` are the kinds of sequences to train on, of {"memory", "instruction"}. ``seed`` alone decides
-    the initial weights, the order of sequences and dropout.
+    the initial weights, the order of sequences and dropout. ``learning_rate`` is the job's own, where it is
+    not the recipe's.
     """
 
     job_id: str
@@ -36,6 +37,7 @@ class Job:
     layout: CanonicalLayout
     parts: frozenset[str]
     seed: int
+    learning_rate: float | None = None
 
 
 @dataclass
@@ -94,12 +96,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A job in tokens: its stages that have sequences, and its validation pairs.
+    """A job in tokens: its stages that have sequences, its validation pairs, and the recipe with its rate.
 
     ``fingerprint`` is a hash of everything that the result depends on; ``n_steps`` are those of all stages.
     """
 
     job: Job
+    section: TrainingSection
     stages: tuple[Stage, ...]
     validation: tuple[Sequence, ...]
     fingerprint: str
@@ -113,10 +116,13 @@ def plan_job(job: Job, base: Base, section: TrainingSection, prompt: PromptSecti
         MilpError: the job's parts or layout do not fit this base, or ``max_length`` is above its context.
     """
     check_job(job, base)
+    if job.learning_rate is not None:
+        section = section.model_copy(update={"learning_rate": job.learning_rate})
     tokens = base.tokens.of(job.split, base, section, prompt)
     stages = _stages(job, section, tokens)
     return JobPlan(
         job=job,
+        section=section,
         stages=stages,
         validation=tokens.validation,
         fingerprint=_fingerprint(job, base, section, stages, tokens.validation),

@@ -220,7 +220,7 @@ class _Pack:
         if self._hooks.checkpoint_dir is not None:
             found = CheckpointFile(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
         progress, tensors = found or (Progress(plan.fingerprint), {})
-        slot_job = SlotJob(plan, rack, slot, self._section, progress, self._hooks.until_epoch)
+        slot_job = SlotJob(plan, rack, slot, progress, self._hooks.until_epoch)
         if found is None:
             rack.load(slot, initial_weights(tuple(rack.pairs.values()), job.seed))
             rack.forget(slot)

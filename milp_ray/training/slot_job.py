@@ -36,7 +36,6 @@ class SlotJob:
     plan: JobPlan
     rack: Rack
     slot: int
-    section: TrainingSection
     progress: Progress
     until_epoch: int | None = None
     best: Tensors = field(default_factory=dict)
@@ -47,6 +46,7 @@ class SlotJob:
     has_trained: bool = False  # in this call
 
     def __post_init__(self) -> None:
+        self.section: TrainingSection = self.plan.section
         self.texts = [Texts(stage.sequences) for stage in self.plan.stages]
         self.validation = Texts(self.plan.validation)
 

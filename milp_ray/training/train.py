@@ -234,7 +234,7 @@ def _training(
             first_layer=job.layout.layers[0],
             stages=plan.stages,
             validation=plan.validation,
-            section=section,
+            section=plan.section,
             seed=job.seed,
             fingerprint=plan.fingerprint,
             checkpoint=CheckpointFile(folder, job.job_id) if folder is not None else None,

@@ -17,12 +17,12 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation import stage
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.evaluation.stage import FAILED_FILE, PARTS_FOLDER, evaluate
-from milp_ray.evaluation.user import evaluate_user
+from milp_ray.evaluation.user import Subject, evaluate_users
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterStore
-from milp_ray.personalize.worker import safe_reason
+from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
 from milp_ray.users.records import UserSplit
@@ -42,7 +42,7 @@ class InlinePool:
     scored: list[str] = field(default_factory=list)
 
     def map(
-        self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, size: Any
+        self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, size: Any, at_once: int
     ) -> Iterator[Outcome]:
         pickle.dumps(function)  # workers are other processes
         for item in items:
@@ -50,12 +50,20 @@ class InlinePool:
             if self.stop_after is not None and len(self.scored) == self.stop_after:
                 raise KeyboardInterrupt
             self.scored.append(key(item))
-            try:
-                if key(item) in self.broken:
-                    raise ValueError("quotes a secret of the user")
-                yield Outcome(key(item), "done", function(self.base, item))
-            except Exception as error:
-                yield Outcome(key(item), "failed", error=type(error).__name__, reason=safe_reason(error))
+            [reply] = self._worker().run(self._broken_for(key(item), function), [item])
+            status: Any = "done" if reply.error is None else "failed"
+            yield Outcome(key(item), status, reply.value, error=reply.error, reason=reply.reason)
+
+    def _worker(self) -> UserWorker:
+        worker = UserWorker("inline")
+        worker._state = self.base
+        return worker
+
+    def _broken_for(self, user: str, function: Any) -> Any:
+        def choke(state: Any, items: Any, report: Any) -> None:
+            raise ValueError("quotes a secret of the user")
+
+        return choke if user in self.broken else function
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +128,31 @@ def test_every_user_method_and_example_gets_a_row_and_no_row_holds_a_text(
 def test_scoring_a_user_is_a_pure_function(base: Any, splits: list[UserSplit]) -> None:
     def score() -> list[dict[str, Any]]:
         methods = ("base", "memory_only")
-        return evaluate_user(base, splits[0], methods, None, LAYOUT, TRAINING, PromptSection(), FAST, seed=1)
+        subjects = [Subject(splits[0], None, seed=1)]
+        return evaluate_users(base, subjects, methods, LAYOUT, TRAINING, PromptSection(), FAST)[0]
 
     assert score() == score()
 
 
+def test_users_scored_together_get_the_rows_that_each_gets_alone(base: Any, splits: list[UserSplit]) -> None:
+    def score(*places: int) -> list[list[dict[str, Any]]]:
+        methods = ("base", "text_prompt", "memory_only", "milp")
+        subjects = [Subject(splits[place], None, seed=place) for place in places]
+        return evaluate_users(base, subjects, methods, LAYOUT, TRAINING, PromptSection(), FAST)
+
+    together, alone = score(0, 1, 2), [score(place)[0] for place in range(3)]
+    for some, own in zip(together, alone, strict=True):
+        for a, b in zip(some, own, strict=True):
+            assert {**a, "loss": 0} == {**b, "loss": 0}
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
 def test_a_method_that_does_not_apply_gives_no_rows(base: Any, splits: list[UserSplit]) -> None:
     split = replace(splits[0], profile=None)
-    rows = evaluate_user(
-        base, split, ("base", "oracle_profile"), None, LAYOUT, TRAINING, PromptSection(), FAST, seed=1
-    )
+    subjects = [Subject(split, None, seed=1), Subject(splits[1], None, seed=1)]
+    methods = ("base", "oracle_profile")
+    rows, others = evaluate_users(base, subjects, methods, LAYOUT, TRAINING, PromptSection(), FAST)
+    assert {row["method"] for row in others} == set(methods)
     assert {row["method"] for row in rows} == {"base"}
 
 

@@ -14,7 +14,7 @@ from milp_ray.config import METHODS, BaseSection, LoraAlphaSection, PromptSectio
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import INFO, fit, in_order
-from milp_ray.methods.protocol import FitRequest, most_that_fits, training_side
+from milp_ray.methods.protocol import FitRequest, most_that_fits, respond_all, training_side
 from milp_ray.methods.text_prompt import history_fits, recent_turns
 from milp_ray.training.base import load_base
 from milp_ray.users.records import Example, Turn, UserSplit
@@ -56,19 +56,19 @@ def request_for(base: Any) -> Callable[[UserSplit], FitRequest]:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Everything that methods hand to generation, to the loss and to training."""
-    from milp_ray.training import generation, loss, train
+    from milp_ray.training import generation, response_loss, train
 
     found = SimpleNamespace(prompts=[], contexts=[], jobs=[])
 
-    def generate(base: Any, model: Any, prompts: Sequence[str], **_: Any) -> list[str]:
-        found.prompts += prompts
-        return ["yes"] * len(prompts)
+    def generate(base: Any, asked: Sequence[Any], **_: Any) -> list[list[str]]:
+        found.prompts += [prompt for questions in asked for prompt in questions.prompts]
+        return [["yes"] * len(questions.prompts) for questions in asked]
 
     def response_losses(
-        base: Any, model: Any, examples: Sequence[Example], prompt: Any, contexts: Sequence[str], **_: Any
-    ) -> list[tuple[float, int]]:
-        found.contexts += contexts
-        return [(1.0, 2)] * len(examples)
+        base: Any, wanted: Sequence[Any], prompt: Any, **_: Any
+    ) -> list[list[tuple[float, int]]]:
+        found.contexts += [context for one in wanted for context in one.contexts]
+        return [[(1.0, 2)] * len(one.examples) for one in wanted]
 
     real = train.train
 
@@ -77,9 +77,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return real(base, jobs, *args, **kwargs)
 
     monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(loss, "response_losses", response_losses)
+    monkeypatch.setattr(response_loss, "response_losses", response_losses)
     monkeypatch.setattr(train, "train", recorded)
     return found
+
+
+def fit_one(name: str, request: FitRequest) -> Any:
+    """What a method makes of one user."""
+    [personalizer] = fit(name, [request])
+    return personalizer
 
 
 def turns(*texts: str) -> tuple[Turn, ...]:
@@ -130,7 +136,7 @@ def test_text_prompt_stands_before_the_query_and_keeps_room_for_the_answer(
     base: Any, request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
     split = replace(make_split("u"), history=turns(*(f"turn {i} " + "x" * 50 for i in range(9))))
-    fit("text_prompt", request_for(split)).respond([QUERY])
+    fit_one("text_prompt", request_for(split)).respond([QUERY])
     [prompt] = seen.prompts
     assert prompt.startswith(PROMPT.history)
     assert prompt.endswith(f"Question: {QUERY}\nAnswer:")
@@ -144,7 +150,7 @@ def test_the_loss_makes_room_for_a_response_longer_than_an_answer_may_be(
 ) -> None:
     split = replace(make_split("u"), history=turns(*("x" * 20 for _ in range(9))))
     response = "a long response " * 6
-    fit("text_prompt", request_for(split)).losses([Example(QUERY, response)])
+    fit_one("text_prompt", request_for(split)).losses([Example(QUERY, response)])
     [context] = seen.contexts
     text = f"{context}Question: {QUERY}\nAnswer: {response}"
     assert 0 < base.count_tokens([text])[0] + len(base.start_ids) + 1 <= base.context_length
@@ -155,14 +161,14 @@ def test_the_loss_makes_room_for_a_response_longer_than_an_answer_may_be(
 
 def test_the_oracle_needs_a_profile(request_for: Any, make_split: Any) -> None:
     for profile in (None, "", "  \n"):
-        assert fit("oracle_profile", request_for(replace(make_split("u"), profile=profile))) is None
+        assert fit_one("oracle_profile", request_for(replace(make_split("u"), profile=profile))) is None
 
 
 def test_the_oracle_puts_the_profile_and_no_history_before_the_query(
     request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
     split = replace(make_split("u"), profile="Has a turtle.")
-    fit("oracle_profile", request_for(split)).respond([QUERY])
+    fit_one("oracle_profile", request_for(split)).respond([QUERY])
     assert seen.prompts == [f"User profile:\nHas a turtle.\nQuestion: {QUERY}\nAnswer:"]
 
 
@@ -170,7 +176,7 @@ def test_a_profile_too_long_for_the_context_is_cut_after_a_sentence(
     base: Any, request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
     profile = " ".join(f"Fact {i} is a sentence of some length." for i in range(12))
-    fit("oracle_profile", request_for(replace(make_split("u"), profile=profile))).respond([QUERY])
+    fit_one("oracle_profile", request_for(replace(make_split("u"), profile=profile))).respond([QUERY])
     [prompt] = seen.prompts
     kept = prompt.removeprefix(PROMPT.profile).partition("\nQuestion")[0]
     assert profile.startswith(kept)
@@ -188,7 +194,7 @@ def test_a_profile_too_long_for_the_context_is_cut_after_a_sentence(
 def test_adapters_differ_in_the_data_they_are_trained_on_alone(
     name: str, parts: set[str], request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
-    personalizer = fit(name, request_for(make_split("u")))
+    personalizer = fit_one(name, request_for(make_split("u")))
     assert personalizer is not None
     [job] = seen.jobs
     assert (job.parts, job.layout, job.seed) == (parts, LAYOUT, 3)
@@ -196,13 +202,27 @@ def test_adapters_differ_in_the_data_they_are_trained_on_alone(
     assert seen.prompts == [f"Question: {QUERY}\nAnswer:"]
 
 
+def test_users_are_trained_in_one_call_and_stored_adapters_are_not(
+    request_for: Any, make_split: Any, seen: SimpleNamespace
+) -> None:
+    requests = [request_for(make_split(f"u-{i}")) for i in range(3)]
+    stored = fit_one("milp", requests[1]).adapter
+    seen.jobs.clear()
+    found: list[Any] = list(fit("milp", [requests[0], replace(requests[1], adapter=stored), requests[2]]))
+    assert [job.split.user_id for job in seen.jobs] == ["u-0", "u-2"]
+    assert found[1].adapter is stored
+    assert len({id(one.adapter) for one in found}) == 3
+    answers = respond_all(found, [[QUERY]] * 3)
+    assert answers == [["yes"]] * 3
+
+
 def test_milp_takes_the_stored_adapter_instead_of_training(
     base: Any, request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
     request = request_for(make_split("u"))
-    stored = fit("milp", request).adapter  # type: ignore[union-attr]
+    stored = fit_one("milp", request).adapter
     seen.jobs.clear()
-    assert fit("milp", replace(request, adapter=stored)).adapter is stored  # type: ignore[union-attr]
+    assert fit_one("milp", replace(request, adapter=stored)).adapter is stored
     assert seen.jobs == []
 
 
@@ -214,7 +234,7 @@ def test_without_data_or_with_the_empty_layout_the_base_answers(
     empty = CanonicalLayout((False,) * 4, 8)
     bare = replace(request.split, history=(), train=())
     for changed in (replace(request, layout=empty), replace(request, split=bare)):
-        assert fit(name, changed).adapter is None  # type: ignore[union-attr]
+        assert fit_one(name, changed).adapter is None
     assert seen.jobs == []
 
 
@@ -228,7 +248,7 @@ def test_no_text_of_a_held_out_example_reaches_a_method(
         validation=tuple(replace(e, response=f"VALIDATIONMARK {e.response}") for e in split.validation),
         test=tuple(replace(e, response=f"TESTMARK {e.response}", answer="TESTMARK") for e in split.test),
     )
-    personalizer = fit(name, request_for(marked))
+    personalizer = fit_one(name, request_for(marked))
     assert personalizer is not None
     personalizer.respond([example.query for example in marked.test])
     personalizer.losses(marked.test)
@@ -244,7 +264,7 @@ def test_no_held_out_query_stands_in_the_prompt_of_another(
 ) -> None:
     split = make_split("u", n_test=3, seed=5)
     queries = [f"held out query number {i}?" for i in range(3)]
-    fit("text_prompt", request_for(split)).respond(queries)
+    fit_one("text_prompt", request_for(split)).respond(queries)
     for own, prompt in zip(queries, seen.prompts, strict=True):
         assert [query for query in queries if query in prompt] == [own]
 
@@ -258,7 +278,7 @@ def test_a_real_run_of_every_method_answers_and_measures_and_leaves_the_base_alo
     split = make_split("u")
     losses = {}
     for name in METHODS:
-        personalizer = fit(name, request_for(split))
+        personalizer = fit_one(name, request_for(split))
         assert personalizer is not None
         answers = personalizer.respond([example.query for example in split.test])
         assert len(answers) == len(split.test)
@@ -280,7 +300,7 @@ def test_the_registry_holds_the_methods_of_the_configuration() -> None:
 
 def test_an_unknown_method_is_refused_by_name(request_for: Any, make_split: Any) -> None:
     with pytest.raises(MilpError, match=r"'rag'.*text_prompt"):
-        fit("rag", request_for(make_split("u")))
+        fit_one("rag", request_for(make_split("u")))
 
 
 @pytest.mark.parametrize("limit", range(12))

@@ -244,14 +244,13 @@ def test_users_of_killed_workers_are_done_exactly_once(
             (tmp_path / name).touch()
             return True
 
-        def run_and_die(base: Any, item: Any) -> Any:
-            user_id = item.split.user_id
-            if user_id == "before" and once("before"):
+        def run_and_die(base: Any, items: Any, report: Any) -> None:
+            users = {item.split.user_id for item in items}
+            if "before" in users and once("before"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            made = function(base, item)
-            if user_id == "after" and once("after"):
+            function(base, items, report)
+            if "after" in users and once("after"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return made
 
         return run_and_die
 
@@ -259,15 +258,17 @@ def test_users_of_killed_workers_are_done_exactly_once(
     summary = go(run, splits, recipe, Meddling(pool, wrap=dying))
     assert (tmp_path / "before").exists()
     assert (tmp_path / "after").exists()
-    assert (summary.done, summary.failed, summary.retried) == (4, 0, 2)
+    assert (summary.done, summary.failed) == (4, 0)
+    assert summary.retried >= 2, "they, and those that were in their company"
     assert {user: version for user, (version, _) in published(run).items()} == {
         "before": 1, "after": 1, "u-1": 1, "u-2": 1
     }  # fmt: skip
 
 
 def slow(recipe: Recipe) -> Recipe:
-    """Enough steps a user for an interruption to come in the middle of one."""
-    return replace(recipe, training=TrainingSection(memory_epochs=20, instruction_epochs=20, batch_size=2))
+    """Enough steps a user for an interruption to come in the middle of one, and one user after the other."""
+    training = TrainingSection(memory_epochs=20, instruction_epochs=20, batch_size=2, pack_size=1)
+    return replace(recipe, training=training)
 
 
 DRIVER = """

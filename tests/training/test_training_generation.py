@@ -8,7 +8,7 @@ import torch
 from milp_ray.config import BaseSection
 from milp_ray.errors import MilpError
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.generation import generate, prompt_tokens
+from milp_ray.training.generation import Questions, generate, prompt_tokens
 
 PROMPTS = (
     "Question: What is the colour of my dog?\nAnswer:",
@@ -21,6 +21,11 @@ PROMPTS = (
 @pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
 def base(request: pytest.FixtureRequest) -> Base:
     return load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
+
+
+def answers_of(base: Base, prompts: list[str], **options: int) -> list[str]:
+    [answers] = generate(base, [Questions(prompts)], **options)
+    return answers
 
 
 def greedy_one_by_one(base: Base, prompt: str, max_new_tokens: int) -> list[int]:
@@ -40,7 +45,7 @@ def greedy_one_by_one(base: Base, prompt: str, max_new_tokens: int) -> list[int]
 def test_batched_answers_equal_greedy_decoding_of_each_prompt_alone(base: Base, batch_size: int) -> None:
     expected = [greedy_one_by_one(base, prompt, 12) for prompt in PROMPTS]
     texts = [t.strip() for t in base.tokenizer.batch_decode(expected, skip_special_tokens=True)]
-    assert generate(base, base.model, PROMPTS, max_new_tokens=12, batch_size=batch_size) == texts
+    assert answers_of(base, PROMPTS, max_new_tokens=12, batch_size=batch_size) == texts
 
 
 def test_a_row_ends_at_the_end_token_while_the_others_go_on(base: Base) -> None:
@@ -51,7 +56,7 @@ def test_a_row_ends_at_the_end_token_while_the_others_go_on(base: Base) -> None:
         expected = [a[: a.index(end)] if end in a else a for a in answers]
         assert len({len(a) for a in expected}) > 1, "the case needs rows that end at different times"
         texts = [t.strip() for t in base.tokenizer.batch_decode(expected, skip_special_tokens=True)]
-        assert generate(base, base.model, PROMPTS, max_new_tokens=12, batch_size=4) == texts
+        assert answers_of(base, PROMPTS, max_new_tokens=12, batch_size=4) == texts
     finally:
         base.eos_id = original
 
@@ -61,15 +66,15 @@ def test_a_prompt_too_long_for_the_context_keeps_its_end(base: Base) -> None:
     (ids,) = prompt_tokens(base, [long], 16)
     assert len(ids) == base.context_length - 16
     assert ids == base.tokenize([long])[0][-len(ids) :]
-    assert generate(base, base.model, [long], max_new_tokens=16, batch_size=1) == [
+    assert answers_of(base, [long], max_new_tokens=16, batch_size=1) == [
         base.tokenizer.decode(greedy_one_by_one(base, long, 16), skip_special_tokens=True).strip()
     ]
 
 
 def test_no_room_for_a_prompt_is_refused_with_the_allowed_range(base: Base) -> None:
     with pytest.raises(MilpError, match=f"use 1 to {base.context_length - 1}"):
-        generate(base, base.model, PROMPTS, max_new_tokens=base.context_length, batch_size=1)
+        answers_of(base, PROMPTS, max_new_tokens=base.context_length, batch_size=1)
 
 
 def test_no_prompts_give_no_answers(base: Base) -> None:
-    assert generate(base, base.model, [], max_new_tokens=4, batch_size=2) == []
+    assert answers_of(base, [], max_new_tokens=4, batch_size=2) == []

@@ -11,7 +11,8 @@ from milp_ray.config import BaseSection, PromptSection
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence, make_batch
 from milp_ray.training.frozen import frozen_prefix
-from milp_ray.training.loss import TargetLoss, mean_token_loss, response_losses, target_nll
+from milp_ray.training.loss import TargetLoss, mean_token_loss, target_nll
+from milp_ray.training.response_loss import Wanted, response_losses
 from milp_ray.users.records import Example
 
 EXAMPLES = (
@@ -99,14 +100,14 @@ def test_the_mean_is_over_tokens_and_not_over_examples() -> None:
 
 def test_contexts_change_the_loss_but_not_what_is_measured(base: Base) -> None:
     prompt = PromptSection()
-    plain = response_losses(base, base.model, EXAMPLES, prompt)
-    told = response_losses(base, base.model, EXAMPLES, prompt, ["User profile:\nDog.\n", "", "x" * 900])
+    contexts = ["User profile:\nDog.\n", "", "x" * 900]
+    plain, told = response_losses(base, [Wanted(EXAMPLES), Wanted(EXAMPLES, contexts)], prompt)
     assert [n for _, n in plain] == [n for _, n in told]
     assert plain[0][0] != told[0][0]
     assert plain[1] == pytest.approx(told[1], abs=1e-4)
 
 
 def test_losses_come_in_the_order_of_the_examples(base: Base, tiny_llama_dir: Path) -> None:
-    together = response_losses(base, base.model, EXAMPLES, PromptSection(), batch_size=2)
-    alone = [response_losses(base, base.model, [e], PromptSection())[0] for e in EXAMPLES]
+    [together] = response_losses(base, [Wanted(EXAMPLES)], PromptSection(), batch_size=2)
+    alone = [response_losses(base, [Wanted([e])], PromptSection())[0][0] for e in EXAMPLES]
     assert together == [pytest.approx(each, abs=1e-4) for each in alone]

@@ -17,12 +17,13 @@ import torch
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.training.adapters import Adapter, attached
+from milp_ray.training.adapters import Adapter
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.engine import linear_schedule
 from milp_ray.training.job import Job, JobResult
-from milp_ray.training.loss import mean_token_loss, response_losses
+from milp_ray.training.loss import mean_token_loss
 from milp_ray.training.pack_optimizer import SlotAdamW
+from milp_ray.training.response_loss import Wanted, response_losses
 from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
 
@@ -68,6 +69,11 @@ def furthest(a: Adapter | None, b: Adapter | None) -> float:
     return max(float((a.tensors[n] - b.tensors[n]).abs().max()) for n in a.tensors)
 
 
+def losses_of(base: Base, examples: Any, adapter: Any = None) -> list[tuple[float, int]]:
+    [losses] = response_losses(base, [Wanted(examples, adapter=adapter)], PROMPT)
+    return losses
+
+
 def digest(base: Base) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(base.model.state_dict().items()):
@@ -99,7 +105,7 @@ def traces(base: Base) -> dict[str, Any]:
 
 def test_training_lowers_the_loss_and_says_what_it_did(base: Base, make_split: Split) -> None:
     split = make_split(n_turns=6, n_train=4, n_val=2)
-    before = mean_token_loss(response_losses(base, base.model, split.validation, PROMPT))
+    before = mean_token_loss(losses_of(base, split.validation))
     training = section(memory_epochs=3, instruction_epochs=8, learning_rate=5e-2)
     result = run(base, job(split, layout=layout("1111", 16)), training)
     assert before is not None
@@ -120,8 +126,7 @@ def test_training_lowers_the_loss_and_says_what_it_did(base: Base, make_split: S
 def test_the_validation_loss_is_the_mean_over_all_response_tokens(base: Base, make_split: Split) -> None:
     split = make_split(n_val=3)
     result = run(base, job(split))
-    with attached(base, result.adapter) as model:
-        losses = response_losses(base, model, split.validation, PROMPT)
+    losses = losses_of(base, split.validation, result.adapter)
     n_tokens = sum(len(base.tokenize([" " + e.response])[0]) + 1 for e in split.validation)  # and the end
     assert sum(n for _, n in losses) == n_tokens
     assert result.validation_loss == pytest.approx(sum(s for s, _ in losses) / n_tokens, abs=1e-6)
@@ -166,7 +171,7 @@ def test_the_empty_layout_is_the_base_alone(base: Base, make_split: Split) -> No
     result = run(base, job(split, "0000"))
     assert result.adapter is None
     assert (result.steps, result.tokens, result.curve) == (0, 0, [])
-    losses = response_losses(base, base.model, split.validation, PROMPT)
+    losses = losses_of(base, split.validation)
     assert result.validation_loss == pytest.approx(mean_token_loss(losses), abs=1e-6)
 
 
@@ -267,10 +272,10 @@ def test_accumulation_equals_one_larger_batch(base: Base, make_split: Split) -> 
     assert large.validation_loss == pytest.approx(small.validation_loss, abs=1e-5)
 
 
-def test_losses_do_not_depend_on_the_batch_size(base: Base, make_split: Split) -> None:
+def test_losses_do_not_depend_on_the_company(base: Base, make_split: Split) -> None:
     examples = make_split(n_train=9).train
-    one = response_losses(base, base.model, examples, PROMPT, batch_size=1)
-    many = response_losses(base, base.model, examples, PROMPT, batch_size=4)
+    one = [losses_of(base, [example])[0] for example in examples]
+    many = losses_of(base, examples)
     assert [n for _, n in one] == [n for _, n in many]
     assert [s / n for s, n in one] == pytest.approx([s / n for s, n in many], abs=1e-5)
 
@@ -356,7 +361,7 @@ def test_other_architectures_learn_as_well(
 ) -> None:
     other = load_base(BaseSection(model=str(request.getfixturevalue(fixture)), device="cpu"))
     before, clean, split = digest(other), traces(other), make_split()
-    start = mean_token_loss(response_losses(other, other.model, split.validation, PROMPT))
+    start = mean_token_loss(losses_of(other, split.validation))
     training = section(instruction_epochs=12, learning_rate=5e-2)
     result = run(other, job(split, layout=layout("111", 16)), training)
     assert start is not None

@@ -1,0 +1,348 @@
+"""Packs: every job ends as it would alone with plain PEFT and AdamW, whoever its neighbours are."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from peft import get_peft_model
+from torch import Tensor
+
+from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.memory.lora import lora_config
+from milp_ray.training import pack
+from milp_ray.training.adapters import load_tensors, read_tensors
+from milp_ray.training.base import Base, load_base
+from milp_ray.training.data import Sequence, epoch_plan
+from milp_ray.training.engine import linear_schedule
+from milp_ray.training.flat import flat_rows, padded_length
+from milp_ray.training.flat_batch import FlatBatch
+from milp_ray.training.generation import Questions, generate
+from milp_ray.training.job import Job, JobResult, plan_job
+from milp_ray.training.rack import initial_weights, pairs_of
+from milp_ray.training.train import train
+from milp_ray.users.records import UserSplit
+
+PROMPT = PromptSection()
+RECIPE = TrainingSection(
+    memory_epochs=5, instruction_epochs=7, batch_size=2, memory_block_turns=2, pack_size=3, learning_rate=5e-4
+)
+BOTH = frozenset({"memory", "instruction"})
+Split = Callable[..., UserSplit]
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
+def any_base(request: pytest.FixtureRequest) -> Base:
+    return load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama_dir: Path) -> Base:
+    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
+def mixed_jobs(base: Base, make_split: Split) -> list[Job]:
+    """Six jobs of different layers, ranks, lengths, rates and seeds: some end long before others."""
+    shapes = [("001", 4, 3, 2), ("110", 8, 9, 6), ("111", 2, 14, 9), ("010", 8, 1, 1), ("110", 8, 6, 7)]
+    jobs = []
+    for i, (bits, rank, n_turns, n_train) in enumerate(shapes):
+        mask = tuple(bit == "1" for bit in bits.ljust(base.n_layers, "1"))
+        split = make_split(f"u-{i}", n_turns=n_turns, n_train=n_train, n_val=1 + i % 2)
+        jobs.append(Job(f"job-{i}", split, CanonicalLayout(mask, rank), BOTH, seed=i))
+    rate = 2e-4
+    mask = tuple(i == 1 for i in range(base.n_layers))
+    split = make_split("u-9", n_turns=5, n_train=3)
+    jobs.append(Job("job-5", split, CanonicalLayout(mask, 8), BOTH, seed=9, learning_rate=rate))
+    return jobs
+
+
+def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Tensors, list[float]]:
+    """The job as one would write it by hand: PEFT's model, padded batches, all logits, torch's AdamW.
+
+    Gives the weights and the mean training loss of every epoch.
+    """
+    plan = plan_job(job, base, section, PROMPT)
+    config = lora_config(job.layout, base.spec, section.lora_alpha, 0.0, base.model_id)
+    model = get_peft_model(base.model, config)
+    load_tensors(model, initial_weights(pairs_of(job.layout, base.spec, base.shapes), job.seed))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    losses: list[float] = []
+    try:
+        for stage in plan.stages:
+            rate, n_steps = plan.section.learning_rate, stage.n_steps(section)
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=section.weight_decay)
+            done = 0
+            for epoch in range(stage.epochs):
+                rng = random.Random(f"{job.seed}/{stage.name}/{epoch}")
+                total, count = 0.0, 0
+                for chosen in epoch_plan(stage.sequences, section.batch_size, section.order, rng):
+                    nll = padded_nll(base, model, [stage.sequences[i] for i in chosen])
+                    nll.mean().backward()
+                    total, count = total + float(nll.sum()), count + len(nll)
+                    torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
+                    factor = linear_schedule(done, n_steps, section.warmup_ratio)
+                    optimizer.param_groups[0]["lr"] = rate * factor
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    done += 1
+                losses.append(total / count)
+        return read_tensors(model), losses
+    finally:
+        model.unload()
+        base.model.eval().requires_grad_(False)
+
+
+def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
+    """The targets' negative log-likelihoods with padding on the right, a mask, and every logit."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), base.pad_id)
+    labels = torch.full((len(rows), length), -100)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        mask[i, :n] = 1
+        labels[i, row.target_from : n] = ids[i, row.target_from : n]
+    positions = (torch.arange(length) + base.first_position).expand(len(rows), -1)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
+    )
+    return nll[labels[:, 1:].flatten() != -100]
+
+
+def furthest(a: Tensors, b: Tensors) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def share_apart(a: Tensors, b: Tensors, distance: float) -> float:
+    """Share of the weights that differ by more than ``distance``.
+
+    Adam divides a gradient by its own size: where terms that cancel leave nothing but rounding, the sign of a
+    whole step is chance, in whatever way the sum is worked out.
+    """
+    apart = torch.cat([((a[name] - b[name]).abs() > distance).flatten() for name in a])
+    return float(apart.float().mean())
+
+
+def tensors_of(result: JobResult) -> Tensors:
+    assert result.adapter is not None
+    return result.adapter.tensors
+
+
+# ---------------------------------------------------------------------------------------- equal to alone
+
+
+def test_a_packed_job_equals_the_same_job_alone_with_plain_peft(any_base: Base, make_split: Split) -> None:
+    """Mixed ranks, layers, lengths, rates, seeds and ends, in fewer slots than jobs; up to 71 steps."""
+    before = {name: tensor.clone() for name, tensor in any_base.model.state_dict().items()}
+    jobs = mixed_jobs(any_base, make_split)
+    results = train(any_base, jobs, RECIPE, PROMPT)
+    assert max(result.steps for result in results) >= 50
+    assert len({result.steps for result in results}) > 3, "the case needs jobs that end at different times"
+    for job, result in zip(jobs, results, strict=True):
+        weights, losses = with_plain_peft(any_base, job, RECIPE)
+        assert [row["training_loss"] for row in result.curve] == pytest.approx(losses, abs=1e-5)
+        assert furthest(tensors_of(result), weights) < 1e-5
+    after = any_base.model.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_no_job_depends_on_its_neighbours(base: Base, make_split: Split, data: st.DataObject) -> None:
+    """Random packs: any layouts, lengths, parts, early stopping, dropout, accumulation and pack sizes."""
+    section = RECIPE.model_copy(
+        update={
+            "memory_epochs": data.draw(st.integers(1, 2)),
+            "instruction_epochs": data.draw(st.integers(1, 3)),
+            "stages": data.draw(st.sampled_from(["sequential", "joint"])),
+            "order": data.draw(st.sampled_from(["shuffled", "chronological"])),
+            "gradient_accumulation": data.draw(st.integers(1, 2)),
+            "dropout": data.draw(st.sampled_from([0.0, 0.2])),
+            "early_stopping_patience": data.draw(st.sampled_from([None, 1])),
+            "learning_rate": data.draw(st.sampled_from([5e-4, 5e-3])),
+        }
+    )
+    jobs = []
+    for i in range(data.draw(st.integers(2, 5))):
+        mask = data.draw(st.lists(st.booleans(), min_size=4, max_size=4).filter(any))
+        layout = CanonicalLayout(tuple(mask), data.draw(st.sampled_from([2, 8])))
+        n_turns, n_train = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
+        split = make_split(f"u-{i}", n_turns=n_turns, n_train=n_train)
+        parts = data.draw(st.sampled_from([BOTH, frozenset({"memory"}), frozenset({"instruction"})]))
+        jobs.append(Job(f"job-{i}", split, layout, parts, seed=i))
+    size = data.draw(st.integers(1, 5))
+    together = train(base, jobs, section.model_copy(update={"pack_size": size}), PROMPT)
+    for job, result in zip(jobs, together, strict=True):
+        [alone] = train(base, [job], section, PROMPT)
+        assert (alone.steps, alone.tokens) == (result.steps, result.tokens)
+        assert result.validation_loss == pytest.approx(alone.validation_loss, abs=1e-4)
+        assert share_apart(tensors_of(result), tensors_of(alone), 1e-4) < 1e-2
+
+
+def test_zero_decides_the_engine_and_not_the_weights(base: Base, make_split: Split) -> None:
+    """The one-job engine, which ZeRO uses, and packs start from the same weights and go the same way."""
+    job = mixed_jobs(base, make_split)[1]
+    other = RECIPE.model_copy(update={"deepspeed": RECIPE.deepspeed.model_copy(update={"zero_stage": 2})})
+    [packed], [alone] = (train(base, [job], section, PROMPT) for section in (RECIPE, other))
+    assert furthest(tensors_of(packed), tensors_of(alone)) < 1e-5
+    assert packed.steps == alone.steps
+    assert packed.adapter is not None
+    assert alone.adapter is not None
+    assert packed.adapter.config == alone.adapter.config
+
+
+def test_answers_in_packs_equal_answers_alone(any_base: Base, make_split: Split) -> None:
+    """Token for token: greedy decoding of rows of many adapters, with rows of the base alone among them."""
+    jobs = mixed_jobs(any_base, make_split)
+    strong = RECIPE.model_copy(update={"learning_rate": 2e-2})
+    adapters = [None, *(result.adapter for result in train(any_base, jobs, strong, PROMPT))]
+    asked = [
+        Questions([f"Question: what is {'so ' * j}{i}?\nAnswer:" for j in range(1 + i % 3)], adapter)
+        for i, adapter in enumerate(adapters)
+    ]
+    together = generate(any_base, asked, max_new_tokens=12, batch_size=5)
+    alone = [generate(any_base, [one], max_new_tokens=12, batch_size=1)[0] for one in asked]
+    assert together == alone
+    assert len({answer for answers in together for answer in answers}) > 3
+
+
+# ------------------------------------------------------------------------------------------------- slots
+
+
+def test_results_come_as_jobs_end_and_slots_are_filled_again(base: Base, make_split: Split) -> None:
+    jobs = mixed_jobs(base, make_split)
+    order: list[str] = []
+    active: set[str] = set()
+    most = 0
+
+    def progressed(job_id: str, done: int, n_steps: int) -> None:
+        nonlocal most
+        active.add(job_id)
+        most = max(most, len(active))
+
+    def ended(result: JobResult) -> None:
+        active.discard(result.job_id)
+        order.append(result.job_id)
+
+    assert train(base, jobs, RECIPE, PROMPT, on_progress=progressed, on_result=ended) == []
+    assert most == RECIPE.pack_size
+    assert sorted(order) == [job.job_id for job in jobs]
+    steps = {job.job_id: plan_job(job, base, RECIPE, PROMPT).n_steps for job in jobs}
+    assert order[0] == min((job.job_id for job in jobs[:3]), key=lambda name: steps[name])
+
+
+def test_a_job_that_diverges_fails_alone(base: Base, make_split: Split) -> None:
+    jobs = mixed_jobs(base, make_split)[:3]
+    wild = Job("wild", jobs[0].split, jobs[0].layout, BOTH, seed=0, learning_rate=1e30)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [jobs[0], wild, *jobs[1:]], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["wild"]
+    assert "training diverged" in str(failed["wild"])
+    for job, result in zip(jobs, results, strict=True):
+        [alone] = train(base, [job], RECIPE, PROMPT)
+        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
+    with pytest.raises(MilpError, match="diverged"):
+        train(base, [wild], RECIPE, PROMPT)
+
+
+def test_jobs_need_ids_of_their_own(base: Base, make_split: Split) -> None:
+    job = mixed_jobs(base, make_split)[0]
+    with pytest.raises(MilpError, match="share ids"):
+        train(base, [job, job], RECIPE, PROMPT)
+
+
+def test_a_thousand_jobs_through_sixteen_slots_leave_memory_flat(base: Base, make_split: Split) -> None:
+    section = TrainingSection(memory_epochs=1, instruction_epochs=1, batch_size=4, pack_size=16)
+    layouts = [CanonicalLayout(tuple(i == k for i in range(4)), 2) for k in range(4)]
+    split = [make_split(f"u-{i}", n_turns=1 + i % 3, n_train=2, n_val=1) for i in range(10)]
+    process, resident = psutil.Process(), []
+
+    def ended(result: JobResult) -> None:
+        if int(result.job_id) % 100 == 99:
+            gc.collect()
+            resident.append(process.memory_info().rss / 2**20)
+
+    jobs = [Job(str(i), split[i % 10], layouts[i % 4], BOTH, seed=i) for i in range(1000)]
+    train(base, jobs, section, PROMPT, on_result=ended)
+    assert len(resident) == 10
+    assert resident[-1] - resident[2] < 0.05 * resident[2] + 5, resident
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_pass_that_does_not_fit_is_halved_and_no_job_is_lost(
+    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = mixed_jobs(base, make_split)
+    section = RECIPE.model_copy(update={"pack_size": 6})
+    expected = train(base, jobs, section, PROMPT)
+    forward, refused = pack._Module.forward, []
+
+    def cramped(self: Any, batch: FlatBatch, *rest: Any) -> Tensor:
+        loss = forward(self, batch, *rest)
+        if len(batch.segments) > 2:
+            loss.backward()  # gradients of a pass that was given up must not count
+            refused.append(batch.n_tokens)
+            raise torch.OutOfMemoryError("as a GPU would say")
+        return loss
+
+    monkeypatch.setattr(pack._Module, "forward", cramped)
+    results = train(base, jobs, section, PROMPT)
+    assert refused
+    assert len(refused) <= 2, "what was learnt of the memory is kept"
+    for result, wanted in zip(results, expected, strict=True):
+        assert furthest(tensors_of(result), tensors_of(wanted)) < 1e-5
+
+
+def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
+    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("as a GPU would say")
+
+    monkeypatch.setattr(pack._Module, "forward", full)
+    with pytest.raises(MilpError, match=r"lower training\.batch_size"):
+        train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
+
+
+# --------------------------------------------------------------------------------------------------- rows
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12))
+def test_rows_lie_one_after_the_other_and_buckets_hold_each_token_once(lengths: list[int]) -> None:
+    rows = flat_rows(lengths, torch.device("cpu"))
+    assert rows.positions[0].tolist() == [i for length in lengths for i in range(length)]
+    tokens = torch.cat([bucket.tokens for bucket in rows.buckets])
+    assert sorted(tokens.tolist()) == list(range(sum(lengths)))
+    for bucket in rows.buckets:
+        assert bucket.gather.shape == (bucket.n_rows * bucket.length,)
+        assert torch.equal(bucket.gather[bucket.places], bucket.tokens)
+        # A row's tokens stand in order from the beginning of its padded row.
+        assert torch.equal(bucket.places % bucket.length, rows.positions[0][bucket.tokens])
+
+
+@given(length=st.integers(1, 20000))
+def test_a_rows_padding_depends_on_its_length_alone_and_is_at_most_a_half(length: int) -> None:
+    padded = padded_length(length)
+    assert length <= padded
+    assert padded <= max(8, 1.5 * length + 8)
