@@ -7,6 +7,7 @@ into the job's row of its rack: autograd sees one node a map, however many jobs 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,11 +50,12 @@ class PackedLinear(nn.Module):
     bias: Tensor | None
     anchor: Tensor
 
-    def __init__(self, linear: nn.Module, name: str, number: int, context: PackContext) -> None:
+    def __init__(self, linear: nn.Module, name: str, context: PackContext) -> None:
         super().__init__()
         # Beside the registry of modules: the base's weights must not be seen through here.
         self.__dict__["linear"] = linear
-        self.name, self.number, self.context = name, number, context
+        self.name, self.context = name, context
+        self.number = zlib.crc32(name.encode())  # the same whatever other maps are replaced
         self.is_transposed = type(linear).__name__ == "Conv1D"
         weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
         self.__dict__["weight"] = weight.mT if self.is_transposed else weight
@@ -138,12 +140,12 @@ def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
     context = PackContext()
     replaced: list[tuple[Any, str, nn.Module]] = []
     try:
-        for number, name in enumerate(sorted(modules)):
+        for name in modules:
             path, _, last = name.rpartition(".")
             parent = base.model.get_submodule(path)
             linear = getattr(parent, last)
             replaced.append((parent, last, linear))
-            setattr(parent, last, PackedLinear(linear, name, number, context))
+            setattr(parent, last, PackedLinear(linear, name, context))
         yield context
     finally:
         for parent, last, linear in replaced:
