@@ -83,7 +83,7 @@ def device(name: str, *, peak: float | None = None, share: float | None = None) 
     found = DEVICES.get(name.lower())
     if found is None:
         raise MilpError(
-            f"device {name!r} is not known; use one of {', '.join(DEVICES)}, and --flops for the peak of another"
+            f"device {name!r} is not known; use one of {', '.join(DEVICES)}, with --flops for another's peak"
         )
     if peak is not None:
         if not 0 < peak < float("inf"):

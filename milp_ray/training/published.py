@@ -2,7 +2,8 @@
 
 Only what decides about sizes is here: the ``config.json`` files of the repositories named below on Hugging
 Face. The sizes are also in the papers: Llama 2 (Touvron et al. 2023, arXiv 2307.09288; the 13B's from LLaMA,
-arXiv 2302.13971), DialoGPT (Zhang et al. 2020, arXiv 1911.00536), RoBERTa (Liu et al. 2019, arXiv 1907.11692).
+arXiv 2302.13971), DialoGPT (Zhang et al. 2020, arXiv 1911.00536), RoBERTa (Liu et al. 2019, arXiv
+1907.11692).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ PUBLISHED_MODELS = tuple(_PUBLISHED)
 
 
 def published_id(model: str) -> str | None:
-    """The id above whose last part is that of ``model`` (an id of another owner, a folder); None: no one's."""
+    """The id above whose last part is that of ``model`` (an id of another owner, a folder), if any."""
     wanted = model.rstrip("/").rpartition("/")[2].lower()
     return next((name for name in _PUBLISHED if name.rpartition("/")[2].lower() == wanted), None)
 

@@ -271,9 +271,8 @@ def _mean_user(users: SequenceOf[UserWork]) -> UserWork:
 
 def _mean_pass(works: SequenceOf[PassWork]) -> PassWork:
     largest = {"longest_row", "step_tokens", "step_targets"}
-    return PassWork(
-        **{
-            field.name: (max if field.name in largest else fmean)(getattr(w, field.name) for w in works)
-            for field in fields(PassWork)
-        }
-    )
+    values: dict[str, Any] = {
+        field.name: (max if field.name in largest else fmean)(getattr(w, field.name) for w in works)
+        for field in fields(PassWork)
+    }
+    return PassWork(**values)
