@@ -54,8 +54,10 @@ class Machine:
                 f"one worker asks for {asked:g} devices, of which there are {n_devices}; "
                 f"give --devices {math.ceil(asked)} or more"
             )
-        portion = asked if device.is_gpu else float(threads)
-        return cls(device, n_devices, portion, min(n_workers, most or n_workers))
+        n_workers = min(n_workers, most or n_workers)
+        # Threads beyond the cores do not make a worker faster.
+        portion = asked if device.is_gpu else min(float(threads), n_devices / n_workers)
+        return cls(device, n_devices, portion, n_workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,8 +89,9 @@ def _print_facts(console: Console, found: Estimate) -> None:
     table.add_row(
         "base",
         f"{escape(found.base.model)}: {shape.n_parameters:,} parameters, {shape.n_layers} layers of width "
-        f"{shape.hidden:,}, {precision} ({escape(found.base.source)})",
+        f"{shape.hidden:,}, {precision}",
     )
+    table.add_row("sizes from", escape(found.base.source))
     table.add_row(
         "users",
         f"{users.n_users:,}, each with {users.batch.history_tokens:,.0f} tokens of history, "
