@@ -24,8 +24,9 @@ checkpointing a layer keeps its input alone, and one layer at a time is whole ag
 (the log-softmax kept, its gradient, and the gradient of the logits, in float32). The other peak is inside a
 layer's backward pass. They do not fall together, so the larger one counts.
 
-What is missing is a CUDA context (about half a GiB) and what the allocator loses to fragments: the headroom
-of :func:`largest_pack`.
+Measured on a CPU with random Llamas, GPT-2s and RoBERTas under PEFT, in this module's tests: activations
+within 3 %, the peak of a step within 10 %. What is missing is a CUDA context (about half a GiB) and what the
+allocator loses to fragments: the headroom of :func:`largest_pack`.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def memory_of_pack(
         activations=activations if trainable else 0,
         states=n_jobs * kept_tokens * shape.hidden * b if lowest_layer else 0,
         logits=n_jobs * targets_per_step * shape.vocabulary * _LOGIT_BYTES,
-        working=tokens * _working_a_token(shape, attention_row),
+        working=tokens * _backward_of_a_layer(shape, max(b, lora_b), attention_row),
     )
 
 
@@ -174,7 +175,8 @@ def memory_of_generation(
         adapters=adapter_parameters * _MASTER_BYTES,
         kv_cache=n_rows * (prompt_tokens + new_tokens) * kv_bytes_a_token(shape),
         logits=n_rows * shape.vocabulary * b,
-        working=n_rows * prompt_tokens * _working_a_token(shape, 0),
+        # Both factors of the block's product and the product, beside the layer's input and output.
+        working=n_rows * prompt_tokens * b * (3 * shape.inner + 2 * shape.hidden),
     )
 
 
@@ -210,7 +212,10 @@ def _kept_a_token(
     return n_above * whole + block + n_lora_layers * lora + norm
 
 
-def _working_a_token(shape: ModelShape, attention_row: int) -> int:
-    """Bytes of one token's momentary tensors inside a layer: the block's gradients, and a few of width d."""
-    inner, d, b = shape.inner, shape.hidden, shape.dtype_bytes
-    return b * (4 * inner + 4 * d) + attention_row * shape.n_heads * (4 + b)
+def _backward_of_a_layer(shape: ModelShape, widest_bytes: int, attention_row: int) -> int:
+    """Bytes of one token's momentary tensors inside a layer's backward pass.
+
+    At the widest point two gradients of the block's inner width and one of the hidden width are there.
+    """
+    eager = attention_row * shape.n_heads * (4 + shape.dtype_bytes)
+    return max(widest_bytes * (2 * shape.inner + shape.hidden), eager)

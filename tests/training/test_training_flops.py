@@ -31,6 +31,15 @@ def adapted(kind: str, layers: list[int]) -> tuple[ModelShape, Any]:
             num_key_value_heads=2,
             vocab_size=100,
         )
+    elif kind == "roberta":
+        config = transformers.RobertaConfig(
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=100,
+            is_decoder=True,
+        )
     else:
         config = transformers.GPT2Config(
             n_embd=64, n_layer=4, n_head=4, vocab_size=100, bos_token_id=0, eos_token_id=0
@@ -43,7 +52,7 @@ def adapted(kind: str, layers: list[int]) -> tuple[ModelShape, Any]:
     return shape, get_peft_model(model, lora)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta"])
 @pytest.mark.parametrize("layers", [[3], [1, 2], [0, 1, 2, 3]])
 def test_forward_and_backward_are_what_torch_counts(kind: str, layers: list[int]) -> None:
     shape, model = adapted(kind, layers)

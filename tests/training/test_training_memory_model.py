@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ JOB: dict[str, Any] = {
 }
 
 
-def tiny(kind: str) -> Any:
+def small(kind: str, vocabulary: int) -> Any:
     import transformers
 
     if kind == "llama":
@@ -40,27 +41,39 @@ def tiny(kind: str) -> Any:
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
-            vocab_size=100,
+            vocab_size=vocabulary,
+        )
+    if kind == "roberta":
+        return transformers.RobertaConfig(
+            hidden_size=32,
+            intermediate_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            vocab_size=vocabulary,
+            is_decoder=True,
         )
     return transformers.GPT2Config(
-        n_embd=32, n_layer=4, n_head=4, vocab_size=100, bos_token_id=0, eos_token_id=0
+        n_embd=32, n_layer=4, n_head=4, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0
     )
 
 
-def kept_by_autograd(kind: str, layers: list[int], dtype: torch.dtype) -> tuple[ModelShape, int]:
-    """The shape of a tiny model, and the bytes that its forward pass with LoRA leaves for the backward."""
+def adapted(kind: str, layers: list[int], dtype: torch.dtype, vocabulary: int) -> tuple[ModelShape, Any]:
+    """A small random model with PEFT's LoRA on some layers, and its shape without."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = tiny(kind)
+    config = small(kind, vocabulary)
     model: Any = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
     spec = ffn_spec(config)
     shape = shape_of_model(model, spec, dtype_bytes=dtype.itemsize)
     names = [name for layer in layers for name in spec.module_names(layer)]
-    adapted: Any = get_peft_model(
-        model, LoraConfig(r=RANK, target_modules=names, fan_in_fan_out=spec.fan_in_fan_out)
-    )
-    own = {t.untyped_storage().data_ptr() for t in [*adapted.parameters(), *adapted.buffers()]}
+    lora = LoraConfig(r=RANK, target_modules=names, fan_in_fan_out=spec.fan_in_fan_out)
+    return shape, get_peft_model(model, lora)
+
+
+def bytes_kept_by_autograd(model: Any) -> int:
+    """What a forward pass leaves for the backward pass, beside the model's own weights."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,27 +84,62 @@ def kept_by_autograd(kind: str, layers: list[int], dtype: torch.dtype) -> tuple[
 
     ids = torch.zeros((N_ROWS, LENGTH), dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        adapted(ids, use_cache=False, logits_to_keep=1)
-    return shape, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        model(ids, use_cache=False, logits_to_keep=1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("layers", [[3], [2, 3], [0, 2]])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_what_autograd_keeps(kind: str, layers: list[int], dtype: torch.dtype) -> None:
-    shape, measured = kept_by_autograd(kind, layers, dtype)
-    parts = memory_of_pack(
+def peak_of_a_step(model: Any, n_targets: int) -> int:
+    """Most bytes that forward and backward hold at once beside the weights, as torch's profiler saw them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    ids = torch.zeros((N_ROWS, LENGTH), dtype=torch.long)
+    keep = (torch.arange(N_ROWS * LENGTH) < n_targets).view(N_ROWS, LENGTH)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        logits = model(ids, use_cache=False, logits_to_keep=keep).logits
+        nll = torch.nn.functional.cross_entropy(
+            logits.float().view(n_targets, -1), ids[keep], reduction="none"
+        )
+        del logits
+        nll.sum().backward()
+    assert seen.profiler is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held)
+
+
+def parts_of(shape: ModelShape, layers: list[int], n_targets: int) -> MemoryParts:
+    return memory_of_pack(
         shape,
         n_jobs=1,
         rank=RANK,
         n_lora_layers=len(layers),
         lowest_layer=layers[0],
         tokens_per_step=N_ROWS * LENGTH,
-        targets_per_step=1,
+        targets_per_step=n_targets,
         longest_row=LENGTH,
         lora_bytes=4,  # PEFT's
     )
-    assert parts.activations == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta"])
+@pytest.mark.parametrize("layers", [[3], [2, 3], [0, 2]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_what_autograd_keeps(kind: str, layers: list[int], dtype: torch.dtype) -> None:
+    shape, model = adapted(kind, layers, dtype, 100)
+    parts = parts_of(shape, layers, n_targets=1)
+    assert parts.activations == pytest.approx(bytes_kept_by_autograd(model), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "roberta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("layers", "vocabulary", "n_targets"), [([0, 1, 2, 3], 50, 8), ([0, 2], 4000, 100)])
+def test_the_peak_of_a_step_is_as_expected(
+    kind: str, dtype: torch.dtype, layers: list[int], vocabulary: int, n_targets: int
+) -> None:
+    shape, model = adapted(kind, layers, dtype, vocabulary)
+    parts = parts_of(shape, layers, n_targets)
+    expected = parts.total - parts.base - parts.adapters - parts.optimizer
+    assert expected == pytest.approx(peak_of_a_step(model, n_targets), rel=0.1)
 
 
 def test_what_stays_is_the_base_once_and_sixteen_bytes_a_trainable_number() -> None:
