@@ -2,7 +2,7 @@
 
 Time is FLOPs over a share of the device's peak, and what each layer costs beside its arithmetic
 (:mod:`milp_ray.training.device_speed`). Loading the base, fitting the search's model and moving data are not
-in it.
+in it. Memory is that of one device that holds everything: what ZeRO spreads or moves away is not taken off.
 """
 
 from __future__ import annotations

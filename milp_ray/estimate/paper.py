@@ -1,8 +1,8 @@
 """The MiLP paper's two tables of costs, beside what follows from the bases' own sizes.
 
 **Trainable parameters** (the paper's Table 7). One adapter has r × Σ(in + out) numbers for each layer that
-carries it. Of the table one figure is at hand, 50.38 M, without the base and the layout that it is of; no rank
-of the paper's range on all layers gives it for either of the LLaMA2 bases. It is quoted, not followed.
+carries it. Of the table one figure is at hand, 50.38 M, without the base and the layout that it is of; no
+rank of the paper's range on all layers gives it for either of the LLaMA2 bases. It is quoted, not followed.
 
 **Memory of prompted and of parameterised memory** (the paper's Figure 3, after its Equations 5 and 6). The
 equations below are this package's own derivation, not the paper's. With h tokens of history, q of query and

@@ -133,9 +133,9 @@ def make_estimate(config: Config, options: Options) -> Estimate:
     n_devices = options.n_devices or _n_devices(config, of_device)
     searching = _machine(config, of_device, n_devices, searching=True)
     making = _machine(config, of_device, n_devices, searching=False)
-    assumed = _assumed(space, options, shape.n_layers)
+    heaviest = _heaviest(space)
+    assumed = _assumed(space, heaviest, options)
     shape.ffn.check_rank(assumed.rank)
-    heaviest = Placement(space.ranks[-1], shape.n_layers, 0)
     memory_bytes = of_device.memory or cpu_memory()
 
     def layout_cost(placement: Placement) -> LayoutCost:
@@ -186,13 +186,35 @@ def _curve(config: Config, base: KnownBase, users: Cohort) -> MemoryCurve:
     )
 
 
-def _assumed(space: SearchSpace, options: Options, n_layers: int) -> Placement:
+def _heaviest(space: SearchSpace) -> Placement:
+    """The layout of the space with the largest adapter.
+
+    Raises:
+        MilpError: the space holds the empty layout alone.
+    """
+    largest = {parameter.name: parameter.values[-1] for parameter in space.parameters()}
+    layout = space.layout(largest).canonical()
+    if layout.is_empty:
+        raise MilpError(
+            "the search space holds no layout with a LoRA: check space.fixed_layers and space.fixed_number"
+        )
+    return Placement(layout.rank, len(layout.layers), layout.layers[0])
+
+
+def _assumed(space: SearchSpace, heaviest: Placement, options: Options) -> Placement:
     """The layout that users are assumed to get: that of the options, else the middle of the space."""
-    n_lora_layers = options.n_lora_layers or (n_layers + 1) // 2
-    if not 1 <= n_lora_layers <= n_layers:
-        raise MilpError(f"--lora-layers {n_lora_layers}: the base has {n_layers} layers; use 1 to {n_layers}")
-    rank = options.rank or space.ranks[len(space.ranks) // 2]
-    return Placement(rank, n_lora_layers, spread(n_layers, n_lora_layers)[0])
+    rank, n_lora_layers, lowest = heaviest.rank, heaviest.n_lora_layers, heaviest.lowest_layer
+    if "rank" in space.factors:
+        rank = space.ranks[len(space.ranks) // 2]
+    if options.n_lora_layers is not None or {"layers", "number"} & set(space.factors):
+        n_lora_layers = options.n_lora_layers or (n_lora_layers + 1) // 2
+        if n_lora_layers > space.n_layers:
+            raise MilpError(
+                f"--lora-layers {n_lora_layers}: the base has {space.n_layers} layers; "
+                f"use 1 to {space.n_layers}"
+            )
+        lowest = spread(space.n_layers, n_lora_layers)[0]
+    return Placement(options.rank or rank, n_lora_layers, lowest)
 
 
 def _device_name(config: Config, options: Options) -> str:

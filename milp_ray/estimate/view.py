@@ -58,6 +58,8 @@ def print_estimate(
         _print_facts(console, found)
         _print_parameters(console, found)
         _print_memory(console, found)
+        if config.training.deepspeed.zero_stage:
+            console.print("[dim]What ZeRO spreads over GPUs or moves to the CPU is not taken off.[/]")
         _print_cost(console, found)
         _print_assumptions(console, found)
         print_paper(console, found)

@@ -158,6 +158,16 @@ def test_longer_training_and_more_trials_cost_more(experiments: Path) -> None:
     assert estimate("training.instruction_epochs=20")[1] > batch
 
 
+def test_a_held_factor_of_the_space_is_held_in_the_estimate(experiments: Path) -> None:
+    config = load_config(
+        experiments / "paper_llama2_7b.yaml",
+        ["space.factors=[rank]", "space.fixed_layers=[10,20]", "space.ranks=[8,16]"],
+    )
+    found = make_estimate(config, Options(numbers=Numbers(10)))
+    assert (found.heaviest.placement.n_lora_layers, found.heaviest.placement.rank) == (2, 16)
+    assert found.assumed.placement.lowest_layer == 10
+
+
 def test_sizes_are_said_in_binary_units() -> None:
     assert [size(n) for n in (0, 512, 1024, 44.25 * 2**20, 2**30 * 512)] == [
         "0 B", "512 B", "1.00 KiB", "44.2 MiB", "512 GiB",
