@@ -124,7 +124,7 @@ def ffn_spec(model_config: PretrainedConfig, override: tuple[str, ...] | None = 
             "Name them in base.ffn_modules by their paths from a layer, for example "
             '["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]'
         )
-    model = _without_weights(model_config)
+    model = without_weights(model_config)
     layers_path = _find_layers(model, int(model_config.num_hidden_layers), override)
     first = model.get_submodule(f"{layers_path}.0.{override[0]}")
     return FfnSpec(model_type, layers_path, tuple(override), type(first).__name__ == "Conv1D")
@@ -155,7 +155,7 @@ def ffn_shapes(model: nn.Module, spec: FfnSpec) -> FfnShapes:
 
 def ffn_shapes_of_config(model_config: PretrainedConfig, spec: FfnSpec) -> FfnShapes:
     """As :func:`ffn_shapes`, from the configuration alone: the model is built without its weights."""
-    return ffn_shapes(_without_weights(model_config), spec)
+    return ffn_shapes(without_weights(model_config), spec)
 
 
 def adapter_parameters(layout: CanonicalLayout, shapes: FfnShapes) -> int:
@@ -213,7 +213,7 @@ def _find_layers(model: nn.Module, n_layers: int, modules: tuple[str, ...]) -> s
     )
 
 
-def _without_weights(model_config: PretrainedConfig) -> Any:
+def without_weights(model_config: PretrainedConfig) -> Any:
     """The causal LM of a configuration on the meta device: its structure, with no memory behind it."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -102,7 +102,7 @@ def base_around(
     model.eval().requires_grad_(False)
     spec = ffn_spec(config, section.ffn_modules)
     shapes = ffn_shapes(model, spec)
-    first_position = _first_position(model)
+    first_position = first_position_of(model)
     eos_id = _eos_id(tokenizer, config, section.model)
     return Base(
         model=model,
@@ -115,7 +115,7 @@ def base_around(
         revision=section.revision,
         device=model.device,
         dtype=model.dtype,
-        start_ids=_start_ids(tokenizer),
+        start_ids=start_ids_of(tokenizer),
         eos_id=eos_id,
         pad_id=_pad_id(config, eos_id),
         first_position=first_position,
@@ -136,6 +136,13 @@ def model_config(section: BaseSection) -> PretrainedConfig:
     source = model_source(section)
     with _quiet_loading(), _worded_errors(section.model):
         return _model_config(source, section.revision)
+
+
+def load_tokenizer(section: BaseSection) -> PreTrainedTokenizerBase:
+    """The base's tokenizer alone. Raises as :func:`load_base` where it cannot be had."""
+    source = model_source(section)
+    with _quiet_loading(), _worded_errors(section.model):
+        return _tokenizer(source, section.revision)
 
 
 def _source(section: BaseSection) -> tuple[str, str]:
@@ -225,7 +232,7 @@ def _context_length(config: PretrainedConfig, first_position: int, section: Base
     return section.context_length or limit
 
 
-def _start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def start_ids_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that the tokenizer itself puts before a text, found by tokenising a word both ways."""
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     full: list[int] = tokenizer("a")["input_ids"]
@@ -253,7 +260,7 @@ def _pad_id(config: PretrainedConfig, eos_id: int) -> int:
     return next(i for i in (eos_id, 0, 1) if i != config.pad_token_id)
 
 
-def _first_position(model: Any) -> int:
+def first_position_of(model: Any) -> int:
     """Position id of the first token: RoBERTa-like embeddings count from their padding index + 1."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from milp_ray.config import PromptSection
 from milp_ray.training.text import history_context, memory_blocks, query_prompt, response_text
@@ -27,6 +27,24 @@ Kind = Literal["memory", "instruction"]
 # Tokens of padding that take about as long as one more pass through a small model does of itself (measured on
 # CPU: 8 layers of hidden size 96, 0.3 ms a token and 30 ms a pass). Larger models lose nothing that shows.
 _WORTH_A_PASS = 100
+
+
+class TextTokens(Protocol):
+    """What of a base makes sequences out of texts; a :class:`~milp_ray.training.base.Base` has it."""
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """Ids that stand before every text."""
+
+    @property
+    def eos_id(self) -> int:
+        """Id that ends a response."""
+
+    def tokenize(self, texts: SequenceOf[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+
+    def count_tokens(self, texts: SequenceOf[str]) -> list[int]:
+        """Number of tokens of each text, without special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +92,7 @@ class Batch:
 
 
 def memory_set(
-    split: UserSplit, base: Base, prompt: PromptSection, *, max_length: int, block_turns: int | None
+    split: UserSplit, base: TextTokens, prompt: PromptSection, *, max_length: int, block_turns: int | None
 ) -> list[Sequence]:
     """The user's history as sequences for next-content prediction, oldest first.
 
@@ -101,7 +119,7 @@ def memory_set(
 
 def instruction_set(
     examples: SequenceOf[Example],
-    base: Base,
+    base: TextTokens,
     prompt: PromptSection,
     *,
     max_length: int,
