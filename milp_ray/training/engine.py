@@ -1,7 +1,8 @@
-"""The DeepSpeed engine of one training stage, in a process of its own: world size one, no launcher.
+"""The DeepSpeed engine of one training stage, over the process group that is there; without one, alone.
 
 Many engines follow each other in one process. DeepSpeed is imported by the first of them, and the process
-group that it wants is made once and kept; everything else is taken down with the engine.
+group that it wants, unless several processes have made one, is made once and kept; everything else is taken
+down with the engine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import socket
 import sys
 import warnings
@@ -77,7 +79,9 @@ def deepspeed_engine(
         # One kernel for all tensors: five times faster on CPU than a loop over dozens of small ones.
         fused=True,
     )
-    with _single_process_environment(base.device):
+    with _launcher_environment(base.device), warnings.catch_warnings():
+        # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
+        warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
         with _quiet():
             engine, *_ = deepspeed.initialize(
                 model=module,
@@ -91,10 +95,7 @@ def deepspeed_engine(
             )
         _forget_warm_up(engine)
         try:
-            with warnings.catch_warnings():
-                # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
-                warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
-                yield engine
+            yield engine
         finally:
             for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
                 if hook is not None:
@@ -177,7 +178,7 @@ def _prepare_process(device: torch.device) -> Any:
             # "None of DeepSpeed's compiled operators": finding out tries each compiler and library, and the
             # one that would be used compiles for 30 to 45 s, for messages between processes; there is one.
             deepspeed.ops.__compatible_ops__ = {}
-            with _single_process_environment(device):
+            with _launcher_environment(device):
                 deepspeed.init_distributed(dist_backend=None, verbose=False, auto_mpi_discovery=False)
     in_use = deepspeed.accelerator.get_accelerator().device_name()
     if in_use != device.type:
@@ -205,14 +206,22 @@ def _use_accelerator(kind: str) -> None:
 
 
 @contextmanager
-def _single_process_environment(device: torch.device) -> Iterator[None]:
+def _launcher_environment(device: torch.device) -> Iterator[None]:
     """The variables that a launcher would set, for the time of an engine.
 
     They do not stay: a process started from here (a Ray worker) must not take them for its own.
     """
-    rank = str(device.index or 0)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    with environment({"RANK": "0", "LOCAL_RANK": rank, "WORLD_SIZE": "1", **address}):
+    import torch.distributed as dist
+
+    variables = {
+        "RANK": str(dist.get_rank()),
+        "WORLD_SIZE": str(dist.get_world_size()),
+        "LOCAL_RANK": str(device.index or 0),
+    }
+    if "MASTER_ADDR" not in os.environ:
+        # Looked at and not used: the process group is there.
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with environment(variables):
         yield
 
 
