@@ -21,6 +21,7 @@ class Group:
 
     def __init__(self, processes: list[subprocess.Popen[bytes]], connections: list[Connection]) -> None:
         self.processes = processes
+        self.compiled: Path | None = None  # where DeepSpeed would put what it compiles
         self._connections = connections
 
     def run(self, **arguments: Any) -> list[dict[str, Any]]:
@@ -77,6 +78,12 @@ def process_group() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    """Two processes; they are started once and train one job after the other."""
-    with _group(tmp_path_factory.mktemp("pair")) as group:
+    """Two processes; they are started once and train one job after the other.
+
+    They find neither a compiler nor ninja, and nothing that was compiled before.
+    """
+    folder = tmp_path_factory.mktemp("pair")
+    nothing = {name: str(folder / name.lower()) for name in ("PATH", "TORCH_EXTENSIONS_DIR")}
+    with _group(folder, **nothing, CC="", CXX="") as group:
+        group.compiled = folder / "torch_extensions_dir"
         yield group

@@ -229,3 +229,13 @@ def test_bfloat16_trains_on_scattered_master_weights(
     together(a_job, training, dtype="bfloat16", checkpoint_dir=tmp_path, kill_at_step=2)
     resumed, _ = together(a_job, training, dtype="bfloat16", checkpoint_dir=tmp_path)
     assert identical(half["tensors"], resumed["tensors"])
+
+
+def test_no_engine_compiles_anything(
+    pair: Any, make_split: Split, together: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """The processes find neither a compiler nor ninja: what wants one would fail."""
+    offload = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"}
+    assert together(job(make_split()), section(deepspeed=offload))[0]["steps"]
+    assert pair.compiled is not None
+    assert not pair.compiled.exists()
