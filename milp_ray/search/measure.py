@@ -70,11 +70,15 @@ class Measurement:
     draws (common random numbers) and a layout measured twice gives the same values. Between rungs the users'
     adapters and optimizers are kept in a temporary folder that only this process's user may read; it is
     removed by :meth:`close`, or when the process ends (not when it is killed). Without a rung nothing is
-    written.
+    written. Of several processes that measure together (:mod:`milp_ray.training.distributed`) one
+    ``scores_texts``; the others say 0, which nobody reads.
     """
 
-    def __init__(self, base: Base, layout: CanonicalLayout, task: TrialTask) -> None:
+    def __init__(
+        self, base: Base, layout: CanonicalLayout, task: TrialTask, *, scores_texts: bool = True
+    ) -> None:
         self._base = base
+        self._scores_texts = scores_texts
         self._layout = layout
         self._task = task
         self._n_rungs_done = 0
@@ -165,7 +169,9 @@ class Measurement:
                 checkpoint_every_epoch=False,
             )
             loss = _required(result.validation_loss, place)
-            scores = {"validation_loss": loss, **_text_scores(self._base, result, job.split, self._task)}
+            scores = dict.fromkeys(_BY_USER, 0.0) | {"validation_loss": loss}
+            if self._scores_texts:
+                scores |= _text_scores(self._base, result, job.split, self._task)
             for name in _BY_USER:
                 per_user[name].append(scores[name])
             result.adapter = None  # one user's weights at a time

@@ -54,6 +54,7 @@ _OPERATIONAL = {
     "max_concurrent_trials",
     "cpus_per_trial",
     "gpus_per_trial",
+    "processes_per_trial",
     "max_failures",
 }
 
@@ -146,7 +147,7 @@ def _search(
         conductor = Conductor(
             journal,
             space,
-            settings.search,
+            _limited(settings.search, n_slots),
             settings.seed,
             proposer,
             on_progress,
@@ -173,12 +174,19 @@ def _run_tune(
 
     from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
+    from milp_ray.search.trial_group import GroupSpec
 
     searcher = LayoutSearcher(conductor)
-    prepared = tune.with_resources(
-        tune.with_parameters(trainable or MeasureLayout, task=task),
-        {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
-    )
+    group = GroupSpec.of(section)
+    if group is None:
+        prepared = tune.with_resources(
+            tune.with_parameters(trainable or MeasureLayout, task=task),
+            {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
+        )
+    else:
+        prepared = tune.with_resources(
+            tune.with_parameters(trainable or MeasureLayout, task=task, group=group), group.trial_resources()
+        )
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
     with _tune_environment():
@@ -235,6 +243,13 @@ def _n_slots(section: SearchSection) -> int:
     if section.max_concurrent_trials is not None:
         counts.append(section.max_concurrent_trials)
     return max(1, int(min(counts)))
+
+
+def _limited(section: SearchSection, n_slots: int) -> SearchSection:
+    """The section with the limit that Tune cannot keep for trials whose processes Ray Train reserves."""
+    return (
+        section if section.n_processes == 1 else section.model_copy(update={"max_concurrent_trials": n_slots})
+    )
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,8 +1,8 @@
 """One job trained by several processes: who computes what, and what is put together again.
 
 The processes are those of torch's process group, made before (by Ray Train, by a launcher, by a test);
-without one there is one process and nothing here communicates. All of them call the same functions with the same
-arguments and get the same results; what leaves a job (callbacks, files) leaves by the first one.
+without one there is one process and nothing here communicates. All of them call the same functions with the
+same arguments and get the same results; what leaves a job (callbacks, files) leaves by the first one.
 
 The rows of a batch are dealt out so that every process runs the model equally often, as ZeRO-3 requires: the
 weights of a layer are collected from all processes when it runs. A process without a row of its own runs one

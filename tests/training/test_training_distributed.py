@@ -207,12 +207,12 @@ def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
     a_job, training = job(make_split()), section(deepspeed={"zero_stage": zero_stage})
     whole, _ = together(a_job, training, validate_every_epoch=True)
     for epoch in (1, 3):
-        parts = [
-            told["paused"] for told in together(a_job, training, until=epoch, checkpoint_dir=tmp_path)
-        ]
+        parts = [told["paused"] for told in together(a_job, training, until=epoch, checkpoint_dir=tmp_path)]
         assert [part.epoch for part in parts] == [epoch, epoch]
         assert parts[0].validation_loss == parts[1].validation_loss
-        assert parts[0].validation_loss == pytest.approx(whole["curve"][epoch - 1]["validation_loss"], abs=1e-6)
+        assert parts[0].validation_loss == pytest.approx(
+            whole["curve"][epoch - 1]["validation_loss"], abs=1e-6
+        )
     resumed, _ = together(a_job, training, checkpoint_dir=tmp_path, checkpoint_every_epoch=False)
     assert identical(resumed["tensors"], whole["tensors"])
     assert list(tmp_path.iterdir()) == []
