@@ -30,6 +30,9 @@ class BaseSection(Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
+    # Where its weights lie. cpu: in main memory, for a base that does not fit the device. ZeRO-3 then trains
+    # on the device, which gets its share of them; answers and final losses are computed on the CPU.
+    keep_on: Literal["device", "cpu"] = "device"
     context_length: PositiveInt | None = None  # None: what the model's own configuration states
     # Names of the linear maps of a feed-forward block, relative to one layer (for example "mlp.up_proj").
     # None: known by architecture (Llama, Mistral, Qwen, GPT-2, RoBERTa, …).
@@ -305,6 +308,16 @@ class Config(Section):
     personalize: PersonalizeSection = PersonalizeSection()
     evaluation: EvaluationSection = EvaluationSection()
     ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _weights_in_main_memory_need_zero_3(self) -> Config:
+        stage = self.training.deepspeed.zero_stage
+        if self.base.keep_on == "cpu" and stage != 3:
+            raise ValueError(
+                f"base.keep_on is 'cpu' with training.deepspeed.zero_stage {stage}, which needs the whole "
+                "base on the device; set zero_stage to 3, or keep_on to device"
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_gpus_have_no_name(self) -> Config:

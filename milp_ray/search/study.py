@@ -233,7 +233,11 @@ def _scheduler(conductor: Conductor, section: SearchSection, n_slots: int) -> Ke
 
 
 def _n_slots(section: SearchSection) -> int:
-    """Trials that can run at once, on the cluster as it is now."""
+    """Trials that can run at once, on the cluster as it is now.
+
+    Raises:
+        MilpError: the cluster cannot hold the processes of a single trial.
+    """
     import ray
 
     resources = ray.cluster_resources()
@@ -242,6 +246,13 @@ def _n_slots(section: SearchSection) -> int:
         counts.append(resources.get("GPU", 0.0) / section.gpus_per_trial)
     if section.max_concurrent_trials is not None:
         counts.append(section.max_concurrent_trials)
+    elif section.n_processes > 1 and min(counts) < 1:
+        raise MilpError(
+            f"the {section.n_processes} processes of a trial take search.cpus_per_trial "
+            f"{section.cpus_per_trial:g} and gpus_per_trial {section.gpus_per_trial:g}, but the cluster has "
+            f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
+            "or set search.max_concurrent_trials where nodes are added on demand"
+        )
     return max(1, int(min(counts)))
 
 

@@ -14,6 +14,7 @@ group too many would wait for its workers, and hold nothing meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ class TrialGroup:
         if self._thread is None:
             return
         if self._thread.is_alive():
-            ray.get(self._mailbox.order.remote({"what": _END, "layout": None}))
+            # Where the mailbox itself was lost, the processes fail at it and end as well.
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                ray.get(self._mailbox.order.remote({"what": _END, "layout": None}))
             self._thread.join(_SECONDS_TO_END)
         ray.kill(self._mailbox)
         self._mailbox = self._thread = None
@@ -228,6 +231,7 @@ def _fit(spec: GroupSpec, config: dict[str, Any], folder: str) -> None:
     # working directory, which Ray Train would change in its workers.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process more, for a warning nobody reads
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 

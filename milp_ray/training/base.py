@@ -32,7 +32,8 @@ class Base:
     ``model`` is in eval mode and none of its parameters asks for a gradient. ``start_ids`` are the tokens
     that the tokenizer puts before a text by itself (bos, or nothing). ``first_position`` is the position id
     of a sequence's first token (RoBERTa counts from its padding token + 1). ``pad_id`` fills up the rows of
-    a batch; no real token sees it, so that any id serves.
+    a batch; no real token sees it, so that any id serves. ``device`` is where the weights lie,
+    ``engine_device`` where an engine trains.
     """
 
     model: PreTrainedModel
@@ -45,6 +46,7 @@ class Base:
     revision: str | None
     device: torch.device
     dtype: torch.dtype
+    engine_device: torch.device
     start_ids: tuple[int, ...] = ()
     eos_id: int = 0
     pad_id: int = 0
@@ -84,7 +86,8 @@ def load_base(section: BaseSection) -> Base:
             source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
         )
         tokenizer = _tokenizer(source, section.revision)
-    model.to(torch.device(device)).eval().requires_grad_(False)  # type: ignore[arg-type]  # its stub is off
+    kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
+    model.to(kept_on).eval().requires_grad_(False)  # type: ignore[arg-type]  # its stub is off
     shapes = ffn_shapes(model, spec)
     first_position = _first_position(model)
     eos_id = _eos_id(tokenizer, config, section.model)
@@ -97,8 +100,9 @@ def load_base(section: BaseSection) -> Base:
         context_length=_context_length(config, first_position, section),
         model_id=model_id,
         revision=section.revision,
-        device=torch.device(device),
+        device=kept_on,
         dtype=dtype,
+        engine_device=torch.device(device),
         start_ids=_start_ids(tokenizer),
         eos_id=eos_id,
         pad_id=_pad_id(config, eos_id),

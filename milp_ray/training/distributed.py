@@ -107,7 +107,7 @@ class Processes:
                         places = torch.tensor(own.indices, device=base.device)
                         sums.index_add_(0, places[batch.rows], values)
         counts = [sequence.n_targets for sequence in sequences]
-        return list(zip(self.sum(sums).tolist(), counts, strict=True))
+        return list(zip(self.sum(sums.to(base.engine_device)).tolist(), counts, strict=True))
 
     def gather(self, content: bytes, device: torch.device) -> list[bytes]:
         """Every process's ``content``, in the order of ranks."""

@@ -8,6 +8,7 @@ down with the engine.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -82,7 +83,12 @@ def deepspeed_engine(
     with _launcher_environment(base.device), warnings.catch_warnings():
         # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
         warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+        config = deepspeed_config(section, base.dtype)
+        # ZeRO allocates a buffer of so many numbers, half a billion unless told; no more are ever reduced.
+        config["zero_optimization"]["reduce_bucket_size"] = sum(p.numel() for p in parameters)
         with _quiet():
+            if section.deepspeed.zero_stage == 3:
+                _scatter(module, config, base)
             engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,
@@ -90,7 +96,7 @@ def deepspeed_engine(
                 lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(
                     wrapped, lambda step: linear_schedule(first_step + step, n_steps, section.warmup_ratio)
                 ),
-                config=deepspeed_config(section, base.dtype),
+                config=config,
                 dist_init_required=False,
             )
         _forget_warm_up(engine)
@@ -102,6 +108,34 @@ def deepspeed_engine(
                     hook.remove()
             with _quiet():
                 engine.destroy()
+
+
+def copy_to_scatter(model: nn.Module) -> nn.Module:
+    """A copy of a model for ZeRO-3 to scatter; frozen weights are shared with it until that happens.
+
+    Scattering copies a weight's part and then lets the shared one go, weight after weight. So neither main
+    memory nor the device ever holds the frozen weights a second time.
+    """
+    from torch import nn
+
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters() if not p.requires_grad
+    }
+    return copy.deepcopy(model, shared)
+
+
+def _scatter(module: nn.Module, config: dict[str, Any], base: Base) -> None:
+    """Leave each process its part of every weight, on the engine's device.
+
+    ``deepspeed.initialize`` would do so, too, but would first put the whole module on the device.
+    """
+    from deepspeed import zero
+
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(base.dtype)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(base.device)
+    zero.Init(module=module, config_dict_or_path=config, dtype=base.dtype)
 
 
 def deepspeed_config(section: TrainingSection, dtype: torch.dtype) -> dict[str, Any]:

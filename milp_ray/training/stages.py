@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from milp_ray.training.checkpoint import (
 )
 from milp_ray.training.data import Sequence, epoch_plan
 from milp_ray.training.distributed import Processes, SharedCheckpointFile, Window, checkpoint_of
-from milp_ray.training.engine import deepspeed_engine, inner_optimizer, stepped_parameters
+from milp_ray.training.engine import copy_to_scatter, deepspeed_engine, inner_optimizer, stepped_parameters
 from milp_ray.training.frozen import frozen_prefix
 from milp_ray.training.loss import TargetLoss, mean_token_loss
 
@@ -85,7 +84,12 @@ class JobTraining:
 
     @cached_property
     def _kept(self) -> CheckpointFile | SharedCheckpointFile | None:
-        return checkpoint_of(self.checkpoint, self.processes, self.base.device)
+        return checkpoint_of(self.checkpoint, self.processes, self._on_engine.device)
+
+    @cached_property
+    def _on_engine(self) -> Base:
+        """The base as an engine sees it, which may train elsewhere than its weights lie."""
+        return replace(self.base, device=self.base.engine_device)
 
     @cached_property
     def _n_steps(self) -> int:
@@ -133,7 +137,7 @@ class JobTraining:
             engine_of_stage = deepspeed_engine(
                 loss,
                 list(lora_parameters(loss.model).values()),
-                self.base,
+                self._on_engine,
                 self.section,
                 n_steps=stage.n_steps(self.section),
                 first_step=progress.stage_steps,
@@ -158,7 +162,7 @@ class JobTraining:
         """The module itself; under ZeRO-3, which scatters and frees the weights that it is given, a copy."""
         if self.section.deepspeed.zero_stage != 3:
             return loss
-        return TargetLoss(copy.deepcopy(self.model), self.base.first_position, registered=True)
+        return TargetLoss(copy_to_scatter(self.model), self.base.first_position, registered=True)
 
     def _run_epoch(self, engine: Any, stage: Stage, progress: Progress, best: Tensors) -> None:
         """One pass over the stage's sequences, and its entry in the curve."""
@@ -178,10 +182,12 @@ class JobTraining:
         n_accumulate = self.section.gradient_accumulation
         rng = random.Random(f"{self.seed}/{stage.name}/{progress.epoch}")
         plan = epoch_plan(stage.sequences, self.section.batch_size, self.section.order, rng)
-        total = torch.zeros((), device=self.base.device)
+        total = torch.zeros((), device=self._on_engine.device)
         n_targets = 0
         for start in range(0, len(plan), n_accumulate):
-            window = self.processes.window(stage.sequences, plan[start : start + n_accumulate], self.base)
+            window = self.processes.window(
+                stage.sequences, plan[start : start + n_accumulate], self._on_engine
+            )
             total += self._step(engine, window)
             n_targets += window.n_targets
             progress.tokens += window.n_tokens
@@ -206,7 +212,7 @@ class JobTraining:
         Gives the sum of the targets' losses, of this process's part.
         """
         scale = self.processes.scale(window, self.section.gradient_accumulation)
-        total = torch.zeros((), device=self.base.device)
+        total = torch.zeros((), device=self._on_engine.device)
         for batch in window.batches:
             scaled = engine(batch, scale)
             engine.set_gradient_accumulation_boundary(batch is window.batches[-1])
@@ -232,8 +238,11 @@ class JobTraining:
         return loss
 
     def _validation_losses(self, loss: Any) -> list[tuple[float, int]]:
-        with _measuring_mode(self.model if isinstance(loss, TargetLoss) else loss.module.model):
-            return self.processes.sequence_losses(self.base, loss, self.validation, self.section.batch_size)
+        model, base = self.model, self.base
+        if not isinstance(loss, TargetLoss):
+            model, base = loss.module.model, self._on_engine
+        with _measuring_mode(model):
+            return self.processes.sequence_losses(base, loss, self.validation, self.section.batch_size)
 
     def _tell_epoch(self, epoch: int, tensors: Tensors) -> None:
         if self.on_epoch is not None and self.processes.is_first:
@@ -248,20 +257,22 @@ class JobTraining:
         tensors |= {f"best.{name}": t for name, t in best.items()}
         tensors |= optimizer_tensors(inner_optimizer(engine), stepped_parameters(engine))
         tensors["rng.cpu"] = torch.get_rng_state()
-        if self.base.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
+        device = self._on_engine.device
+        if device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
         self._kept.write(progress, tensors)
 
     @contextmanager
     def _own_randomness(self, tensors: Tensors | None) -> Iterator[None]:
         """Torch's generators as this job wants them (only dropout draws from them); restored afterwards."""
-        on_gpu = self.base.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self.base.device.index or 0] if on_gpu else []):
+        device = self._on_engine.device
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device.index or 0] if on_gpu else []):
             torch.manual_seed(self.seed + self.processes.rank)
             if tensors:
                 torch.set_rng_state(tensors["rng.cpu"])
                 if on_gpu:
-                    torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)
+                    torch.cuda.set_rng_state(tensors["rng.cuda"], device)
             yield
 
     @contextmanager

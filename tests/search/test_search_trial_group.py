@@ -27,6 +27,7 @@ from milp_ray.config import (
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.search.journal import read_events
 from milp_ray.search.measure import SCRATCH_PREFIX, TrialTask, measure
 from milp_ray.search.study import StudySettings, run_study
 from milp_ray.search.trial_group import GroupFailed, GroupSpec, TrialGroup
@@ -70,6 +71,34 @@ def test_the_trials_own_process_reserves_neither_cpus_nor_gpus() -> None:
 def test_shares_that_do_not_come_out_are_refused(search: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SearchSection(**search)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"zero_stage": 2, "offload_parameters": "cpu"}, "zero_stage 2: only ZeRO-3 divides parameters"),
+        ({"zero_stage": 0, "offload_optimizer": "cpu"}, "set zero_stage to 1, 2 or 3"),
+    ],
+)
+def test_offload_needs_the_stage_that_divides(training: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainingSection(deepspeed=training)
+
+
+def test_a_base_in_main_memory_needs_zero_3() -> None:
+    kept = BaseSection(keep_on="cpu")
+    with pytest.raises(ValidationError, match=r"keep_on is 'cpu' with .*zero_stage 0.* set zero_stage to 3"):
+        Config(name="x", base=kept)
+    Config(name="x", base=kept, training=TrainingSection(deepspeed={"zero_stage": 3}))
+
+
+@pytest.mark.ray
+def test_a_cluster_without_room_for_a_trial_is_told_of(
+    ray_local: None, tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]
+) -> None:
+    large = settings(tiny_llama_dir, processes_per_trial=3, cpus_per_trial=3)
+    with pytest.raises(MilpError, match=r"3 processes of a trial take .* cluster has 2 CPUs .* lower them"):
+        run_study(tmp_path / "study", large, splits, SHAPES)
 
 
 def test_processes_on_one_named_gpu_are_refused() -> None:
@@ -210,9 +239,10 @@ def test_a_study_of_groups_two_at_once_gives_what_one_process_a_trial_gives(
     stopping = EarlyStoppingSection(enabled=True, min_records=4)
     plain = run_study(tmp_path / "plain", settings(tiny_llama_dir), splits, SHAPES)
     groups = settings(tiny_llama_dir, processes_per_trial=2, early_stopping=stopping)
-    started = time.monotonic()
     result = run_study(tmp_path / "groups", groups, splits, SHAPES)
-    print(f"{time.monotonic() - started:.0f} s")
+    order = [e["event"] for e in read_events(tmp_path / "groups" / "journal.jsonl")]
+    ends = [order.index(end) for end in ("trial_completed", "trial_stopped") if end in order]
+    assert order[: min(ends)].count("trial_started") == 2, "two trials at once"
     assert result.n_completed >= 3
     ours = {trial.index: trial.metrics for trial in plain.trials}
     for trial in result.trials:

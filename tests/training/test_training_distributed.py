@@ -12,8 +12,10 @@ import pytest
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.training.adapters import Adapter, attached, load_adapter
+from milp_ray.memory.lora import lora_config
+from milp_ray.training.adapters import Adapter, attached, injected, load_adapter
 from milp_ray.training.base import Base, load_base
+from milp_ray.training.engine import copy_to_scatter
 from milp_ray.training.loss import mean_token_loss, response_losses
 from milp_ray.training.train import Job, train
 from milp_ray.users.records import UserSplit
@@ -200,13 +202,17 @@ def test_another_number_of_processes_begins_the_job_anew(
     assert furthest(alone.adapter, {n: t.numpy() for n, t in plain.adapter.tensors.items()}) == 0.0
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize(("zero_stage", "rungs"), [(2, (1, 3)), (3, (3,))])
 def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
-    make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
+    make_split: Split,
+    together: Callable[..., list[dict[str, Any]]],
+    tmp_path: Path,
+    zero_stage: int,
+    rungs: tuple[int, ...],
 ) -> None:
     a_job, training = job(make_split()), section(deepspeed={"zero_stage": zero_stage})
     whole, _ = together(a_job, training, validate_every_epoch=True)
-    for epoch in (1, 3):
+    for epoch in rungs:
         parts = [told["paused"] for told in together(a_job, training, until=epoch, checkpoint_dir=tmp_path)]
         assert [part.epoch for part in parts] == [epoch, epoch]
         assert parts[0].validation_loss == parts[1].validation_loss
@@ -218,11 +224,12 @@ def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
 def test_bfloat16_trains_on_scattered_master_weights(
-    make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path
+    make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
 ) -> None:
     a_job = job(make_split())
-    training = section(memory_epochs=1, instruction_epochs=1, deepspeed={"zero_stage": 2})
+    training = section(memory_epochs=1, instruction_epochs=1, deepspeed={"zero_stage": zero_stage})
     whole, _ = together(a_job, training)
     half, _ = together(a_job, training, dtype="bfloat16")
     assert half["loss"] == pytest.approx(whole["loss"], abs=1e-2)
@@ -239,3 +246,56 @@ def test_no_engine_compiles_anything(
     assert together(job(make_split()), section(deepspeed=offload))[0]["steps"]
     assert pair.compiled is not None
     assert not pair.compiled.exists()
+
+
+def test_a_base_in_main_memory_is_trained_all_the_same(
+    base: Base, tiny_llama_dir: Path, make_split: Split
+) -> None:
+    """With ZeRO-3, in one process; here main memory and the device are the same."""
+    kept = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu", keep_on="cpu"))
+    a_job = job(make_split())
+    [plain] = train(base, [a_job], section(), PROMPT)
+    [other] = train(kept, [a_job], section(deepspeed={"zero_stage": 3}), PROMPT)
+    assert other.adapter is not None
+    assert furthest(plain.adapter, {n: t.numpy() for n, t in other.adapter.tensors.items()}) < 1e-4
+
+
+def test_the_copy_for_zero_3_shares_the_frozen_weights(base: Base, make_split: Split) -> None:
+    config = lora_config(
+        job(make_split()).layout, base.spec, TrainingSection().lora_alpha, 0.0, base.model_id
+    )
+    with injected(base, config, seed=0) as model:
+        own = dict(copy_to_scatter(model).named_parameters())
+        for name, parameter in model.named_parameters():
+            shares = own[name].data_ptr() == parameter.data_ptr()
+            assert shares != parameter.requires_grad
+            assert own[name] is not parameter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_rank", [0, 1])
+def test_processes_one_of_which_was_killed_go_on_in_others(
+    base: Base,
+    tiny_llama_dir: Path,
+    make_split: Split,
+    process_group: Callable[..., Any],
+    tmp_path: Path,
+    killed_rank: int,
+) -> None:
+    """SIGKILL in the middle of a stage; the other process ends with an error and does not wait for ever."""
+    kept = tmp_path / "kept"
+    a_job, training = job(make_split()), section(deepspeed={"zero_stage": 2})
+    [alone] = train(base, [a_job], training, PROMPT)
+    what: dict[str, Any] = {"folder": str(tiny_llama_dir), "job": a_job, "section": training}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with (
+        process_group(tmp_path / "first") as group,
+        pytest.raises((EOFError, ConnectionResetError, RuntimeError)),
+    ):
+        group.run(**what, checkpoint_dir=kept, kill_at_step=6, sigkill_rank=killed_rank)
+    assert len(list(kept.iterdir())) == 1
+    with process_group(tmp_path / "second") as group:
+        told = group.run(**what, checkpoint_dir=kept)[0]
+    assert 0 < len(told["told"]) < alone.steps
+    assert furthest(alone.adapter, told["tensors"]) < 1e-4
