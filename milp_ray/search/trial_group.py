@@ -10,8 +10,8 @@ cannot be given the trial's (Train V2: ``WorkerGroup._create_placement_group``).
 next to nothing, no resource is counted twice, and how many trials run at once is the conductor's business: a
 group too many would wait for its workers, and hold nothing meanwhile.
 
-A worker that is lost ends its group. Should the trial's own process be killed, Ray gives the workers' resources
-back where its dashboard runs, and otherwise when the search ends (ray#54305).
+A worker that is lost ends its group. Should the trial's own process be killed, Ray gives the workers'
+resources back where its dashboard runs, and otherwise when the search ends (ray#54305).
 """
 
 from __future__ import annotations
