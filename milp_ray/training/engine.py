@@ -108,6 +108,17 @@ def deepspeed_engine(
                     hook.remove()
             with _quiet():
                 engine.destroy()
+            _forget_modules()
+
+
+def _forget_modules() -> None:
+    """Empty ZeRO-3's list of modules in a forward pass, on which it leaves every engine's outermost one.
+
+    That module would keep the engine, and its part of the base, for as long as the process lives.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+
+    parameter_offload.FWD_MODULE_STACK.clear()
 
 
 def copy_to_scatter(model: nn.Module) -> nn.Module:

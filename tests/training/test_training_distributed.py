@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
@@ -270,6 +272,17 @@ def test_the_copy_for_zero_3_shares_the_frozen_weights(base: Base, make_split: S
             shares = own[name].data_ptr() == parameter.data_ptr()
             assert shares != parameter.requires_grad
             assert own[name] is not parameter
+
+
+def test_zero_3_leaves_no_copy_of_the_base_behind(base: Base, make_split: Split) -> None:
+    a_job = job(make_split(n_turns=2, n_train=1))
+    training = section(memory_epochs=1, instruction_epochs=1, deepspeed={"zero_stage": 3})
+    counts = []
+    for _ in range(3):
+        train(base, [a_job], training, PROMPT)
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert counts[2] <= counts[0] + 5
 
 
 @pytest.mark.slow
