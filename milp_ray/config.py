@@ -30,6 +30,9 @@ class BaseSection(Section):
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
+    # Where its weights lie. cpu: in main memory, for a base that does not fit the device. ZeRO-3 then trains
+    # on the device, which gets its share of them; answers and final losses are computed on the CPU.
+    keep_on: Literal["device", "cpu"] = "device"
     context_length: PositiveInt | None = None  # None: what the model's own configuration states
     # Names of the linear maps of a feed-forward block, relative to one layer (for example "mlp.up_proj").
     # None: known by architecture (Llama, Mistral, Qwen, GPT-2, RoBERTa, …).
@@ -112,6 +115,7 @@ class LoraAlphaSection(Section):
 class DeepSpeedSection(Section):
     """What the DeepSpeed engine is given."""
 
+    # What the processes of a job share out: 0 nothing, 1 and 2 the optimizer's state, 3 the base as well.
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_parameters: Literal["none", "cpu"] = "none"  # ZeRO-3 only
@@ -120,9 +124,15 @@ class DeepSpeedSection(Section):
     @model_validator(mode="after")
     def _offload_needs_its_stage(self) -> DeepSpeedSection:
         if self.offload_parameters != "none" and self.zero_stage != 3:
-            raise ValueError(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+            raise ValueError(
+                f"offload_parameters is {self.offload_parameters!r} with zero_stage {self.zero_stage}: only "
+                "ZeRO-3 divides parameters; set zero_stage to 3 or offload_parameters to none"
+            )
         if self.offload_optimizer != "none" and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, not 0")
+            raise ValueError(
+                f"offload_optimizer is {self.offload_optimizer!r} with zero_stage 0, which keeps the "
+                "optimizer whole; set zero_stage to 1, 2 or 3, or offload_optimizer to none"
+            )
         return self
 
 
@@ -193,13 +203,35 @@ class SearchSection(Section):
     objectives: tuple[str, ...] = ("validation_loss", "rouge_l")
     max_concurrent_trials: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_trial: PositiveFloat = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0  # a part of one, one, or several (whole ones)
+    # Processes that train a trial together, its CPUs and GPUs shared out among them; None: one a GPU.
+    processes_per_trial: PositiveInt | None = None
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
     # Run folders of earlier searches, over bases with as many layers: their fronts are tried first,
     # and the surrogate takes a trend from their trials where that predicts this search's own.
     warm_start: tuple[Path, ...] = ()
     surrogate: SurrogateSection = SurrogateSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+
+    @property
+    def n_processes(self) -> int:
+        """Processes that train one trial."""
+        return self.processes_per_trial or max(1, int(self.gpus_per_trial))
+
+    @model_validator(mode="after")
+    def _a_gpu_a_process(self) -> SearchSection:
+        gpus = self.gpus_per_trial
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"gpus_per_trial {gpus:g}: a trial takes a part of one GPU, or whole ones; use {int(gpus)} "
+                f"or {int(gpus) + 1}"
+            )
+        if gpus and self.n_processes != max(1, int(gpus)):
+            raise ValueError(
+                f"processes_per_trial {self.processes_per_trial} with gpus_per_trial {gpus:g}: each process "
+                "trains on a GPU of its own; make them equal, or leave processes_per_trial out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_objectives(self) -> SearchSection:
@@ -278,3 +310,23 @@ class Config(Section):
     personalize: PersonalizeSection = PersonalizeSection()
     evaluation: EvaluationSection = EvaluationSection()
     ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _weights_in_main_memory_need_zero_3(self) -> Config:
+        stage = self.training.deepspeed.zero_stage
+        if self.base.keep_on == "cpu" and stage != 3:
+            raise ValueError(
+                f"base.keep_on is 'cpu' with training.deepspeed.zero_stage {stage}, which needs the whole "
+                "base on the device; set zero_stage to 3, or keep_on to device"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _several_gpus_have_no_name(self) -> Config:
+        search, device = self.search, self.base.device
+        if search.gpus_per_trial and search.n_processes > 1 and device not in {"auto", "cuda"}:
+            raise ValueError(
+                f"search.gpus_per_trial is {search.gpus_per_trial:g} and base.device {device!r}: the "
+                "processes of a trial each take a GPU of their own; set base.device to 'auto' or 'cuda'"
+            )
+        return self

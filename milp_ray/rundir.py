@@ -40,6 +40,7 @@ RESUMABLE = (
     "search.max_concurrent_trials",
     "search.cpus_per_trial",
     "search.gpus_per_trial",
+    "search.processes_per_trial",
     "search.max_failures",
     "personalize",
     "choice",

@@ -70,11 +70,15 @@ class Measurement:
     draws (common random numbers) and a layout measured twice gives the same values. Between rungs the users'
     adapters and optimizers are kept in a temporary folder that only this process's user may read; it is
     removed by :meth:`close`, or when the process ends (not when it is killed). Without a rung nothing is
-    written.
+    written. Of several processes that measure together (:mod:`milp_ray.training.distributed`) one
+    ``scores_texts``; the others say 0, which nobody reads.
     """
 
-    def __init__(self, base: Base, layout: CanonicalLayout, task: TrialTask) -> None:
+    def __init__(
+        self, base: Base, layout: CanonicalLayout, task: TrialTask, *, scores_texts: bool = True
+    ) -> None:
         self._base = base
+        self._scores_texts = scores_texts
         self._layout = layout
         self._task = task
         self._n_rungs_done = 0
@@ -158,8 +162,10 @@ class Measurement:
             checkpoint_every_epoch=False,
         )
         losses = [_required(result.validation_loss, place) for place, result in enumerate(results)]
-        scores = _text_scores(self._base, results, self._task)
-        per_user = {"validation_loss": losses, **scores}
+        scores = {name: [0.0] * len(results) for name in _BY_USER}
+        if self._scores_texts:
+            scores |= _text_scores(self._base, results, self._task)
+        per_user = scores | {"validation_loss": losses}
         summary: dict[str, Any] = {}
         for name in _BY_USER:
             values = per_user[name]

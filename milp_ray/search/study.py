@@ -54,6 +54,7 @@ _OPERATIONAL = {
     "max_concurrent_trials",
     "cpus_per_trial",
     "gpus_per_trial",
+    "processes_per_trial",
     "max_failures",
 }
 
@@ -146,7 +147,7 @@ def _search(
         conductor = Conductor(
             journal,
             space,
-            settings.search,
+            _limited(settings.search, n_slots),
             settings.seed,
             proposer,
             on_progress,
@@ -173,12 +174,19 @@ def _run_tune(
 
     from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
+    from milp_ray.search.trial_group import GroupSpec
 
     searcher = LayoutSearcher(conductor)
-    prepared = tune.with_resources(
-        tune.with_parameters(trainable or MeasureLayout, task=task),
-        {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
-    )
+    group = GroupSpec.of(section)
+    if group is None:
+        prepared = tune.with_resources(
+            tune.with_parameters(trainable or MeasureLayout, task=task),
+            {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
+        )
+    else:
+        prepared = tune.with_resources(
+            tune.with_parameters(trainable or MeasureLayout, task=task, group=group), group.trial_resources()
+        )
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
     with _tune_environment():
@@ -225,7 +233,11 @@ def _scheduler(conductor: Conductor, section: SearchSection, n_slots: int) -> Ke
 
 
 def _n_slots(section: SearchSection) -> int:
-    """Trials that can run at once, on the cluster as it is now."""
+    """Trials that can run at once, on the cluster as it is now.
+
+    Raises:
+        MilpError: the cluster cannot hold the processes of a single trial.
+    """
     import ray
 
     resources = ray.cluster_resources()
@@ -234,7 +246,21 @@ def _n_slots(section: SearchSection) -> int:
         counts.append(resources.get("GPU", 0.0) / section.gpus_per_trial)
     if section.max_concurrent_trials is not None:
         counts.append(section.max_concurrent_trials)
+    elif section.n_processes > 1 and min(counts) < 1:
+        raise MilpError(
+            f"the {section.n_processes} processes of a trial take search.cpus_per_trial "
+            f"{section.cpus_per_trial:g} and gpus_per_trial {section.gpus_per_trial:g}, but the cluster has "
+            f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
+            "or set search.max_concurrent_trials where nodes are added on demand"
+        )
     return max(1, int(min(counts)))
+
+
+def _limited(section: SearchSection, n_slots: int) -> SearchSection:
+    """The section with the limit that Tune cannot keep for trials whose processes Ray Train reserves."""
+    return (
+        section if section.n_processes == 1 else section.model_copy(update={"max_concurrent_trials": n_slots})
+    )
 
 
 def _trial_name(trial: Any) -> str:

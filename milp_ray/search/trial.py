@@ -11,6 +11,7 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.worker import safe_reason
 from milp_ray.search.measure import Measurement, TrialTask
+from milp_ray.search.trial_group import GroupFailed, GroupMeasurement, GroupSpec, TrialGroup
 from milp_ray.telemetry import prepare_worker
 
 if TYPE_CHECKING:
@@ -29,14 +30,18 @@ class MeasureLayout(tune.Trainable):
 
     A rung's result has the key :data:`milp_ray.search.rungs.RUNG` and no value under the name of a final one;
     the last result has the final values only. ``reset_config`` says that the actor may be given another
-    trial, which saves its imports and its base.
+    trial, which saves its imports and its base. With a ``group`` the work is done by processes of its own.
     """
 
-    _measurement: Measurement | None = None  # between the steps of a trial
+    _measurement: Measurement | GroupMeasurement | None = None  # between the steps of a trial
+    _group: TrialGroup | None = None
 
-    def setup(self, config: dict[str, Any], task: TrialTask) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], task: TrialTask, group: GroupSpec | None = None
+    ) -> None:
         """Called once an actor; ``task`` comes through the object store (``tune.with_parameters``)."""
         self._task = task
+        self._group = None if group is None else TrialGroup(task, group)
         prepare_worker(task.threads)
 
     def step(self) -> dict[str, Any]:
@@ -48,8 +53,11 @@ class MeasureLayout(tune.Trainable):
         try:
             return self._advance()
         except MilpError as error:
-            self.cleanup()
+            self._forget()
             return {FAILED: str(error), tune.result.DONE: True}
+        except GroupFailed as error:
+            self.cleanup()
+            reason = str(error)
         except Exception as error:
             self.cleanup()
             reason = safe_reason(error)
@@ -58,11 +66,16 @@ class MeasureLayout(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Forget the trial at hand, which may have been stopped at a rung, and take the next one."""
-        self.cleanup()
+        self._forget()
         return True
 
     def cleanup(self) -> None:
-        """Remove what the trial at hand kept for its next step; called when the actor ends as well."""
+        """Remove what the trial at hand kept for its next step; called when the actor ends."""
+        self._forget()
+        if self._group is not None:
+            self._group.end()
+
+    def _forget(self) -> None:
         if self._measurement is not None:
             self._measurement.close()
             self._measurement = None
@@ -70,11 +83,15 @@ class MeasureLayout(tune.Trainable):
     def _advance(self) -> dict[str, Any]:
         if self._measurement is None:
             layout = CanonicalLayout.from_dict(self.config["layout"])
-            self._measurement = Measurement(_base(self._task.base), layout, self._task)
+            self._measurement = (
+                Measurement(_base(self._task.base), layout, self._task)
+                if self._group is None
+                else self._group.measurement(layout)
+            )
         if self._measurement.has_rungs_left:
             return self._measurement.next_rung()
         result = self._measurement.finish()
-        self.cleanup()
+        self._forget()
         return {**result, tune.result.DONE: True}
 
 

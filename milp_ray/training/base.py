@@ -33,7 +33,8 @@ class Base:
     ``model`` is in eval mode and none of its parameters asks for a gradient. ``start_ids`` are the tokens
     that the tokenizer puts before a text by itself (bos, or nothing). ``first_position`` is the position id
     of a sequence's first token (RoBERTa counts from its padding token + 1). ``pad_id`` fills up the rows of
-    a batch; no real token sees it, so that any id serves.
+    a batch; no real token sees it, so that any id serves. ``device`` is where the weights lie,
+    ``engine_device`` where an engine trains.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,7 @@ class Base:
     revision: str | None
     device: torch.device
     dtype: torch.dtype
+    engine_device: torch.device
     start_ids: tuple[int, ...] = ()
     eos_id: int = 0
     pad_id: int = 0
@@ -86,14 +88,23 @@ def load_base(section: BaseSection) -> Base:
             source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
         )
         tokenizer = _tokenizer(source, section.revision)
-    model.to(torch.device(device))  # type: ignore[arg-type]  # its stub is off
-    return base_around(model, tokenizer, section, model_id=model_id)
+    kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
+    model.to(kept_on)  # type: ignore[arg-type]  # its stub is off
+    engine_device = torch.device(device)
+    return base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
 
 
 def base_around(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: BaseSection, *, model_id: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    section: BaseSection,
+    *,
+    model_id: str,
+    engine_device: torch.device | None = None,
 ) -> Base:
     """A model that is loaded, as a base: frozen and in eval mode, on the device where it is.
+
+    ``engine_device`` is where engines train, where that is another one.
 
     Raises:
         MilpError: the tokenizer has no end token, or the context or feed-forward maps cannot be had.
@@ -115,6 +126,7 @@ def base_around(
         revision=section.revision,
         device=model.device,
         dtype=model.dtype,
+        engine_device=engine_device or model.device,
         start_ids=start_ids_of(tokenizer),
         eos_id=eos_id,
         pad_id=_pad_id(config, eos_id),

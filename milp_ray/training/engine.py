@@ -1,14 +1,17 @@
-"""The DeepSpeed engine of one training stage, in a process of its own: world size one, no launcher.
+"""The DeepSpeed engine of one training stage, over the process group that is there; without one, alone.
 
 Many engines follow each other in one process. DeepSpeed is imported by the first of them, and the process
-group that it wants is made once and kept; everything else is taken down with the engine.
+group that it wants, unless several processes have made one, is made once and kept; everything else is taken
+down with the engine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
+import os
 import socket
 import sys
 import warnings
@@ -77,8 +80,15 @@ def deepspeed_engine(
         # One kernel for all tensors: five times faster on CPU than a loop over dozens of small ones.
         fused=True,
     )
-    with _single_process_environment(base.device):
+    with _launcher_environment(base.device), warnings.catch_warnings():
+        # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
+        warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
+        config = deepspeed_config(section, base.dtype)
+        # ZeRO allocates a buffer of so many numbers, half a billion unless told; no more are ever reduced.
+        config["zero_optimization"]["reduce_bucket_size"] = sum(p.numel() for p in parameters)
         with _quiet():
+            if section.deepspeed.zero_stage == 3:
+                _scatter(module, config, base)
             engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,
@@ -86,21 +96,50 @@ def deepspeed_engine(
                 lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(
                     wrapped, lambda step: linear_schedule(first_step + step, n_steps, section.warmup_ratio)
                 ),
-                config=deepspeed_config(section, base.dtype),
+                config=config,
                 dist_init_required=False,
             )
         _forget_warm_up(engine)
-        try:
-            with warnings.catch_warnings():
-                # ZeRO-3 calls torch.distributed by names that torch is about to change: DeepSpeed's to mend.
-                warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
-                yield engine
-        finally:
-            for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
-                if hook is not None:
-                    hook.remove()
-            with _quiet():
-                engine.destroy()
+        with _taken_down(engine):
+            yield engine
+
+
+def _forget_modules() -> None:
+    """Empty ZeRO-3's list of modules in a forward pass, on which it leaves every engine's outermost one.
+
+    That module would keep the engine, and its part of the base, for as long as the process lives.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+
+
+def copy_to_scatter(model: nn.Module) -> nn.Module:
+    """A copy of a model for ZeRO-3 to scatter; frozen weights are shared with it until that happens.
+
+    Scattering copies a weight's part and then lets the shared one go, weight after weight. So neither main
+    memory nor the device ever holds the frozen weights a second time.
+    """
+    from torch import nn
+
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters() if not p.requires_grad
+    }
+    return copy.deepcopy(model, shared)
+
+
+def _scatter(module: nn.Module, config: dict[str, Any], base: Base) -> None:
+    """Leave each process its part of every weight, on the engine's device.
+
+    ``deepspeed.initialize`` would do so, too, but would first put the whole module on the device.
+    """
+    from deepspeed import zero
+
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(base.dtype)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(base.device)
+    zero.Init(module=module, config_dict_or_path=config, dtype=base.dtype)
 
 
 @contextmanager
@@ -120,20 +159,28 @@ def engine_around(module: nn.Module, optimizer: torch.optim.Optimizer, base: Bas
         "zero_allow_untested_optimizer": True,
         "steps_per_print": _NEVER,
     }
-    with _single_process_environment(base.device):
+    with _launcher_environment(base.device):
         with _quiet():
             engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=config, dist_init_required=False
             )
         engine.enable_backward_allreduce = False  # there is nobody to reduce with
-        try:
+        with _taken_down(engine):
             yield engine
-        finally:
-            for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
-                if hook is not None:
-                    hook.remove()
-            with _quiet():
-                engine.destroy()
+
+
+@contextmanager
+def _taken_down(engine: Any) -> Iterator[None]:
+    """Take an engine's hooks off its module, and free its buffers, on leaving."""
+    try:
+        yield
+    finally:
+        for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+            if hook is not None:
+                hook.remove()
+        with _quiet():
+            engine.destroy()
+        _forget_modules()
 
 
 def deepspeed_config(section: TrainingSection, dtype: torch.dtype) -> dict[str, Any]:
@@ -210,7 +257,7 @@ def _prepare_process(device: torch.device) -> Any:
             # "None of DeepSpeed's compiled operators": finding out tries each compiler and library, and the
             # one that would be used compiles for 30 to 45 s, for messages between processes; there is one.
             deepspeed.ops.__compatible_ops__ = {}
-            with _single_process_environment(device):
+            with _launcher_environment(device):
                 deepspeed.init_distributed(dist_backend=None, verbose=False, auto_mpi_discovery=False)
     in_use = deepspeed.accelerator.get_accelerator().device_name()
     if in_use != device.type:
@@ -238,14 +285,22 @@ def _use_accelerator(kind: str) -> None:
 
 
 @contextmanager
-def _single_process_environment(device: torch.device) -> Iterator[None]:
+def _launcher_environment(device: torch.device) -> Iterator[None]:
     """The variables that a launcher would set, for the time of an engine.
 
     They do not stay: a process started from here (a Ray worker) must not take them for its own.
     """
-    rank = str(device.index or 0)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    with environment({"RANK": "0", "LOCAL_RANK": rank, "WORLD_SIZE": "1", **address}):
+    import torch.distributed as dist
+
+    variables = {
+        "RANK": str(dist.get_rank()),
+        "WORLD_SIZE": str(dist.get_world_size()),
+        "LOCAL_RANK": str(device.index or 0),
+    }
+    if "MASTER_ADDR" not in os.environ:
+        # Looked at and not used: the process group is there.
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with environment(variables):
         yield
 
 

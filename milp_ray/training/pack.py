@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from milp_ray.errors import MilpError
 from milp_ray.memory.lora import lora_alpha, target_modules
 from milp_ray.training.checkpoint import CheckpointFile, Progress, Tensors
+from milp_ray.training.distributed import Processes
 from milp_ray.training.engine import engine_around
 from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
 from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch, pieces_of, together
@@ -75,6 +76,8 @@ def can_pack(base: Base, section: TrainingSection) -> bool:
     deepspeed = section.deepspeed
     return (
         deepspeed.zero_stage == 0
+        and Processes.here().size == 1
+        and base.engine_device == base.device
         and not deepspeed.activation_checkpointing
         and base.dtype in (torch.float32, torch.bfloat16)
         and can_lie_flat(base)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import random
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +25,12 @@ from milp_ray.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from milp_ray.training.data import Batch, Sequence, epoch_plan, make_batches
-from milp_ray.training.engine import deepspeed_engine, inner_optimizer, stepped_parameters
+from milp_ray.training.data import Sequence, epoch_plan
+from milp_ray.training.distributed import Processes, SharedCheckpointFile, Window, checkpoint_of
+from milp_ray.training.engine import copy_to_scatter, deepspeed_engine, inner_optimizer, stepped_parameters
 from milp_ray.training.frozen import frozen_prefix
 from milp_ray.training.job import Stage
-from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
+from milp_ray.training.loss import TargetLoss, mean_token_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,6 +63,16 @@ class JobTraining:
     on_epoch: EpochCallback | None = None
     validate_every_epoch: bool = False
     checkpoint_every_epoch: bool = True
+    processes: Processes = field(default_factory=Processes.here, init=False)
+
+    @cached_property
+    def _kept(self) -> CheckpointFile | SharedCheckpointFile | None:
+        return checkpoint_of(self.checkpoint, self.processes, self._on_engine.device)
+
+    @cached_property
+    def _on_engine(self) -> Base:
+        """The base as an engine sees it, which may train elsewhere than its weights lie."""
+        return replace(self.base, device=self.base.engine_device)
 
     @cached_property
     def _n_steps(self) -> int:
@@ -80,7 +89,7 @@ class JobTraining:
             end (under early stopping the best ones of the stage so far).
         """
         progress, tensors = Progress(self.fingerprint), None
-        found = self.checkpoint.read(self.fingerprint) if self.checkpoint else None
+        found = self._kept.read(self.fingerprint) if self._kept is not None else None
         if found is not None:
             progress, tensors = found
             load_tensors(self.model, _part(tensors, "lora."))
@@ -111,7 +120,7 @@ class JobTraining:
             engine_of_stage = deepspeed_engine(
                 loss,
                 list(lora_parameters(loss.model).values()),
-                self.base,
+                self._on_engine,
                 self.section,
                 n_steps=stage.n_steps(self.section),
                 first_step=progress.stage_steps,
@@ -122,7 +131,7 @@ class JobTraining:
                 while progress.epoch < last and not _is_over(progress, patience):
                     self._run_epoch(engine, stage, progress, best)
                     if self.on_epoch is not None:
-                        self.on_epoch(progress.epoch, read_tensors(engine.module.model))
+                        self._tell_epoch(progress.epoch, read_tensors(engine.module.model))
                     if self.checkpoint_every_epoch:
                         self._write(engine, progress, best)
                 if until_epoch is not None and not self.checkpoint_every_epoch:
@@ -136,7 +145,7 @@ class JobTraining:
         """The module itself; under ZeRO-3, which scatters and frees the weights that it is given, a copy."""
         if self.section.deepspeed.zero_stage != 3:
             return loss
-        return TargetLoss(copy.deepcopy(self.model), self.base.first_position, registered=True)
+        return TargetLoss(copy_to_scatter(self.model), self.base.first_position, registered=True)
 
     def _run_epoch(self, engine: Any, stage: Stage, progress: Progress, best: Tensors) -> None:
         """One pass over the stage's sequences, and its entry in the curve."""
@@ -156,19 +165,21 @@ class JobTraining:
         n_accumulate = self.section.gradient_accumulation
         rng = random.Random(f"{self.seed}/{stage.name}/{progress.epoch}")
         plan = epoch_plan(stage.sequences, self.section.batch_size, self.section.order, rng)
-        total = torch.zeros((), device=self.base.device)
+        total = torch.zeros((), device=self._on_engine.device)
         n_targets = 0
         for start in range(0, len(plan), n_accumulate):
-            window = [make_batches(stage.sequences, i, self.base) for i in plan[start : start + n_accumulate]]
+            window = self.processes.window(
+                stage.sequences, plan[start : start + n_accumulate], self._on_engine
+            )
             total += self._step(engine, window)
-            n_targets += sum(piece.n_targets for batch in window for piece in batch)
-            progress.tokens += sum(piece.n_tokens for batch in window for piece in batch)
+            n_targets += window.n_targets
+            progress.tokens += window.n_tokens
             progress.steps += 1
             progress.stage_steps += 1
-            if self.on_step is not None:
+            if self.on_step is not None and self.processes.is_first:
                 self.on_step(progress.steps, self._n_steps)
         progress.epoch += 1
-        mean = float(total) / n_targets
+        mean = float(self.processes.sum(total)) / n_targets
         if not math.isfinite(mean):
             raise MilpError(
                 f"training diverged in epoch {progress.epoch} of the {stage.name} stage: the loss is no "
@@ -177,19 +188,17 @@ class JobTraining:
             )
         return mean
 
-    def _step(self, engine: Any, window: SequenceOf[list[Batch]]) -> torch.Tensor:
+    def _step(self, engine: Any, window: Window) -> torch.Tensor:
         """One optimizer step on the mean loss over *all* target tokens of the window's batches.
 
         So accumulation over k batches is one k times larger batch, whatever the batches' numbers of targets.
-        Gives the sum of the targets' losses.
+        Gives the sum of the targets' losses, of this process's part.
         """
-        n_targets = sum(piece.n_targets for batch in window for piece in batch)
-        # DeepSpeed divides by the number of batches that it expects in a window.
-        scale = self.section.gradient_accumulation / n_targets
-        total = torch.zeros((), device=self.base.device)
-        for batch in window:
+        scale = self.processes.scale(window, self.section.gradient_accumulation)
+        total = torch.zeros((), device=self._on_engine.device)
+        for batch in window.batches:
             scaled = engine(batch, scale)
-            engine.set_gradient_accumulation_boundary(batch is window[-1])
+            engine.set_gradient_accumulation_boundary(batch is window.batches[-1])
             engine.backward(scaled)
             engine.step()
             total += scaled.detach() / scale
@@ -212,32 +221,41 @@ class JobTraining:
         return loss
 
     def _validation_losses(self, loss: Any) -> list[tuple[float, int]]:
-        with _measuring_mode(self.model if isinstance(loss, TargetLoss) else loss.module.model):
-            return sequence_losses(self.base, loss, self.validation, self.section.batch_size)
+        model, base = self.model, self.base
+        if not isinstance(loss, TargetLoss):
+            model, base = loss.module.model, self._on_engine
+        with _measuring_mode(model):
+            return self.processes.sequence_losses(base, loss, self.validation, self.section.batch_size)
+
+    def _tell_epoch(self, epoch: int, tensors: Tensors) -> None:
+        if self.on_epoch is not None and self.processes.is_first:
+            self.on_epoch(epoch, tensors)
 
     # ------------------------------------------------------------------------------- state of the whole job
 
     def _write(self, engine: Any, progress: Progress, best: Tensors) -> None:
-        if self.checkpoint is None:
+        if self._kept is None:
             return
         tensors = {f"lora.{name}": t for name, t in read_tensors(engine.module.model).items()}
         tensors |= {f"best.{name}": t for name, t in best.items()}
         tensors |= optimizer_tensors(inner_optimizer(engine), stepped_parameters(engine))
         tensors["rng.cpu"] = torch.get_rng_state()
-        if self.base.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.base.device)
-        self.checkpoint.write(progress, tensors)
+        device = self._on_engine.device
+        if device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+        self._kept.write(progress, tensors)
 
     @contextmanager
     def _own_randomness(self, tensors: Tensors | None) -> Iterator[None]:
         """Torch's generators as this job wants them (only dropout draws from them); restored afterwards."""
-        on_gpu = self.base.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self.base.device.index or 0] if on_gpu else []):
-            torch.manual_seed(self.seed)
+        device = self._on_engine.device
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device.index or 0] if on_gpu else []):
+            torch.manual_seed(self.seed + self.processes.rank)
             if tensors:
                 torch.set_rng_state(tensors["rng.cpu"])
                 if on_gpu:
-                    torch.cuda.set_rng_state(tensors["rng.cuda"], self.base.device)
+                    torch.cuda.set_rng_state(tensors["rng.cuda"], device)
             yield
 
     @contextmanager

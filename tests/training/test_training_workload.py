@@ -11,7 +11,8 @@ from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import load_base, load_tokenizer
 from milp_ray.training.data import Sequence
-from milp_ray.training.train import Job, train
+from milp_ray.training.job import Job
+from milp_ray.training.train import train
 from milp_ray.training.workload import (
     TOKENS_A_TURN,
     CharacterTokens,
