@@ -340,5 +340,5 @@ def test_ctrl_c_keeps_what_is_done(
     summary = caught.value.summary
     assert summary.interrupted
     assert 0 < summary.done < 9
-    # A worker may have published what the batch was no longer there to count.
-    assert summary.done <= len(published(run)) <= summary.done + 2
+    # Workers may have published what the batch was no longer there to count.
+    assert summary.done <= len(published(run)) < 9

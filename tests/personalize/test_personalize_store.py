@@ -18,7 +18,7 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.personalize import store as store_module
 from milp_ray.personalize.store import AdapterDamagedError, AdapterMissingError, AdapterStore
-from milp_ray.training.adapters import Adapter, adapter_of, attached, injected
+from milp_ray.training.adapters import Adapter, adapter_config, attached, injected, read_tensors
 from milp_ray.training.base import Base, load_base
 
 LAYOUT = CanonicalLayout((False, True, False, True), rank=4)
@@ -34,7 +34,8 @@ def adapter(base: Base) -> Adapter:
     """An adapter that changes the logits: fresh ones have B = 0 and do not."""
     config = lora_config(LAYOUT, base.spec, LoraAlphaSection(), 0.0, base.model_id)
     with injected(base, config, seed=3) as model:
-        made = adapter_of(model, LAYOUT, base)
+        tensors = read_tensors(model)
+    made = Adapter(adapter_config(config, base, list(tensors)), tensors, LAYOUT)
     generator = torch.Generator().manual_seed(3)
     return replace(
         made, tensors={name: torch.randn(t.shape, generator=generator) for name, t in made.tensors.items()}

@@ -15,11 +15,12 @@ import torch
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
-from milp_ray.training.adapters import Adapter, attached, injected, load_adapter
+from milp_ray.training.adapters import Adapter, injected, load_adapter
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.engine import copy_to_scatter
 from milp_ray.training.job import Job
-from milp_ray.training.loss import mean_token_loss, response_losses
+from milp_ray.training.loss import mean_token_loss
+from milp_ray.training.response_loss import Wanted, response_losses
 from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
 
@@ -111,8 +112,7 @@ def test_two_processes_give_the_adapter_of_one(
     saved = load_adapter(tmp_path)
     assert furthest(saved, first["tensors"]) == 0.0
     assert any(t.any() for name, t in saved.tensors.items() if ".lora_B." in name)
-    with attached(base, saved) as model:
-        losses = response_losses(base, model, a_job.split.validation, PROMPT)
+    [losses] = response_losses(base, [Wanted(a_job.split.validation, adapter=saved)], PROMPT)
     assert mean_token_loss(losses) == pytest.approx(first["loss"], abs=1e-5)
 
 
