@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of
+from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of, together
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -34,13 +34,19 @@ class FlatPrefix:
         self._kept = 0
         self.shown: Tensor | None = None
 
-    def keep(self, texts: Texts) -> None:
-        """Work out the states of a job's sequences, if there is room for them."""
-        n_bytes = texts.starts[-1] * int(self._base.model.config.hidden_size) * self._base.dtype.itemsize
-        if not len(texts) or self._kept + n_bytes > self._most:
+    def keep(self, several: SequenceOf[Texts]) -> None:
+        """Work out the states of jobs' sequences together, as far as there is room for them."""
+        chosen: list[Texts] = []
+        a_token = int(self._base.model.config.hidden_size) * self._base.dtype.itemsize
+        for texts in several:
+            if self._kept + texts.starts[-1] * a_token <= self._most:
+                self._kept += texts.starts[-1] * a_token
+                chosen.append(texts)
+        if not chosen:
             return
-        self._kept += n_bytes
-        texts.states = self._below(texts, range(len(texts)))
+        states = self._below([Part(texts, tuple(range(len(texts))), None) for texts in chosen])
+        for texts, own in zip(chosen, states.split([t.starts[-1] for t in chosen]), strict=True):
+            texts.states = own
 
     def drop(self, texts: Texts) -> None:
         """The job has left its slot."""
@@ -54,24 +60,30 @@ class FlatPrefix:
         for part in parts:
             texts = part.texts
             if texts.states is None:
-                pieces.append(self._below(texts, part.chosen))
+                pieces.append(self._below([part]))
             else:
                 starts, lengths = texts.starts, texts.lengths
                 pieces += [texts.states[starts[i] : starts[i] + lengths[i]] for i in part.chosen]
         return torch.cat(pieces)
 
-    def _below(self, texts: Texts, chosen: SequenceOf[int]) -> Tensor:
+    def _below(self, parts: SequenceOf[Part]) -> Tensor:
+        """(n_tokens, hidden) of the parts' sequences, one after the other."""
+        pieces = [
+            (None, Part(part.texts, piece, None))
+            for part in parts
+            for piece in pieces_of(part.texts, part.chosen, self._tokens_a_pass)
+        ]
         states = []
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
         handle = layers[self._first_layer].register_forward_pre_hook(_stop_here)
         try:
             with torch.no_grad():
-                for piece in pieces_of(texts, chosen, self._tokens_a_pass):
-                    batch = flat_batch([Part(texts, piece, None)], self._base.device)
+                for some in together(pieces, self._tokens_a_pass):
+                    batch = flat_batch([part for _, part in some], self._base.device)
                     try:
                         self._view.hidden_states(batch.ids, batch.rows)
                     except _ReachedError as reached:
-                        states.append(reached.states[0].clone())
+                        states.append(reached.states[0])
         finally:
             handle.remove()
         return torch.cat(states)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from milp_ray.errors import MilpError
 from milp_ray.training.data import chunks, cut_left
+from milp_ray.training.fused import fused_operations
 from milp_ray.training.seating import Seating, seated
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def generate(
     token_ids = prompt_tokens(base, prompts, max_new_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
     longest_first = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
-    with seated(base, [questions.adapter for questions in asked]) as seating, torch.inference_mode():
+    adapters = [questions.adapter for questions in asked]
+    with seated(base, adapters) as seating, fused_operations(base), torch.inference_mode():
         for indices in chunks(longest_first, batch_size):
             # Rows of one adapter next to each other.
             rows = sorted(indices, key=lambda i: (seating.place(owners[i]), owners[i]))

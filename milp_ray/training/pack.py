@@ -30,6 +30,7 @@ from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
 from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch, pieces_of, together
 from milp_ray.training.flat_loss import FlatLoss
 from milp_ray.training.flat_prefix import FlatPrefix
+from milp_ray.training.fused import fused_operations
 from milp_ray.training.job import plan_job
 from milp_ray.training.pack_optimizer import SlotAdamW
 from milp_ray.training.packed_lora import PackContext, packed
@@ -111,6 +112,7 @@ def train_packed(
         return
     modules = {name for job in jobs for name in target_modules(job.layout, base.spec)}
     with ExitStack() as stack:
+        stack.enter_context(fused_operations(base))
         view = stack.enter_context(flat_attention(base))
         context = stack.enter_context(packed(base, modules))
         prefix = None
@@ -210,6 +212,8 @@ class _Pack:
                 continue
             slot_job.seconds += time.perf_counter() - started
             begun.append(slot_job)
+        if self._prefix is not None:
+            self._prefix.keep([t for job in begun for t in (*job.texts, job.validation) if len(t)])
         self._active += self._advance(begun)
         # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
         order = {id(rack): i for i, rack in enumerate(self._racks.values())}
@@ -231,9 +235,6 @@ class _Pack:
             rack.load(slot, _part(tensors, "lora."))
             rack.restore(slot, _part(tensors, "moments."))
             slot_job.best = _part(tensors, "best.")
-        if self._prefix is not None:
-            for texts in (*slot_job.texts, slot_job.validation):
-                self._prefix.keep(texts)
         return slot_job
 
     def _rack_for(self, layout: CanonicalLayout) -> Rack:

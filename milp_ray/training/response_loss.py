@@ -13,6 +13,7 @@ from milp_ray.training.data import instruction_set
 from milp_ray.training.flat import can_lie_flat, flat_attention
 from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of, together
 from milp_ray.training.flat_loss import FlatLoss
+from milp_ray.training.fused import fused_operations
 from milp_ray.training.loss import TargetLoss, sequence_losses
 from milp_ray.training.seating import seated
 
@@ -73,7 +74,12 @@ def _flat_losses(
 ) -> list[list[Loss]]:
     loss = FlatLoss(base)
     found: list[list[Loss]] = [[] for _ in sequences]
-    with seated(base, adapters) as seating, flat_attention(base) as view, torch.no_grad():
+    with (
+        seated(base, adapters) as seating,
+        fused_operations(base),
+        flat_attention(base) as view,
+        torch.no_grad(),
+    ):
         pieces: list[tuple[int, Part]] = []
         for i in sorted(range(len(sequences)), key=seating.place):
             texts = Texts(sequences[i])
