@@ -399,7 +399,9 @@ def _report(
     def median(name: str, key: str) -> float:
         return statistics.median(one[key] for one in rounds[name])
 
-    device = torch.cuda.get_device_name() if base.device.type == "cuda" else "CPU, one thread"
+    device = (
+        torch.cuda.get_device_name() if base.device.type == "cuda" else f"CPU, {arguments.threads} threads"
+    )
     table = Table(title=f"{arguments.model}, {arguments.layout}, {len(plans)} users, {device}")
     for column in ("side", "users a minute", "tokens a second", "share of ceiling", "furthest weight"):
         table.add_column(column, justify="left" if column == "side" else "right")
