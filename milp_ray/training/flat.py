@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # causal attention over the row: no window below the row's length, no soft cap, no bias by position.
 FLAT_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "roberta", "xlm-roberta"})
 _ATTENTION = "milp_flat"
-# Padded lengths are multiples of the step that stands beside the first limit they fit: attention over a padded
+# Padded lengths are multiples of the step beside the first limit they fit: attention over a padded
 # row costs the square of its length, while a further bucket costs a few kernels.
 _STEPS = ((64, 8), (128, 16), (512, 32), (2048, 64))
 _LONG_STEP = 256

@@ -62,8 +62,9 @@ def generate(
         for indices in chunks(longest_first, batch_size):
             # Rows of one adapter next to each other.
             rows = sorted(indices, key=lambda i: (seating.place(owners[i]), owners[i]))
-            batch = _GreedyBatch(base, seating, [owners[i] for i in rows], [token_ids[i] for i in rows])
-            for index, answer in zip(rows, batch.run(max_new_tokens), strict=True):
+            own = [owners[i] for i in rows]
+            batch = _GreedyBatch(base, seating, own, [token_ids[i] for i in rows], max_new_tokens)
+            for index, answer in zip(rows, batch.run(), strict=True):
                 answers[index] = answer
     texts = iter(str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers)
     return [[next(texts) for _ in questions.prompts] for questions in asked]
@@ -89,16 +90,22 @@ class _GreedyBatch:
     """
 
     def __init__(
-        self, base: Base, seating: Seating, owners: Sequence[int], prompts: Sequence[Sequence[int]]
+        self,
+        base: Base,
+        seating: Seating,
+        owners: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
     ) -> None:
-        from transformers import DynamicCache
+        from milp_ray.training.roomy_cache import roomy_cache
 
         self._base, self._model = base, base.model
         self._seating, self._owners = seating, list(owners)
-        self._cache = DynamicCache(config=base.model.config)
         self._answers: list[list[int]] = [[] for _ in prompts]
         self._rows = list(range(len(prompts)))  # which answer each row of the batch writes
         length = max(len(prompt) for prompt in prompts)
+        self._cache = roomy_cache(base, length + max_new_tokens)
+        self._max_new_tokens = max_new_tokens
         padding = [length - len(prompt) for prompt in prompts]
         rows = [[base.pad_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
         self._ids = torch.tensor(rows, device=base.device)
@@ -106,9 +113,9 @@ class _GreedyBatch:
         self._length = 0  # tokens in the cache
         self._padded = any(padding)
 
-    def run(self, max_new_tokens: int) -> list[list[int]]:
+    def run(self) -> list[list[int]]:
         """The answers' token ids, without the end token."""
-        for _ in range(max_new_tokens):
+        for _ in range(self._max_new_tokens):
             tokens = self._next_tokens().tolist()
             going = [i for i, token in enumerate(tokens) if token != self._base.eos_id]
             for i in going:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from milp_ray.training.rack import Rack
 
 
+_FEW, _SHORT = 4, 32  # segments of a rack that are multiplied one by one; mean tokens of those that are not
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Tokens ``start`` to ``end`` of the flat line belong to a slot of a rack.
@@ -35,12 +38,37 @@ class Segment:
     dropout_seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A rack's segments, to be multiplied in one go: they are short, and a product each costs more.
+
+    ``slots`` (n_slots,) are the rack's, ``None`` where it is all of them in order; ``gather``
+    (n_slots × length,) are the tokens padded to the longest segment, ``places`` (n_tokens,) where each token
+    of the stretch ``start`` to ``end`` lies among them.
+    """
+
+    rack: Rack
+    slots: Tensor | None
+    n_slots: int
+    start: int
+    end: int
+    gather: Tensor
+    places: Tensor
+
+
 @dataclass
 class PackContext:
     """What the maps of a pack look up in a pass; ``dropout`` is that of LoRA's input, 0 when measuring."""
 
     segments: list[Segment] = field(default_factory=list)
     dropout: float = 0.0
+    _stacked: tuple[list[Segment], list[Stack], list[Segment]] | None = None
+
+    def stacked(self, device: torch.device) -> tuple[list[Stack], list[Segment]]:
+        """The segments as stacks where that pays, and the others; worked out once a pass."""
+        if self._stacked is None or self._stacked[0] is not self.segments:
+            self._stacked = (self.segments, *_stacks_of(self.segments, device))
+        return self._stacked[1], self._stacked[2]
 
 
 class PackedLinear(nn.Module):
@@ -65,12 +93,32 @@ class PackedLinear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, n_in) → (…, n_out); the leading dimensions, flattened, are the line of tokens."""
+        flat = states.reshape(-1, states.shape[-1])
+        if not torch.is_grad_enabled() or not self.context.segments:
+            return self._without_gradient(flat).view(*states.shape[:-1], -1)
         segments = [s for s in self.context.segments if self.name in s.rack.pairs]
         if not segments:
             return nn.functional.linear(states, self.weight, self.bias)
-        flat = states.reshape(-1, states.shape[-1])
         out: Tensor = _PackedLora.apply(flat, self.anchor, self, segments)
         return out.view(*states.shape[:-1], -1)
+
+    def _without_gradient(self, states: Tensor) -> Tensor:
+        out = nn.functional.linear(states, self.weight, self.bias)
+        stacks, segments = self.context.stacked(states.device)
+        for stack in stacks:
+            rack = stack.rack
+            if self.name not in rack.pairs:
+                continue
+            a, b = rack.factors(self.name, stack.slots)
+            own = states.index_select(0, stack.gather).view(stack.n_slots, -1, states.shape[-1])
+            update = torch.bmm(torch.bmm(own, a.mT), b.mT).flatten(0, 1).index_select(0, stack.places)
+            out[stack.start : stack.end].add_(update, alpha=rack.scale)
+        for segment in segments:
+            if self.name in segment.rack.pairs:
+                views = segment.rack.views(self.name)[segment.slot]
+                hidden = torch.mm(states[segment.start : segment.end], views.a.t())
+                out[segment.start : segment.end].addmm_(hidden, views.b.t(), alpha=segment.rack.scale)
+        return out
 
 
 class _PackedLora(torch.autograd.Function):
@@ -117,6 +165,41 @@ class _PackedLora(torch.autograd.Function):
             else:
                 back[segment.start : segment.end].addcmul_(through.mm(views.a), mask, value=scale)
         return back, None, None, None
+
+
+def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stack], list[Segment]]:
+    by_rack: dict[int, list[Segment]] = {}
+    for segment in segments:
+        by_rack.setdefault(id(segment.rack), []).append(segment)
+    stacks: list[Stack] = []
+    rest: list[Segment] = []
+    for own in by_rack.values():
+        n_tokens = own[-1].end - own[0].start
+        touches = n_tokens == sum(one.end - one.start for one in own)
+        if len(own) < _FEW or n_tokens > _SHORT * len(own) or not touches:
+            rest += own
+            continue
+        length = max(one.end - one.start for one in own)
+        gather = torch.zeros(len(own), length, dtype=torch.long)
+        places = []
+        for i, one in enumerate(own):
+            n = one.end - one.start
+            gather[i, :n] = torch.arange(one.start, one.end)
+            places.append(torch.arange(i * length, i * length + n))
+        slots = [one.slot for one in own]
+        everyone = slots == list(range(own[0].rack.n_slots))
+        stacks.append(
+            Stack(
+                own[0].rack,
+                None if everyone else torch.tensor(slots, device=device),
+                len(own),
+                own[0].start,
+                own[-1].end,
+                gather.flatten().to(device),
+                torch.cat(places).to(device),
+            )
+        )
+    return stacks, rest
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:

@@ -139,6 +139,12 @@ class Rack:
             self._views[module] = found
         return found
 
+    def factors(self, module: str, slots: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A (n_slots, rank, n_in) and B (n_slots, n_out, rank) of some slots, or of all of them."""
+        pair = self.pairs[module]
+        a, b = pair.a(self.operands), pair.b(self.operands)
+        return (a, b) if slots is None else (a.index_select(0, slots), b.index_select(0, slots))
+
     def load(self, slot: int, tensors: dict[str, Tensor]) -> None:
         """Set a slot's weights; ``tensors`` by the names of PEFT's files.
 
