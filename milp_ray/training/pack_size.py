@@ -1,16 +1,72 @@
-"""How many jobs are trained at once."""
+"""How many jobs are trained at once: as many as the device's memory holds, by the memory model.
+
+On a CPU more than a few jobs win nothing: a pass of some thousand tokens already fills the cores, and
+beyond that its activations leave the caches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
+from milp_ray.training.job import plan_job
+from milp_ray.training.memory_model import largest_pack
+from milp_ray.training.model_shape import shape_of_model
+
 if TYPE_CHECKING:
-    from milp_ray.config import TrainingSection
+    from milp_ray.config import PromptSection, TrainingSection
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
 
+_ON_CPU = 16
+_LOOKED_AT = 4  # of the largest jobs
 
-def pack_size(base: Base, jobs: SequenceOf[Job], section: TrainingSection) -> int:
-    """Slots for ``jobs``: ``section.pack_size``, or as many as memory allows."""
-    return section.pack_size or 16
+
+def pack_size(base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection) -> int:
+    """Slots for ``jobs`` (at least one): ``section.pack_size``, or as many as memory allows.
+
+    What does not fit after all is found out and mended while training (:mod:`milp_ray.training.pack`).
+    """
+    wanted = section.pack_size
+    if wanted is None:
+        wanted = _ON_CPU if base.device.type == "cpu" else _by_memory(base, jobs, section, prompt)
+    return max(1, min(wanted, len(jobs)))
+
+
+def _by_memory(base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection) -> int:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(base.device)
+    unused = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
+    return slots_that_fit(base, jobs, section, prompt, free_bytes=free + unused)
+
+
+def slots_that_fit(
+    base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection, *, free_bytes: int
+) -> int:
+    """Slots for the largest of ``jobs`` in what is free beside the base; 0 where not even one fits."""
+    shape = shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize)
+    largest = sorted(jobs, key=_size)[-_LOOKED_AT:]
+    sequences = [
+        sequence
+        for job in largest
+        for stage in plan_job(job, base, section, prompt).stages
+        for sequence in stage.sequences
+    ]
+    longest = max((len(sequence.ids) for sequence in sequences), default=1)
+    widest = max(jobs, key=lambda job: job.layout.rank * len(job.layout.layers))
+    return largest_pack(
+        shape,
+        free_bytes + shape.n_parameters * shape.dtype_bytes,
+        rank=widest.layout.rank,
+        n_lora_layers=len(widest.layout.layers),
+        lowest_layer=min(job.layout.layers[0] for job in jobs),
+        tokens_per_step=section.batch_size * section.gradient_accumulation * longest,
+        targets_per_step=0,  # the loss keeps no logits
+        longest_row=longest,
+    )
+
+
+def _size(job: Job) -> int:
+    turns = sum(len(turn.text) for turn in job.split.history)
+    return turns + sum(len(example.query) + len(example.response) for example in job.split.train)

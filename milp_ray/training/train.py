@@ -192,7 +192,7 @@ def _train_all(
         else:
             on_ended(ended)
     if together:
-        size = pack_size(base, together, section)
+        size = pack_size(base, together, section, prompt)
         train_packed(
             base, together, section, prompt, hooks, pack_size=size, on_ended=on_ended, on_failure=failed
         )
