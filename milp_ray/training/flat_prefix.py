@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of, together
+from milp_ray.training.frozen import ReachedError, stop_here
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -75,14 +76,14 @@ class FlatPrefix:
         ]
         states = []
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
-        handle = layers[self._first_layer].register_forward_pre_hook(_stop_here)
+        handle = layers[self._first_layer].register_forward_pre_hook(stop_here)
         try:
             with torch.no_grad():
                 for some in together(pieces, self._tokens_a_pass):
                     batch = flat_batch([part for _, part in some], self._base.device)
                     try:
                         self._view.hidden_states(batch.ids, batch.rows)
-                    except _ReachedError as reached:
+                    except ReachedError as reached:
                         states.append(reached.states[0])
         finally:
             handle.remove()
@@ -100,18 +101,6 @@ class FlatPrefix:
         finally:
             for i, layer in enumerate(whole):
                 layers[i] = layer
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass where nothing further is wanted."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__("reached the lowest layer with LoRA")
-        self.states = states
-
-
-def _stop_here(module: nn.Module, args: tuple[Any, ...]) -> None:
-    raise _ReachedError(args[0])
 
 
 class _Below(nn.Module):

@@ -89,9 +89,6 @@ def _compute(
 ) -> None:
     from milp_ray.training.loss import model_inputs
 
-    def stop_here(module: nn.Module, args: tuple[Any, ...]) -> None:
-        raise _ReachedError(args[0])
-
     handle = layer.register_forward_pre_hook(stop_here)
     try:
         for indices in chunks(range(len(sequences)), batch_size):
@@ -99,19 +96,24 @@ def _compute(
                 try:
                     with torch.no_grad():
                         base.model(**model_inputs(batch, base.first_position))
-                except _ReachedError as reached:
+                except ReachedError as reached:
                     for sequence, states in zip(batch.sequences, reached.states, strict=True):
                         prefix.keep(sequence, states[: len(sequence.ids)].clone())
     finally:
         handle.remove()
 
 
-class _ReachedError(Exception):
+class ReachedError(Exception):
     """Ends a forward pass where nothing further is wanted."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__("reached the lowest layer with LoRA")
         self.states = states
+
+
+def stop_here(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A hook before a layer's forward pass: what enters the layer leaves as a :class:`ReachedError`."""
+    raise ReachedError(args[0])
 
 
 class _Aside(nn.Module):

@@ -14,12 +14,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from milp_ray.errors import MilpError
 from milp_ray.memory.lora import lora_alpha, target_modules
@@ -28,10 +25,11 @@ from milp_ray.training.distributed import Processes
 from milp_ray.training.engine import engine_around
 from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
 from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch, pieces_of, together
-from milp_ray.training.flat_loss import FlatLoss
 from milp_ray.training.flat_prefix import FlatPrefix
 from milp_ray.training.fused import fused_operations
+from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import plan_job
+from milp_ray.training.pack_module import PackModule
 from milp_ray.training.pack_optimizer import SlotAdamW
 from milp_ray.training.packed_lora import PackContext, packed
 from milp_ray.training.rack import Rack, initial_weights, pairs_of
@@ -44,29 +42,6 @@ if TYPE_CHECKING:
     from milp_ray.training.job import Job
 
 _TOKENS_A_PASS = {"cpu": 4096, "cuda": 32768}  # of a pass that only measures
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that has ended or paused: how far it is, its validation loss (mean nats a token) and weights."""
-
-    job: Job
-    progress: Progress
-    validation_loss: float | None
-    tensors: Tensors
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What :func:`milp_ray.training.train.train` was asked to do beside training."""
-
-    checkpoint_dir: Path | None = None
-    on_progress: Callable[[str, int, int], None] | None = None
-    on_epoch: Callable[[str, int, Tensors], None] | None = None
-    validate_every_epoch: bool = False
-    checkpoint_every_epoch: bool = True
-    until_epoch: int | None = None
 
 
 def can_pack(base: Base, section: TrainingSection) -> bool:
@@ -124,37 +99,6 @@ def train_packed(
         pack.run(pack_size, on_ended, on_failure)
 
 
-class _Module(nn.Module):
-    """What DeepSpeed sees: the racks' weights, and a forward pass to the loss of a step."""
-
-    def __init__(self, base: Base, view: FlatView, context: PackContext, prefix: FlatPrefix | None) -> None:
-        super().__init__()
-        self.racks = nn.ParameterDict()
-        self.__dict__.update(view=view, context=context, prefix=prefix, loss=FlatLoss(base))
-        self.last_nll: Tensor
-
-    def nll(self, batch: FlatBatch, dropout: float) -> Tensor:
-        """Negative log-likelihood of each target in nats, (n_targets,) float32."""
-        context, prefix = self.__dict__["context"], self.__dict__["prefix"]
-        context.segments, context.dropout = batch.segments, dropout
-        if prefix is not None:
-            prefix.shown = batch.states
-        try:
-            states = self.__dict__["view"].hidden_states(batch.ids, batch.rows)
-        finally:
-            context.segments = []
-            if prefix is not None:
-                prefix.shown = None
-        found: Tensor = self.__dict__["loss"](states[batch.targets], batch.labels)
-        return found
-
-    def forward(self, batch: FlatBatch, shares: Tensor, dropout: float) -> Tensor:
-        """Σ over targets of ``shares`` (n_targets,) × their loss; keeps the losses as :attr:`last_nll`."""
-        nll = self.nll(batch, dropout)
-        self.last_nll = nll.detach()
-        return (nll * shares).sum()
-
-
 class _Pack:
     """The loop over steps, and everything between them."""
 
@@ -171,7 +115,7 @@ class _Pack:
     ) -> None:
         self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
         self._prefix = prefix
-        self._module = _Module(base, view, context, prefix)
+        self._module = PackModule(base, view, context, prefix)
         self._queue = deque(jobs)
         self._waiting = Counter(job.layout for job in jobs)
         self._active: list[SlotJob] = []

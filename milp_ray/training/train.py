@@ -24,13 +24,13 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, adapter_config, injected, load_tensors, read_tensors
 from milp_ray.training.base import Base
-from milp_ray.training.checkpoint import CheckpointFile
+from milp_ray.training.checkpoint import CheckpointFile, Progress
+from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import Job, JobResult, PausedJob, check_job, plan_job
 
 if TYPE_CHECKING:
     import torch
 
-    from milp_ray.training.pack import Ended, Hooks
     from milp_ray.training.stages import JobTraining
 
 OnProgress = Callable[[str, int, int], None]
@@ -78,8 +78,6 @@ def train(
     Raises:
         MilpError: as ``on_failure`` says; job ids are not different; or a batch does not fit the device.
     """
-    from milp_ray.training.pack import Hooks
-
     found: dict[str, JobResult] = {}
 
     def ended(job: Ended) -> None:
@@ -135,8 +133,6 @@ def train_until(
     """
     if epoch < 1:
         raise ValueError(f"epoch {epoch}: a job can be paused after its first epoch at the earliest")
-    from milp_ray.training.pack import Hooks
-
     found: dict[str, PausedJob] = {}
 
     def ended(job: Ended) -> None:
@@ -202,9 +198,6 @@ def _train_alone(
     base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks
 ) -> Ended:
     """One job with the base to itself; of the empty layout, the base as it is is measured."""
-    from milp_ray.training.checkpoint import Progress
-    from milp_ray.training.pack import Ended
-
     start = time.perf_counter()
     if job.layout.is_empty:
         loss = _loss_of_base(base, job, section, prompt)

@@ -20,7 +20,6 @@ from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
-from milp_ray.training import pack
 from milp_ray.training.adapters import load_tensors, read_tensors
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence, epoch_plan
@@ -29,6 +28,7 @@ from milp_ray.training.flat import flat_rows, padded_length
 from milp_ray.training.flat_batch import FlatBatch
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.job import Job, JobResult, plan_job
+from milp_ray.training.pack_module import PackModule
 from milp_ray.training.pack_size import pack_size, slots_that_fit
 from milp_ray.training.rack import initial_weights, pairs_of
 from milp_ray.training.train import train
@@ -297,7 +297,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_no_job_is_lost(
     jobs = mixed_jobs(base, make_split)
     section = RECIPE.model_copy(update={"pack_size": 6})
     expected = train(base, jobs, section, PROMPT)
-    forward, refused = pack._Module.forward, []
+    forward, refused = PackModule.forward, []
 
     def cramped(self: Any, batch: FlatBatch, *rest: Any) -> Tensor:
         loss = forward(self, batch, *rest)
@@ -307,7 +307,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_no_job_is_lost(
             raise torch.OutOfMemoryError("as a GPU would say")
         return loss
 
-    monkeypatch.setattr(pack._Module, "forward", cramped)
+    monkeypatch.setattr(PackModule, "forward", cramped)
     results = train(base, jobs, section, PROMPT)
     assert refused
     assert len(refused) <= 2, "what was learnt of the memory is kept"
@@ -321,7 +321,7 @@ def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     def full(self: Any, *_: Any) -> Tensor:
         raise torch.OutOfMemoryError("as a GPU would say")
 
-    monkeypatch.setattr(pack._Module, "forward", full)
+    monkeypatch.setattr(PackModule, "forward", full)
     with pytest.raises(MilpError, match=r"lower training\.batch_size"):
         train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
 
