@@ -46,24 +46,21 @@ def slots_that_fit(
 ) -> int:
     """Slots for the largest of ``jobs`` in what is free beside the base; 0 where not even one fits."""
     shape = shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize)
-    largest = sorted(jobs, key=_size)[-_LOOKED_AT:]
-    sequences = [
-        sequence
-        for job in largest
-        for stage in plan_job(job, base, section, prompt).stages
-        for sequence in stage.sequences
-    ]
-    longest = max((len(sequence.ids) for sequence in sequences), default=1)
+    plans = [plan_job(job, base, section, prompt) for job in sorted(jobs, key=_size)[-_LOOKED_AT:]]
+    texts = [[*(s for stage in p.stages for s in stage.sequences), *p.validation] for p in plans]
+    longest = max((len(sequence.ids) for own in texts for sequence in own), default=1)
+    lowest = min(job.layout.layers[0] for job in jobs)
     widest = max(jobs, key=lambda job: job.layout.rank * len(job.layout.layers))
     return largest_pack(
         shape,
         free_bytes + shape.n_parameters * shape.dtype_bytes,
         rank=widest.layout.rank,
         n_lora_layers=len(widest.layout.layers),
-        lowest_layer=min(job.layout.layers[0] for job in jobs),
+        lowest_layer=lowest,
         tokens_per_step=section.batch_size * section.gradient_accumulation * longest,
         targets_per_step=0,  # the loss keeps no logits
         longest_row=longest,
+        kept_tokens=max(sum(len(s.ids) for s in own) for own in texts) if lowest else 0,
     )
 
 

@@ -29,7 +29,6 @@ from milp_ray.training.flat_batch import FlatBatch
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.job import Job, JobResult, plan_job
 from milp_ray.training.pack_module import PackModule
-from milp_ray.training.pack_size import pack_size, slots_that_fit
 from milp_ray.training.rack import initial_weights, pairs_of
 from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
@@ -324,18 +323,6 @@ def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     monkeypatch.setattr(PackModule, "forward", full)
     with pytest.raises(MilpError, match=r"lower training\.batch_size"):
         train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
-
-
-def test_slots_are_as_many_as_fit_beside_the_base(base: Base, make_split: Split) -> None:
-    jobs = mixed_jobs(base, make_split)
-    fitting = [slots_that_fit(base, jobs, RECIPE, PROMPT, free_bytes=2**n) for n in (12, 21, 22, 24)]
-    assert fitting[0] == 0
-    assert 1 <= fitting[1] < fitting[2] < fitting[3]
-    assert fitting[3] == pytest.approx(8 * fitting[1], rel=0.5)
-    unlimited = RECIPE.model_copy(update={"pack_size": None})
-    assert pack_size(base, jobs, unlimited, PROMPT) == len(jobs)
-    assert pack_size(base, jobs, RECIPE, PROMPT) == 3
-    assert pack_size(base, jobs[:2], RECIPE, PROMPT) == 2
 
 
 # --------------------------------------------------------------------------------------------------- rows

@@ -1,0 +1,103 @@
+"""The size of a pack: the memory model against what packs really take, and what follows from it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training.base import Base, load_base
+from milp_ray.training.data import chunks
+from milp_ray.training.job import Job, JobPlan, plan_job
+from milp_ray.training.memory_model import memory_of_pack
+from milp_ray.training.model_shape import shape_of_model
+from milp_ray.training.pack_size import pack_size, slots_that_fit
+from milp_ray.training.train import train
+from milp_ray.users.records import UserSplit
+
+PROMPT = PromptSection()
+RECIPE = TrainingSection(memory_epochs=1, instruction_epochs=1, order="chronological")
+BOTH = frozenset({"memory", "instruction"})
+Split = Callable[..., UserSplit]
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    """The embedded base: its activations are what counts, as they are for larger ones."""
+    return load_base(BaseSection(device="cpu"))
+
+
+def jobs_of(make_split: Split, bits: str, rank: int, n: int) -> list[Job]:
+    layout = CanonicalLayout(tuple(bit == "1" for bit in bits), rank)
+    return [Job(str(i), make_split(f"u-{i}", n_turns=60, n_train=9), layout, BOTH, seed=i) for i in range(n)]
+
+
+def bytes_taken(base: Base, jobs: list[Job], section: TrainingSection) -> int:
+    """Most bytes that training holds at once beside the base, as torch's profiler saw them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    train(base, jobs, section, PROMPT)  # what is made once a process is made now
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        train(base, jobs, section, PROMPT)
+    assert seen.profiler is not None
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def largest_step(plans: list[JobPlan], section: TrainingSection) -> tuple[int, int]:
+    """Tokens of the largest step of all jobs together, and its longest row."""
+    steps: dict[int, list[int]] = {}
+    for plan in plans:
+        batches = [
+            [len(stage.sequences[i].ids) for i in chosen]
+            for stage in plan.stages
+            for chosen in chunks(range(len(stage.sequences)), section.batch_size)
+        ]
+        for number, lengths in enumerate(batches):
+            steps.setdefault(number, []).extend(lengths)
+    return max((sum(lengths), max(lengths)) for lengths in steps.values())
+
+
+@pytest.mark.parametrize(
+    ("bits", "rank", "n_jobs"), [("00001111", 16, 4), ("11111111", 64, 3), ("00000011", 8, 6)]
+)
+def test_a_pack_takes_what_the_memory_model_says(
+    base: Base, make_split: Split, bits: str, rank: int, n_jobs: int
+) -> None:
+    jobs, section = jobs_of(make_split, bits, rank, n_jobs), RECIPE.model_copy(update={"pack_size": n_jobs})
+    plans = [plan_job(job, base, section, PROMPT) for job in jobs]
+    n_tokens, longest = largest_step(plans, section)
+    layout = jobs[0].layout
+    texts = [s for p in plans for s in (*(s for stage in p.stages for s in stage.sequences), *p.validation)]
+    kept = sum(len(sequence.ids) for sequence in texts) if layout.layers[0] else 0
+    parts = memory_of_pack(
+        shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize),
+        n_jobs=n_jobs,
+        rank=rank,
+        n_lora_layers=len(layout.layers),
+        lowest_layer=layout.layers[0],
+        tokens_per_step=n_tokens // n_jobs,
+        targets_per_step=0,  # the loss keeps no logits
+        longest_row=longest,
+        kept_tokens=kept // n_jobs,
+    )
+    assert parts.total - parts.base == pytest.approx(bytes_taken(base, jobs, section), rel=0.15)
+
+
+def test_slots_are_as_many_as_fit_beside_the_base(base: Base, make_split: Split) -> None:
+    jobs = jobs_of(make_split, "00001111", 16, 5)
+    fitting = [slots_that_fit(base, jobs, RECIPE, PROMPT, free_bytes=2**n) for n in (22, 28, 29, 31)]
+    assert fitting[0] == 0
+    assert 1 <= fitting[1] < fitting[2] < fitting[3]
+    assert fitting[3] == pytest.approx(8 * fitting[1], rel=0.5)
+
+
+def test_the_recipe_decides_where_it_says_a_size(base: Base, make_split: Split) -> None:
+    jobs = jobs_of(make_split, "00001111", 16, 20)
+    three = RECIPE.model_copy(update={"pack_size": 3})
+    assert pack_size(base, jobs, three, PROMPT) == 3
+    assert pack_size(base, jobs[:2], three, PROMPT) == 2, "no more slots than jobs"
+    assert pack_size(base, jobs, RECIPE, PROMPT) == 16
