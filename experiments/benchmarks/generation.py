@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from headline import with_headline
 from rich.console import Console
 from rich.table import Table
 
@@ -177,23 +178,20 @@ def main() -> None:
         return round(statistics.median(theirs / own for theirs, own in pairs), 3)
 
     best = min(("switching", "mixed"), key=lambda name: statistics.median(seconds[name]))
-    print(
-        json.dumps(
-            {
-                "n_users": arguments.users,
-                "n_answers": n_answers,
-                "threads": arguments.threads,
-                "generate_speedup_vs_peft": speedup(best),
-                "best_of_peft": best,
-                "speedup_vs_switching": speedup("switching"),
-                "speedup_vs_mixed": speedup("mixed"),
-                "equal_answers": min(
-                    sum(a == b for a, b in zip(flat[name], flat["ours"], strict=True)) / n_answers
-                    for name in ("switching", "mixed")
-                ),
-            }
-        )
-    )
+    figures = {
+        "n_users": arguments.users,
+        "n_answers": n_answers,
+        "threads": arguments.threads,
+        "generate_speedup_vs_peft": speedup(best),
+        "best_of_peft": best,
+        "speedup_vs_switching": speedup("switching"),
+        "speedup_vs_mixed": speedup("mixed"),
+        "equal_answers": min(
+            sum(a == b for a, b in zip(flat[name], flat["ours"], strict=True)) / n_answers
+            for name in ("switching", "mixed")
+        ),
+    }
+    print(json.dumps(with_headline("generation", figures, keep=not arguments.quick)))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from headline import with_headline
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ from milp_ray.training.base import Base, base_around, load_base
 from milp_ray.training.data import Sequence as TokenSequence
 from milp_ray.training.data import epoch_plan
 from milp_ray.training.engine import linear_schedule
+from milp_ray.training.flat import padded_length
 from milp_ray.training.job import Job, JobPlan, Stage, plan_job
 from milp_ray.training.rack import initial_weights, pairs_of
 from milp_ray.training.train import train
@@ -284,6 +286,12 @@ def _tokens(plan: JobPlan) -> int:
     return sum(stage.epochs * sum(len(s.ids) for s in stage.sequences) for stage in plan.stages)
 
 
+def padding_share(plans: Sequence[JobPlan]) -> float:
+    """Share of the places in attention that are padding; the rest of the model has none."""
+    lengths = [len(s.ids) for plan in plans for stage in plan.stages for s in stage.sequences * stage.epochs]
+    return 1 - sum(lengths) / sum(padded_length(length) for length in lengths)
+
+
 def needed_flops(base: Base, plan: JobPlan) -> float:
     """Multiply-adds × 2 that a job's steps need: every layer forward, back only to the lowest LoRA, no weight
     gradients of the base, logits at targets.
@@ -427,18 +435,18 @@ def _report(
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(rounds[over], rounds[best], strict=True)]
         return round(statistics.median(ratios), 3)
 
-    line = json.dumps(
-        {
-            "device": device,
-            "model": arguments.model,
-            "best": best,
-            "train_speedup_vs_trainer": speedup("trainer"),
-            "train_speedup_vs_loop": speedup("loop"),
-            "max_weight_difference": max(one["difference"] for name in packs for one in rounds[name]),
-            "flop_share": round(shares[best], 4),
-            "peak_memory_mib": {name: round(median(name, "memory")) for name in rounds},
-        }
-    )
+    figures = {
+        "device": device,
+        "model": arguments.model,
+        "best": best,
+        "train_speedup_vs_trainer": speedup("trainer"),
+        "train_speedup_vs_loop": speedup("loop"),
+        "max_weight_difference": max(one["difference"] for name in packs for one in rounds[name]),
+        "padding_share": round(padding_share(plans), 4),
+        "flop_share": round(shares[best], 4),
+        "peak_memory_mib": {name: round(median(name, "memory")) for name in rounds},
+    }
+    line = json.dumps(with_headline("training", figures, keep=not arguments.quick))
     if arguments.results is not None:
         arguments.results.write_text(line + "\n", encoding="utf-8")
     print(line)
