@@ -40,11 +40,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A rack's segments, to be multiplied in one go: they are short, and a product each costs more.
+    """A rack's segments, to be multiplied in one go, because a product each would cost more.
 
-    ``slots`` (n_slots,) are the rack's, ``None`` where it is all of them in order; ``gather``
-    (n_slots × length,) are the tokens padded to the longest segment, ``places`` (n_tokens,) where each token
-    of the stretch ``start`` to ``end`` lies among them.
+    ``slots`` (n_slots,) are the rack's, ``None`` where it is all of them in order. Where segments differ in
+    length, ``gather`` (n_slots × length,) are the tokens padded to the longest, ``places`` (n_tokens,) where
+    each token of the stretch ``start`` to ``end`` lies among them, and ``real`` (n_slots, length, 1) is 0
+    where nothing does.
     """
 
     rack: Rack
@@ -52,8 +53,21 @@ class Stack:
     n_slots: int
     start: int
     end: int
-    gather: Tensor
-    places: Tensor
+    padding: tuple[Tensor, Tensor, Tensor] | None  # gather, places, real
+
+    def rows(self, line: Tensor) -> Tensor:
+        """(n_tokens of the line, size) → (n_slots, length, size), zero where no token lies."""
+        if self.padding is None:
+            return line[self.start : self.end].unflatten(0, (self.n_slots, -1))
+        gather, _, real = self.padding
+        return line.index_select(0, gather).unflatten(0, (self.n_slots, -1)).mul_(real.to(line.dtype))
+
+    def add(self, rows: Tensor, line: Tensor, scale: float) -> None:
+        """Add scale × (n_slots, length, size) to the stretch of the line."""
+        flat = rows.flatten(0, 1)
+        if self.padding is not None:
+            flat = flat.index_select(0, self.padding[1])
+        line[self.start : self.end].add_(flat, alpha=scale)
 
 
 @dataclass
@@ -69,6 +83,12 @@ class PackContext:
         if self._stacked is None or self._stacked[0] is not self.segments:
             self._stacked = (self.segments, *_stacks_of(self.segments, device))
         return self._stacked[1], self._stacked[2]
+
+    def in_training(self, device: torch.device) -> tuple[list[Stack], list[Segment]]:
+        """As :meth:`stacked`, where gradients are wanted: on a CPU a product a segment wins nothing by it."""
+        if self.dropout or not _stacks_in_training(device):
+            return [], self.segments
+        return self.stacked(device)
 
 
 class PackedLinear(nn.Module):
@@ -96,10 +116,12 @@ class PackedLinear(nn.Module):
         flat = states.reshape(-1, states.shape[-1])
         if not torch.is_grad_enabled() or not self.context.segments:
             return self._without_gradient(flat).view(*states.shape[:-1], -1)
-        segments = [s for s in self.context.segments if self.name in s.rack.pairs]
-        if not segments:
+        stacks, segments = self.context.in_training(states.device)
+        stacks = [stack for stack in stacks if self.name in stack.rack.pairs]
+        segments = [segment for segment in segments if self.name in segment.rack.pairs]
+        if not segments and not stacks:
             return nn.functional.linear(states, self.weight, self.bias)
-        out: Tensor = _PackedLora.apply(flat, self.anchor, self, segments)
+        out: Tensor = _PackedLora.apply(flat, self.anchor, self, segments, stacks)
         return out.view(*states.shape[:-1], -1)
 
     def _without_gradient(self, states: Tensor) -> Tensor:
@@ -110,9 +132,7 @@ class PackedLinear(nn.Module):
             if self.name not in rack.pairs:
                 continue
             a, b = rack.factors(self.name, stack.slots)
-            own = states.index_select(0, stack.gather).view(stack.n_slots, -1, states.shape[-1])
-            update = torch.bmm(torch.bmm(own, a.mT), b.mT).flatten(0, 1).index_select(0, stack.places)
-            out[stack.start : stack.end].add_(update, alpha=rack.scale)
+            stack.add(torch.bmm(torch.bmm(stack.rows(states), a.mT), b.mT), out, rack.scale)
         for segment in segments:
             if self.name in segment.rack.pairs:
                 views = segment.rack.views(self.name)[segment.slot]
@@ -126,7 +146,12 @@ class _PackedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, anchor: Tensor, module: PackedLinear, segments: list[Segment]
+        ctx: Any,
+        states: Tensor,
+        anchor: Tensor,
+        module: PackedLinear,
+        segments: list[Segment],
+        stacks: list[Stack],
     ) -> Tensor:
         out = nn.functional.linear(states, module.weight, module.bias)
         dropout = module.context.dropout
@@ -139,12 +164,18 @@ class _PackedLora(torch.autograd.Function):
             out[segment.start : segment.end].addmm_(hidden, views.b.t(), alpha=segment.rack.scale)
             narrowed.append(hidden)
             masks.append(mask)
+        stacked = []
+        for stack in stacks:
+            a, b = stack.rack.factors(module.name, stack.slots)
+            stacked.append(torch.bmm(stack.rows(states), a.mT))
+            stack.add(torch.bmm(stacked[-1], b.mT), out, stack.rack.scale)
         ctx.save_for_backward(states)
         ctx.module, ctx.segments, ctx.narrowed, ctx.masks = module, segments, narrowed, masks
+        ctx.stacks, ctx.stacked = stacks, stacked
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (states,) = ctx.saved_tensors
         module: PackedLinear = ctx.module
         wants_states = ctx.needs_input_grad[0]
@@ -164,7 +195,15 @@ class _PackedLora(torch.autograd.Function):
                 back[segment.start : segment.end].addmm_(through, views.a, alpha=scale)
             else:
                 back[segment.start : segment.end].addcmul_(through.mm(views.a), mask, value=scale)
-        return back, None, None, None
+        for stack, hidden in zip(ctx.stacks, ctx.stacked, strict=True):
+            rack, coming = stack.rack, stack.rows(gradient)
+            a, b = rack.factors(module.name, stack.slots)
+            through = torch.bmm(coming, b)
+            of_a, of_b = torch.bmm(through.mT, stack.rows(states)), torch.bmm(coming.mT, hidden)
+            rack.add_gradients(module.name, stack.slots, of_a, of_b)
+            if back is not None:
+                stack.add(torch.bmm(through, a), back, rack.scale)
+        return back, None, None, None, None
 
 
 def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stack], list[Segment]]:
@@ -176,16 +215,10 @@ def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stac
     for own in by_rack.values():
         n_tokens = own[-1].end - own[0].start
         touches = n_tokens == sum(one.end - one.start for one in own)
-        if len(own) < _FEW or n_tokens > _SHORT * len(own) or not touches:
+        length = max(one.end - one.start for one in own)
+        if not touches or not _pays(len(own), n_tokens, length, device):
             rest += own
             continue
-        length = max(one.end - one.start for one in own)
-        gather = torch.zeros(len(own), length, dtype=torch.long)
-        places = []
-        for i, one in enumerate(own):
-            n = one.end - one.start
-            gather[i, :n] = torch.arange(one.start, one.end)
-            places.append(torch.arange(i * length, i * length + n))
         slots = [one.slot for one in own]
         everyone = slots == list(range(own[0].rack.n_slots))
         stacks.append(
@@ -195,11 +228,32 @@ def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stac
                 len(own),
                 own[0].start,
                 own[-1].end,
-                gather.flatten().to(device),
-                torch.cat(places).to(device),
+                None if n_tokens == length * len(own) else _padding(own, length, device),
             )
         )
     return stacks, rest
+
+
+def _padding(segments: list[Segment], length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    gather = torch.zeros(len(segments), length, dtype=torch.long)
+    real = torch.zeros(len(segments), length, 1)
+    for i, one in enumerate(segments):
+        n = one.end - one.start
+        gather[i, :n] = torch.arange(one.start, one.end)
+        real[i, :n] = 1
+    places = torch.nonzero(real.flatten()).squeeze(1)
+    return gather.flatten().to(device), places.to(device), real.to(device)
+
+
+def _pays(n_segments: int, n_tokens: int, length: int, device: torch.device) -> bool:
+    """Whether segments are better multiplied in one go, padded to ``length`` tokens."""
+    if device.type == "cpu":
+        return n_segments >= _FEW and n_tokens <= _SHORT * n_segments
+    return n_segments > 1 and n_segments * length <= 2 * n_tokens
+
+
+def _stacks_in_training(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:

@@ -145,6 +145,15 @@ class Rack:
         a, b = pair.a(self.operands), pair.b(self.operands)
         return (a, b) if slots is None else (a.index_select(0, slots), b.index_select(0, slots))
 
+    def add_gradients(self, module: str, slots: Tensor | None, of_a: Tensor, of_b: Tensor) -> None:
+        """Add scale × what belongs to A and B of some slots, or of all of them, to their gradients."""
+        pair = self.pairs[module]
+        for total, part in ((pair.a(self.gradients), of_a), (pair.b(self.gradients), of_b)):
+            if slots is None:
+                total.add_(part, alpha=self.scale)
+            else:
+                total.index_add_(0, slots, part.to(total.dtype), alpha=self.scale)
+
     def load(self, slot: int, tensors: dict[str, Tensor]) -> None:
         """Set a slot's weights; ``tensors`` by the names of PEFT's files.
 

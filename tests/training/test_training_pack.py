@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
+from milp_ray.training import packed_lora
 from milp_ray.training.adapters import load_tensors, read_tensors
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence, epoch_plan
@@ -196,6 +198,28 @@ def test_no_job_depends_on_its_neighbours(base: Base, make_split: Split, data: s
         assert (alone.steps, alone.tokens) == (result.steps, result.tokens)
         assert result.validation_loss == pytest.approx(alone.validation_loss, abs=1e-4)
         assert share_apart(tensors_of(result), tensors_of(alone), 1e-4) < 1e-2
+
+
+def test_products_in_one_go_give_the_gradients_of_products_one_by_one(
+    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does; the six jobs are of four layouts, two of which two jobs of other lengths share."""
+    jobs = mixed_jobs(base, make_split)
+    jobs += [replace(jobs[1], job_id="again", seed=5), replace(jobs[2], job_id="twin")]
+    section = RECIPE.model_copy(update={"pack_size": 8})
+    expected = train(base, jobs, section, PROMPT)
+    made: list[int] = []
+
+    def pays(n_segments: int, n_tokens: int, length: int, device: torch.device) -> bool:
+        made.append(n_segments * length - n_tokens)
+        return True
+
+    monkeypatch.setattr(packed_lora, "_pays", pays)
+    monkeypatch.setattr(packed_lora, "_stacks_in_training", lambda device: True)
+    for result, wanted in zip(train(base, jobs, section, PROMPT), expected, strict=True):
+        assert furthest(tensors_of(result), tensors_of(wanted)) < 2e-5
+    assert 0 in made
+    assert max(made) > 0, "the case needs segments of one length, and of several"
 
 
 def test_zero_decides_the_engine_and_not_the_weights(base: Base, make_split: Split) -> None:
