@@ -129,7 +129,8 @@ def knee(values: ArrayLike, signs: ArrayLike) -> int:
     if len(points) == 0:
         raise ValueError("a knee needs at least one point")
     ideal, span = points.min(axis=0), np.ptp(points, axis=0)
-    scaled = (points[:, span > 0] - ideal[span > 0]) / span[span > 0]
+    # Rounded, because units change the last bits, and those would decide between points that are level.
+    scaled = np.round((points[:, span > 0] - ideal[span > 0]) / span[span > 0], 9)
     if scaled.shape[1] == 0:
         return 0
     normal = _plane_normal(scaled)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from milp_ray.search.front import hypervolume, hypervolume_history, knee, nadir, pareto_front, reference_point
@@ -148,6 +148,7 @@ def test_an_objective_that_is_the_same_everywhere_does_not_count() -> None:
 
 
 @given(SIZED, st.floats(0.1, 10.0), st.floats(-5.0, 5.0))
+@example(([[0.0, 0.0, 1.0], [1.0, 5.0, 1.0], [3.0, 1.0, 0.0], [5.0, 3.0, 0.0]], [1.0, -1.0, 1.0]), 0.1, 0.0)
 def test_the_knee_does_not_depend_on_units(case: tuple, scale: float, shift: float) -> None:
     values, signs = case
     front = [values[i] for i in pareto_front(values, signs)]

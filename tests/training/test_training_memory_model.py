@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from typing import Any
 
@@ -94,6 +95,7 @@ def peak_of_a_step(model: Any, n_targets: int) -> int:
 
     ids = torch.zeros((N_ROWS, LENGTH), dtype=torch.long)
     keep = (torch.arange(N_ROWS * LENGTH) < n_targets).view(N_ROWS, LENGTH)
+    gc.collect()  # what earlier tests left must not be freed under the profiler
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         logits = model(ids, use_cache=False, logits_to_keep=keep).logits
         nll = torch.nn.functional.cross_entropy(

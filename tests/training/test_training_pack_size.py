@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ def bytes_taken(base: Base, jobs: list[Job], section: TrainingSection) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     train(base, jobs, section, PROMPT)  # what is made once a process is made now
+    gc.collect()  # what earlier tests left must not be freed under the profiler
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         train(base, jobs, section, PROMPT)
     assert seen.profiler is not None
