@@ -172,10 +172,10 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     Raises:
         MilpError: the store holds no adapter of the user.
     """
-    from milp_ray.personalize.store import AdapterStore
+    from milp_ray.personalize.store import run_store
 
     # Before the base is loaded, so that a wrong id is told at once.
-    adapter = AdapterStore(run.adapters).load(user_id) if personal else None
+    adapter = run_store(run.adapters, config.personalize).load(user_id) if personal else None
 
     from milp_ray.training.base import load_base
     from milp_ray.training.generation import Questions
@@ -292,7 +292,7 @@ def _evaluate(work: _Work) -> None:
     from milp_ray.evaluation.stage import FAILED_FILE
     from milp_ray.evaluation.stage import evaluate as score
     from milp_ray.evaluation.tables import terminal_tables
-    from milp_ray.personalize.store import AdapterStore
+    from milp_ray.personalize.store import run_store
 
     found = score(
         work.run,
@@ -300,7 +300,7 @@ def _evaluate(work: _Work) -> None:
         work.recipe,
         work.config.evaluation,
         pool=work.pool,
-        store=AdapterStore(work.run.adapters),
+        store=run_store(work.run.adapters, work.config.personalize),
     )
     for table in terminal_tables(found):
         work.console.print(table)
