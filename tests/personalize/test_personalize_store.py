@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,32 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from milp_ray.config import BaseSection, LoraAlphaSection
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.memory.lora import lora_config
 from milp_ray.personalize.store import AdapterDamagedError, AdapterMissingError, AdapterStore, local
-from milp_ray.training.adapters import Adapter, adapter_config, attached, injected, read_tensors
-from milp_ray.training.base import Base, load_base
+from milp_ray.training.adapters import Adapter, attached
+from milp_ray.training.base import Base
 
 LAYOUT = CanonicalLayout((False, True, False, True), rank=4)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_llama_dir: Path) -> Base:
-    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Base) -> Adapter:
-    """An adapter that changes the logits: fresh ones have B = 0 and do not."""
-    config = lora_config(LAYOUT, base.spec, LoraAlphaSection(), 0.0, base.model_id)
-    with injected(base, config, seed=3) as model:
-        tensors = read_tensors(model)
-    made = Adapter(adapter_config(config, base, list(tensors)), tensors, LAYOUT)
-    generator = torch.Generator().manual_seed(3)
-    return replace(
-        made, tensors={name: torch.randn(t.shape, generator=generator) for name, t in made.tensors.items()}
-    )
 
 
 @pytest.fixture

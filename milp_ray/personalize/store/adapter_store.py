@@ -82,7 +82,7 @@ class AdapterStore:
         self.uri = str(root)
         self.precision = precision
         self.key = key
-        self._backend: Backend = open_backend(self.uri)
+        self.backend: Backend = open_backend(self.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_remade, (self.uri, self.precision, self.key))
@@ -106,7 +106,7 @@ class AdapterStore:
             StoreUnavailableError: it cannot be reached, read, or (where that is asked) written.
             KeyProblemError: the key is not where it should be.
         """
-        self._backend.check(writable=writable)
+        self.backend.check(writable=writable)
         self._cipher  # noqa: B018 -- reads the key
 
     # ----------------------------------------------------------------------------------------- writing
@@ -147,7 +147,7 @@ class AdapterStore:
             files={name: describe(content) for name, content in files.items()},
             precision=precision,
         )
-        version, _ = self._backend.publish(
+        version, _ = self.backend.publish(
             place, files, lambda version: encode_manifest(replace(manifest, version=version), cipher)
         )
         return version
@@ -158,7 +158,7 @@ class AdapterStore:
         The user is gone at once; a deletion that is interrupted afterwards is finished by repeating it. An
         object storage that keeps old versions of objects keeps these too: turn that off for the bucket.
         """
-        return self._backend.delete(hash_id(user_id))
+        return self.backend.delete(hash_id(user_id))
 
     def delete_version(self, user_id: str, version: int) -> None:
         """Remove one version of a user's adapter.
@@ -166,7 +166,7 @@ class AdapterStore:
         Raises:
             AdapterMissingError: there is none of this number.
         """
-        self._backend.delete_version(hash_id(user_id), *self._spot(user_id, version))
+        self.backend.delete_version(hash_id(user_id), *self._spot(user_id, version))
 
     # ----------------------------------------------------------------------------------------- reading
 
@@ -199,8 +199,8 @@ class AdapterStore:
         """
         manifest, adapter, spot = self._read(user_id, version)
         readable = manifest.key_id is None and manifest.precision["name"] != "int8"
-        if isinstance(self._backend, LocalBackend) and readable:
-            return self._backend.folder(hash_id(user_id)) / spot
+        if isinstance(self.backend, LocalBackend) and readable:
+            return self.backend.folder(hash_id(user_id)) / spot
         from milp_ray.training.adapters import save_adapter
 
         copy = Path(tempfile.mkdtemp(prefix="milp-adapter-"))  # mode 700
@@ -220,9 +220,27 @@ class AdapterStore:
         """The manifest of a user's adapter; the manifest itself is checked, the other files are not."""
         return self._manifest(user_id, *self._spot(user_id, version))
 
+    def manifest_at(self, place: str, version: int, spot: str) -> Manifest:
+        """The manifest of a version by where it is; unopened where it is encrypted and no key is given."""
+        return self._read_manifest(place, None, version, spot, open_sealed=self.key is not None)
+
+    def verify_at(self, place: str, version: int, spot: str) -> Manifest:
+        """Check every file of a version by where it is; with a key, also that nobody without it changed them.
+
+        Raises:
+            AdapterDamagedError: a file is missing or not the one that was published.
+        """
+        manifest = self.manifest_at(place, version, spot)
+        for name in manifest.files:
+            if manifest.is_sealed:
+                self._stored(place, manifest, spot, name)
+            else:
+                self._content(manifest, spot, name)
+        return manifest
+
     def versions(self, user_id: str) -> list[int]:
         """Numbers of the user's published versions, ascending; the last one is the current."""
-        return list(self._backend.find(hash_id(user_id)))
+        return list(self.backend.find(hash_id(user_id)))
 
     def users(self) -> Iterator[str]:
         """Ids of the users that have an adapter, in no order of meaning; nothing grows with their number.
@@ -231,8 +249,8 @@ class AdapterStore:
             AdapterDamagedError: a user's manifest does not say whose it is.
             KeyProblemError: the ids are encrypted, and the key is missing or another one.
         """
-        for place in self._backend.places():
-            spots = self._backend.find(place)
+        for place in self.backend.places():
+            spots = self.backend.find(place)
             if spots:
                 number = max(spots)
                 yield self._read_manifest(place, None, number, spots[number]).user_id
@@ -241,7 +259,7 @@ class AdapterStore:
 
     def _spot(self, user_id: str, version: int | None) -> tuple[int, str]:
         """The number of a version and where it is; the current one for ``None``."""
-        spots = self._backend.find(hash_id(user_id))
+        spots = self.backend.find(hash_id(user_id))
         if not spots or (version is not None and version not in spots):
             what = "adapter" if version is None else f"version {version} of an adapter"
             raise AdapterMissingError(
@@ -264,23 +282,21 @@ class AdapterStore:
     def _manifest(self, user_id: str, number: int, spot: str) -> Manifest:
         return self._read_manifest(hash_id(user_id), user_id, number, spot)
 
-    def _read_manifest(self, place: str, user_id: str | None, number: int, spot: str) -> Manifest:
+    def _read_manifest(
+        self, place: str, user_id: str | None, number: int, spot: str, *, open_sealed: bool = True
+    ) -> Manifest:
         try:
-            content = self._backend.read(place, spot, MANIFEST)
+            content = self.backend.read(place, spot, MANIFEST)
         except FileNotFoundError:
             raise damaged(user_id, number, f"{MANIFEST} is missing") from None
-        return decode_manifest(content, place, number, user_id=user_id, cipher=self._cipher)
+        return decode_manifest(
+            content, place, number, user_id=user_id, cipher=self._cipher, open_sealed=open_sealed
+        )
 
     def _content(self, manifest: Manifest, spot: str, name: str) -> bytes:
         """One file of an adapter, checked and opened."""
         place = hash_id(manifest.user_id)
-        try:
-            content = self._backend.read(place, spot, name)
-        except FileNotFoundError:
-            raise damaged(manifest.user_id, manifest.version, f"{name} is missing") from None
-        problem = problem_of(content, manifest.files[name])
-        if problem:
-            raise damaged(manifest.user_id, manifest.version, f"{name} {problem}")
+        content = self._stored(place, manifest, spot, name)
         if manifest.key_id is None:
             return content
         whose = f"the adapter of user {shown(manifest.user_id)}"
@@ -292,6 +308,18 @@ class AdapterStore:
         except ValueError:
             problem = f"{name} was changed by someone without the key"
             raise damaged(manifest.user_id, manifest.version, problem) from None
+
+    def _stored(self, place: str, manifest: Manifest, spot: str, name: str) -> bytes:
+        """One file of an adapter as it is stored, checked."""
+        user_id = None if manifest.is_sealed else manifest.user_id
+        try:
+            content = self.backend.read(place, spot, name)
+        except FileNotFoundError:
+            raise damaged(user_id, manifest.version, f"{name} is missing") from None
+        problem = problem_of(content, manifest.files[name])
+        if problem:
+            raise damaged(user_id, manifest.version, f"{name} {problem}")
+        return content
 
 
 def _context(place: str, name: str) -> bytes:
