@@ -24,7 +24,9 @@ EXIT_MISTAKE = 2  # the caller can mend it: a configuration, a path, a users fil
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 SHOW_MESSAGES = "MILP_TRACEBACK"  # the variable that lets messages through which may quote users' texts
 # A mistake in the command line, which typer tells itself; the class has no public name there.
-_UsageMistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageMistake: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 
 class _Commands(TyperGroup):
