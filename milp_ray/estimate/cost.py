@@ -11,12 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
 from milp_ray.training import flops
 from milp_ray.training.flops import Placement, Tokens
-from milp_ray.training.memory_model import MemoryParts, largest_pack, memory_of_generation, memory_of_pack
+from milp_ray.training.memory_model import (
+    JobLoad,
+    MemoryParts,
+    largest_pack,
+    memory_of_generation,
+    memory_of_pack,
+)
 
 if TYPE_CHECKING:
     from milp_ray.config import DeepSpeedSection
@@ -137,14 +143,14 @@ def training_memory(
     shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection
 ) -> MemoryParts:
     """Peak memory of one job at a time."""
-    return memory_of_pack(shape, n_jobs=1, **_pack_arguments(shape, work, placement, options))
+    return memory_of_pack(shape, _job_load(shape, work, placement, options), n_jobs=1)
 
 
 def pack_size(
     shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection, budget_bytes: int
 ) -> int:
     """How many such jobs fit into ``budget_bytes`` over one base."""
-    return largest_pack(shape, budget_bytes, **_pack_arguments(shape, work, placement, options))
+    return largest_pack(shape, _job_load(shape, work, placement, options), budget_bytes)
 
 
 def answering_memory(shape: ModelShape, work: UserWork, placement: Placement, batch_size: int) -> MemoryParts:
@@ -159,22 +165,22 @@ def answering_memory(shape: ModelShape, work: UserWork, placement: Placement, ba
     )
 
 
-def _pack_arguments(
-    shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection
-) -> dict[str, Any]:
+def _job_load(shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection) -> JobLoad:
     largest = work.largest
     kept = max((_kept_tokens(shape, stage.work, placement, options) for stage in work.stages), default=0)
-    return {
-        "rank": placement.rank,
-        "n_lora_layers": placement.n_lora_layers,
-        "lowest_layer": placement.lowest_layer,
-        "tokens_per_step": largest.step_tokens,
-        "targets_per_step": largest.step_targets,
-        "longest_row": largest.longest_row,
-        "kept_tokens": kept,
-        "lora_bytes": LORA_BYTES,
-        "activation_checkpointing": options.activation_checkpointing,
-    }
+    packs = options.zero_stage == 0 and not options.activation_checkpointing
+    return JobLoad(
+        rank=placement.rank,
+        n_lora_layers=placement.n_lora_layers,
+        lowest_layer=placement.lowest_layer,
+        tokens_per_step=largest.step_tokens,
+        # Packs compute LoRA in the base's precision and keep no logits; a job alone is PEFT's.
+        targets_per_step=0 if packs else largest.step_targets,
+        longest_row=largest.longest_row,
+        kept_tokens=kept,
+        lora_bytes=None if packs else LORA_BYTES,
+        activation_checkpointing=options.activation_checkpointing,
+    )
 
 
 def _kept_tokens(shape: ModelShape, work: PassWork, placement: Placement, options: DeepSpeedSection) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,16 +162,25 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     parameters = lora_parameters(model)
     with _gathered(list(parameters.values()), modify=True):
         ours = {name: tuple(p.shape) for name, p in parameters.items()}
-        theirs = {name: tuple(t.shape) for name, t in tensors.items()}
-        if ours != theirs:
-            differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-            raise MilpError(
-                f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown "
-                f"or of another shape, the first is {differing[0]}; use the base that the adapter names"
-            )
+        check_shapes(tensors, ours)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
+
+
+def check_shapes(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter whose weights are not those that the base wants.
+
+    Raises:
+        MilpError: a name or shape differs.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        differing = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        raise MilpError(
+            f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown or of "
+            f"another shape, the first is {differing[0]}; use the base that the adapter names"
+        )
 
 
 @contextmanager

@@ -243,8 +243,10 @@ class _Pack:
         loss = engine(batch, torch.repeat_interleave(1.0 / sizes, sizes), self._section.dropout)
         engine.backward(loss)
         engine.step()
-        for slot_job, nll in zip(jobs, self._module.last_nll.split(n_targets), strict=True):
-            slot_job.epoch_nll += float(nll.double().sum())
+        # Fetched in one go: each fetch waits for the device.
+        sums = torch.stack([nll.double().sum() for nll in self._module.last_nll.split(n_targets)]).tolist()
+        for slot_job, own in zip(jobs, sums, strict=True):
+            slot_job.epoch_nll += own
 
     def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
         states = self._prefix.states_of(parts) if self._prefix is not None else None
@@ -364,8 +366,9 @@ class _Pack:
                 parts = [part for _, part in some]
                 nll = self._module.nll(self._batch(parts), 0.0).double()
                 sizes = [part.n_targets for part in parts]
-                for (i, _), own, n in zip(some, nll.split(sizes), sizes, strict=True):
-                    sums[i] += float(own.sum())
+                own = torch.stack([nll_of.sum() for nll_of in nll.split(sizes)]).tolist()
+                for (i, _), total, n in zip(some, own, sizes, strict=True):
+                    sums[i] += total
                     counts[i] += n
         seconds = (time.perf_counter() - started) / max(1, len(jobs))
         for slot_job in jobs:

@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from milp_ray.training.job import plan_job
-from milp_ray.training.memory_model import largest_pack
+from milp_ray.training.memory_model import JobLoad, largest_pack
 from milp_ray.training.model_shape import shape_of_model
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def slots_that_fit(
     longest = max((len(sequence.ids) for own in texts for sequence in own), default=1)
     lowest = min(job.layout.layers[0] for job in jobs)
     widest = max(jobs, key=lambda job: job.layout.rank * len(job.layout.layers))
-    return largest_pack(
-        shape,
-        free_bytes + shape.n_parameters * shape.dtype_bytes,
+    load = JobLoad(
         rank=widest.layout.rank,
         n_lora_layers=len(widest.layout.layers),
         lowest_layer=lowest,
@@ -62,6 +60,7 @@ def slots_that_fit(
         longest_row=longest,
         kept_tokens=max(sum(len(s.ids) for s in own) for own in texts) if lowest else 0,
     )
+    return largest_pack(shape, load, free_bytes + shape.n_parameters * shape.dtype_bytes)
 
 
 def _size(job: Job) -> int:

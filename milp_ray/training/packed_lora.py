@@ -100,13 +100,11 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Module, name: str, context: PackContext) -> None:
         super().__init__()
-        # Beside the registry of modules: the base's weights must not be seen through here.
-        self.__dict__["linear"] = linear
         self.name, self.context = name, context
         self.number = zlib.crc32(name.encode())  # the same whatever other maps are replaced
-        self.is_transposed = type(linear).__name__ == "Conv1D"
         weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
-        self.__dict__["weight"] = weight.mT if self.is_transposed else weight
+        # Beside the registry of modules: the base's weights must not be seen through here.
+        self.__dict__["weight"] = weight.mT if type(linear).__name__ == "Conv1D" else weight
         self.__dict__["bias"] = bias
         # Something that asks for a gradient, so that the lowest map of the pack is gone back to.
         self.__dict__["anchor"] = torch.zeros((), device=weight.device, requires_grad=True)

@@ -46,9 +46,13 @@ class SlotJob:
     has_trained: bool = False  # in this call
 
     def __post_init__(self) -> None:
-        self.section: TrainingSection = self.plan.section
         self.texts = [Texts(stage.sequences) for stage in self.plan.stages]
         self.validation = Texts(self.plan.validation)
+
+    @property
+    def section(self) -> TrainingSection:
+        """The job's own recipe."""
+        return self.plan.section
 
     @property
     def stage(self) -> Stage:

@@ -261,11 +261,11 @@ def _in_order(jobs: SequenceOf[Job], found: dict[str, Result]) -> list[Result]:
 
 def _loss_of_base(base: Base, job: Job, section: TrainingSection, prompt: PromptSection) -> float | None:
     """Validation loss of the base as it is: what the empty layout gives."""
-    from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
+    from milp_ray.training.loss import mean_token_loss
+    from milp_ray.training.response_loss import Wanted, response_losses
 
-    validation = base.tokens.of(job.split, base, section, prompt).validation
-    loss = TargetLoss(base.model, base.first_position)
-    return mean_token_loss(sequence_losses(base, loss, validation, section.batch_size))
+    [losses] = response_losses(base, [Wanted(job.split.validation)], prompt, batch_size=section.batch_size)
+    return mean_token_loss(losses)
 
 
 def _peak_rss_mib() -> float:

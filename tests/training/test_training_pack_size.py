@@ -13,7 +13,7 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import chunks
 from milp_ray.training.job import Job, JobPlan, plan_job
-from milp_ray.training.memory_model import memory_of_pack
+from milp_ray.training.memory_model import JobLoad, memory_of_pack
 from milp_ray.training.model_shape import shape_of_model
 from milp_ray.training.pack_size import pack_size, slots_that_fit
 from milp_ray.training.train import train
@@ -77,14 +77,16 @@ def test_a_pack_takes_what_the_memory_model_says(
     kept = sum(len(sequence.ids) for sequence in texts) if layout.layers[0] else 0
     parts = memory_of_pack(
         shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize),
+        JobLoad(
+            rank=rank,
+            n_lora_layers=len(layout.layers),
+            lowest_layer=layout.layers[0],
+            tokens_per_step=n_tokens // n_jobs,
+            targets_per_step=0,  # the loss keeps no logits
+            longest_row=longest,
+            kept_tokens=kept // n_jobs,
+        ),
         n_jobs=n_jobs,
-        rank=rank,
-        n_lora_layers=len(layout.layers),
-        lowest_layer=layout.layers[0],
-        tokens_per_step=n_tokens // n_jobs,
-        targets_per_step=0,  # the loss keeps no logits
-        longest_row=longest,
-        kept_tokens=kept // n_jobs,
     )
     assert parts.total - parts.base == pytest.approx(bytes_taken(base, jobs, section), rel=0.15)
 
