@@ -168,7 +168,7 @@ def answering_memory(shape: ModelShape, work: UserWork, placement: Placement, ba
 def _job_load(shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection) -> JobLoad:
     largest = work.largest
     kept = max((_kept_tokens(shape, stage.work, placement, options) for stage in work.stages), default=0)
-    packs = options.zero_stage == 0 and not options.activation_checkpointing
+    packs = _in_packs(options)
     return JobLoad(
         rank=placement.rank,
         n_lora_layers=placement.n_lora_layers,
@@ -183,10 +183,17 @@ def _job_load(shape: ModelShape, work: UserWork, placement: Placement, options: 
     )
 
 
+def _in_packs(options: DeepSpeedSection) -> bool:
+    """Whether jobs are trained many at a time, or one after the other."""
+    return options.zero_stage == 0 and not options.activation_checkpointing
+
+
 def _kept_tokens(shape: ModelShape, work: PassWork, placement: Placement, options: DeepSpeedSection) -> int:
-    """Tokens whose states below the lowest LoRA training keeps; 0 where it runs those layers each time."""
+    """Tokens whose states below the lowest LoRA training keeps; 0 where it runs what lies there each time."""
     bytes_kept = work.tokens * shape.hidden * shape.dtype_bytes
-    if placement.lowest_layer == 0 or options.zero_stage == 3 or bytes_kept > _MOST_KEPT_BYTES:
+    # A job alone keeps what enters the lowest layer, and nothing lies below the first.
+    nothing_below = placement.lowest_layer == 0 and not _in_packs(options)
+    if nothing_below or options.zero_stage == 3 or bytes_kept > _MOST_KEPT_BYTES:
         return 0
     return math.ceil(work.tokens)
 
@@ -207,14 +214,9 @@ def _training(
     for stage in work.stages:
         tokens = _tokens(stage.work)
         kept = _kept_tokens(shape, stage.work, placement, options) > 0
-        total += stage.epochs * flops.training_step(
-            shape,
-            tokens,
-            placement,
-            states_kept=kept,
-            checkpointing=options.activation_checkpointing,
-        )
-        total += flops.below(shape, tokens, placement) if kept else 0.0
+        once = flops.below(shape, tokens, placement, attention_too=_in_packs(options)) if kept else 0.0
+        step = flops.training_step(shape, tokens, placement, checkpointing=options.activation_checkpointing)
+        total += once + stage.epochs * (step - once)
         n_layers = shape.n_layers - (placement.lowest_layer if kept else 0)
         layer_passes += stage.epochs * stage.work.passes * n_layers
     seconds = device.training_seconds(total, layer_passes, b, machine.portion)

@@ -169,7 +169,7 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         heaviest=layout_cost(heaviest),
         answering=answering_memory(shape, users.batch, assumed, config.evaluation.batch_size),
         forward_a_token=forward(shape, Tokens(1, row, 1)),
-        training_a_token=training_step(shape, Tokens(1, row, 1), assumed, states_kept=False),
+        training_a_token=training_step(shape, Tokens(1, row, 1), assumed),
         rank_rows=rank_rows(shape, config.space.ranks),
         curve=_curve(config, base, users),
     )

@@ -71,7 +71,7 @@ class JobLoad:
         tokens_per_step: tokens of the job's rows in one pass, padding included.
         targets_per_step: tokens of those that keep logits.
         longest_row: tokens of the longest row; it matters for attention that is not fused.
-        kept_tokens: tokens of the job whose states below ``lowest_layer`` are kept between epochs.
+        kept_tokens: tokens of the job whose states below the lowest LoRA are kept between epochs.
         lora_bytes: bytes a number that LoRA is computed in; ``None``: as the base.
         activation_checkpointing: layers are computed again in the backward pass.
         fused_attention: without it every head keeps its (tokens × longest row) weights.
@@ -103,7 +103,7 @@ def memory_of_pack(shape: ModelShape, job: JobLoad, *, n_jobs: int) -> MemoryPar
         gradients=trainable * _MASTER_BYTES,
         optimizer=2 * trainable * _MASTER_BYTES,
         activations=tokens * _kept_a_token(shape, job, lora_b, attention_row) if trainable else 0,
-        states=n_jobs * job.kept_tokens * shape.hidden * b if job.lowest_layer else 0,
+        states=n_jobs * job.kept_tokens * shape.hidden * b,
         logits=n_jobs * job.targets_per_step * shape.vocabulary * _LOGIT_BYTES,
         working=tokens * _backward_of_a_layer(shape, max(b, lora_b), attention_row),
     )

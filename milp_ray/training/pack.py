@@ -90,11 +90,9 @@ def train_packed(
         stack.enter_context(fused_operations(base))
         view = stack.enter_context(flat_attention(base))
         context = stack.enter_context(packed(base, modules))
-        prefix = None
         first_layer = min(job.layout.layers[0] for job in jobs)
-        if first_layer > 0:
-            prefix = FlatPrefix(base, view, first_layer, _tokens_a_pass(base))
-            stack.enter_context(prefix.aside())
+        prefix = FlatPrefix(base, view, first_layer, _tokens_a_pass(base))
+        stack.enter_context(prefix.aside())
         pack = _Pack(base, jobs, section, prompt, hooks, view, context, prefix)
         pack.run(pack_size, on_ended, on_failure)
 
@@ -111,7 +109,7 @@ class _Pack:
         hooks: Hooks,
         view: FlatView,
         context: PackContext,
-        prefix: FlatPrefix | None,
+        prefix: FlatPrefix,
     ) -> None:
         self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
         self._prefix = prefix
@@ -156,8 +154,7 @@ class _Pack:
                 continue
             slot_job.seconds += time.perf_counter() - started
             begun.append(slot_job)
-        if self._prefix is not None:
-            self._prefix.keep([t for job in begun for t in (*job.texts, job.validation) if len(t)])
+        self._prefix.keep([t for job in begun for t in (*job.texts, job.validation) if len(t)])
         self._active += self._advance(begun)
         # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
         order = {id(rack): i for i, rack in enumerate(self._racks.values())}
@@ -201,9 +198,8 @@ class _Pack:
     def _leave(self, slot_job: SlotJob) -> None:
         rack, layout = slot_job.rack, slot_job.plan.job.layout
         rack.free.append(slot_job.slot)
-        if self._prefix is not None:
-            for texts in (*slot_job.texts, slot_job.validation):
-                self._prefix.drop(texts)
+        for texts in (*slot_job.texts, slot_job.validation):
+            self._prefix.drop(texts)
         self._waiting[layout] -= 1
         if not self._waiting[layout] and len(self._racks) > 1:
             del self._racks[layout], self._module.racks[layout.key]
@@ -249,8 +245,7 @@ class _Pack:
             slot_job.epoch_nll += own
 
     def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
-        states = self._prefix.states_of(parts) if self._prefix is not None else None
-        return flat_batch(parts, self._base.device, states)
+        return flat_batch(parts, self._base.device, self._prefix.states_of(parts))
 
     def _make_room(self, jobs: list[SlotJob], error: torch.OutOfMemoryError) -> None:
         """After a pass that did not fit: as if it had not been begun, and fewer jobs in the next ones."""

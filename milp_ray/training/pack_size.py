@@ -58,7 +58,7 @@ def slots_that_fit(
         tokens_per_step=section.batch_size * section.gradient_accumulation * longest,
         targets_per_step=0,  # the loss keeps no logits
         longest_row=longest,
-        kept_tokens=max(sum(len(s.ids) for s in own) for own in texts) if lowest else 0,
+        kept_tokens=max(sum(len(s.ids) for s in own) for own in texts),
     )
     return largest_pack(shape, load, free_bytes + shape.n_parameters * shape.dtype_bytes)
 

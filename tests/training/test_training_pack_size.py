@@ -74,7 +74,7 @@ def test_a_pack_takes_what_the_memory_model_says(
     n_tokens, longest = largest_step(plans, section)
     layout = jobs[0].layout
     texts = [s for p in plans for s in (*(s for stage in p.stages for s in stage.sequences), *p.validation)]
-    kept = sum(len(sequence.ids) for sequence in texts) if layout.layers[0] else 0
+    kept = sum(len(sequence.ids) for sequence in texts)
     parts = memory_of_pack(
         shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize),
         JobLoad(
