@@ -17,7 +17,8 @@ configuration with random weights; their rows are 64 tokens long.
 
 The ceiling is the rate of a large matrix product measured in the same run; a side's share is what the
 forward and backward passes of its users need at least (no padding, no logits without a target) over its time,
-over the ceiling. The last line is one JSON object.
+over the ceiling. A second table says what the steps of the quickest pack spend their time on, in a short run
+of its own under torch's profiler (adapters/breakdown.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 
 import torch
 from adapters.bases import SHAPES, base_of
+from adapters.breakdown import Breakdown, breakdown
 from adapters.sides import Tensors, ours, with_loop, with_trainer
 from adapters.users import PROMPT, splits
 from adapters.work import ceiling, n_tokens, needed_flops, padding_share
@@ -63,7 +65,8 @@ def main() -> None:
     for size in arguments.packs:
         sides[f"pack {size}"] = lambda some, n=size: ours(base, some, section, n)
     rounds = _measured(base, sides, plans, arguments)
-    _report(base, section, plans, rounds, arguments)
+    best = min(arguments.packs, key=lambda size: _median(rounds[f"pack {size}"], "seconds"))
+    _report(base, plans, rounds, best, breakdown(base, plans, section, best), arguments)
 
 
 def _measured(
@@ -146,7 +149,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="8 users, few epochs, one round")
+    parser.add_argument("--quick", action="store_true", help="16 users, two epochs of a stage, two rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=("embedded", *SHAPES), default="embedded")
     parser.add_argument("--layout", default="00001111-r16", help="mask and rank; other shapes: all layers")
@@ -160,7 +163,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=None, help="also write the JSON line to this file")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.users, arguments.epochs, arguments.rounds, arguments.sample = 16, 2, 3, 4
+        arguments.users, arguments.epochs, arguments.rounds, arguments.sample = 16, 2, 2, 4
         arguments.packs = "1,16"
     arguments.packs = [int(size) for size in arguments.packs.split(",")]
     return arguments
@@ -171,13 +174,14 @@ def _arguments() -> argparse.Namespace:
 
 def _report(
     base: Base,
-    section: TrainingSection,
     plans: Sequence[JobPlan],
     rounds: dict[str, list[dict[str, float]]],
+    best_size: int,
+    where: Breakdown,
     arguments: argparse.Namespace,
 ) -> None:
     def median(name: str, key: str) -> float:
-        return statistics.median(one[key] for one in rounds[name])
+        return _median(rounds[name], key)
 
     device = (
         torch.cuda.get_device_name() if base.device.type == "cuda" else f"CPU, {arguments.threads} threads"
@@ -197,9 +201,11 @@ def _report(
             f"{shares[name]:.3f}",
             f"{median(name, 'difference'):.1e}",
         )
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    console.print(where.table())
     packs = [name for name in rounds if name.startswith("pack")]
-    best = min(packs, key=lambda name: median(name, "seconds"))
+    best = f"pack {best_size}"
 
     def speedup(over: str) -> float | None:
         if over not in rounds:
@@ -216,12 +222,17 @@ def _report(
         "max_weight_difference": max(one["difference"] for name in packs for one in rounds[name]),
         "padding_share": round(padding_share(plans), 4),
         "flop_share": round(shares[best], 4),
+        "where_time_goes": where.figures(),
         "peak_memory_mib": {name: round(median(name, "memory")) for name in rounds},
     }
     line = json.dumps(with_headline("training", figures, keep=not arguments.quick))
     if arguments.results is not None:
         arguments.results.write_text(line + "\n", encoding="utf-8")
     print(line)
+
+
+def _median(rounds: Sequence[dict[str, float]], key: str) -> float:
+    return statistics.median(one[key] for one in rounds)
 
 
 if __name__ == "__main__":
