@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from adapters.bases import SHAPES, base_of
 from adapters.breakdown import Breakdown, breakdown
+from adapters.memory import memory_growth
 from adapters.sides import Tensors, ours, with_loop, with_trainer
 from adapters.users import PROMPT, splits
 from adapters.work import ceiling, n_tokens, needed_flops, padding_share
@@ -88,14 +89,13 @@ def _measured(
         reference: dict[str, Tensors] = {}
         for name, side in sides.items():
             chosen = some if name in ("trainer", "loop") else plans
-            if base.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
             fastest = ceiling(base)
-            started = time.perf_counter()
-            adapters = side(chosen)
-            if base.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
+            with memory_growth(base.device) as memory:
+                started = time.perf_counter()
+                adapters = side(chosen)
+                if base.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
             by_job = dict(zip((plan.job.job_id for plan in chosen), adapters, strict=True))
             if name == "loop":
                 reference = by_job
@@ -108,7 +108,6 @@ def _measured(
                 ),
                 default=float("nan"),
             )
-            memory = torch.cuda.max_memory_allocated() if base.device.type == "cuda" else 0
             found[name].append(
                 {
                     "seconds": seconds / len(chosen),
@@ -116,7 +115,7 @@ def _measured(
                     "tokens": float(sum(n_tokens(plan) for plan in chosen)) / len(chosen),
                     "flops": sum(needed_flops(base, plan) for plan in chosen) / len(chosen),
                     "difference": furthest if name != "trainer" else float("nan"),
-                    "memory": memory / 2**20,
+                    "memory": memory.mib,
                 }
             )
     return found
@@ -187,7 +186,14 @@ def _report(
         torch.cuda.get_device_name() if base.device.type == "cuda" else f"CPU, {arguments.threads} threads"
     )
     table = Table(title=f"{arguments.model}, {arguments.layout}, {len(plans)} users, {device}")
-    for column in ("side", "users a minute", "tokens a second", "share of ceiling", "furthest weight"):
+    for column in (
+        "side",
+        "users a minute",
+        "tokens a second",
+        "share of ceiling",
+        "peak MiB",
+        "furthest weight",
+    ):
         table.add_column(column, justify="left" if column == "side" else "right")
     shares = {}
     for name in rounds:
@@ -199,6 +205,7 @@ def _report(
             f"{60 / median(name, 'seconds'):.1f}",
             f"{median(name, 'tokens') / median(name, 'seconds'):,.0f}",
             f"{shares[name]:.3f}",
+            f"{median(name, 'memory'):,.0f}",
             f"{median(name, 'difference'):.1e}",
         )
     console = Console(width=110)

@@ -13,6 +13,7 @@ from milp_ray.estimate.cost import (
     Machine,
     Work,
     answering_memory,
+    in_packs,
     pack_size,
     placements,
     training_memory,
@@ -25,6 +26,7 @@ from milp_ray.memory.layout import spread
 from milp_ray.memory.space import SearchSpace
 from milp_ray.training.device_speed import Device, cpu_memory, device, measured_peak
 from milp_ray.training.flops import Placement, Tokens, forward, training_step
+from milp_ray.training.pack_size import ON_CPU
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -146,6 +148,10 @@ def make_estimate(config: Config, options: Options) -> Estimate:
             pack_size(shape, users.batch, placement, deepspeed, memory_bytes),
         )
 
+    at_once = 1
+    if in_packs(deepspeed):
+        found = pack_size(shape, users.batch, heaviest, deepspeed, memory_bytes)
+        at_once = config.training.pack_size or (max(1, found) if of_device.is_gpu else ON_CPU)
     a_trial = trial_cost(
         shape,
         searching,
@@ -154,8 +160,9 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         n_probe_users=config.search.n_probe_users,
         batch_size=config.evaluation.batch_size,
         options=deepspeed,
+        at_once=at_once,
     )
-    a_user = user_cost(shape, making, users.batch, assumed, deepspeed)
+    a_user = user_cost(shape, making, users.batch, assumed, deepspeed, min(at_once, users.n_users))
     row = users.batch.largest.longest_row
     return Estimate(
         name=config.name,

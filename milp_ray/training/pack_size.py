@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
 
-_ON_CPU = 16
+ON_CPU = 16
 _LOOKED_AT = 4  # of the largest jobs
 
 
@@ -29,7 +29,7 @@ def pack_size(base: Base, jobs: SequenceOf[Job], section: TrainingSection, promp
     """
     wanted = section.pack_size
     if wanted is None:
-        wanted = _ON_CPU if base.device.type == "cpu" else _by_memory(base, jobs, section, prompt)
+        wanted = ON_CPU if base.device.type == "cpu" else _by_memory(base, jobs, section, prompt)
     return max(1, min(wanted, len(jobs)))
 
 
