@@ -13,7 +13,7 @@ IN_TWO := -n 2 --dist loadfile
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench
+.PHONY: help demo test test-slow test-gpu check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,9 @@ test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
 
 test-slow: $(VENV)/.stamp-dev ## the slow tests
 	$(PYTEST) -m "slow and not gpu and not launcher"
+
+test-gpu: $(VENV)/.stamp-dev ## the tests that need a CUDA device
+	$(PYTEST) -m "gpu and not launcher"
 
 check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/ruff check .

@@ -47,8 +47,8 @@ class Bucket:
 class FlatRows:
     """Rows that lie one after the other: ``positions`` (1, n_tokens) count from each row's first token.
 
-    ``gather`` (n_places,) is the token that each place of all buckets, one after the other, reads (any one
-    where there is none), ``places`` (n_tokens,) the place of each token.
+    ``gather`` (n_places,) is the token that each place of all buckets, one after the other, reads (the row's
+    first where there is none), ``places`` (n_tokens,) the place of each token.
     """
 
     positions: Tensor
@@ -133,14 +133,17 @@ def flat_rows(lengths: SequenceOf[int], device: torch.device) -> FlatRows:
         place_of_row[rows] = n_places + torch.arange(len(rows)) * length
         n_places += len(rows) * length
     places = place_of_row[row_of] + within
-    gather, is_padding = torch.zeros(n_places, dtype=torch.long), torch.ones(n_places, dtype=torch.bool)
-    gather[places] = torch.arange(len(places))
+    gather, is_padding = torch.empty(n_places, dtype=torch.long), torch.ones(n_places, dtype=torch.bool)
     is_padding[places] = False
     buckets, first = [], 0
     for length, rows in sorted(by_length.items()):
+        # Padding reads the row's own first token: another row's may be no number, and a weight of zero times
+        # that is none either.
+        gather[first : first + len(rows) * length] = starts[rows].repeat_interleave(length)
         own = is_padding[first : first + len(rows) * length]
         buckets.append(Bucket(len(rows), length, torch.nonzero(own).squeeze(1).to(device)))
         first += len(rows) * length
+    gather[places] = torch.arange(len(places))
     return FlatRows(within[None].to(device), tuple(buckets), gather.to(device), places.to(device))
 
 
@@ -251,7 +254,7 @@ def _hidden_from(length: int, dtype: torch.dtype) -> Tensor:
 class _Take(torch.autograd.Function):
     """:meth:`HeadRows.take`.
 
-    Padded places read some token or other: real ones never look at them, so nothing flows back from there.
+    Padded places read their row's first token: real ones never look at them, so nothing flows back there.
     """
 
     @staticmethod

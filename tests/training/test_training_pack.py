@@ -44,9 +44,14 @@ Split = Callable[..., UserSplit]
 Tensors = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
+TINY = ("tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir")
+ON_GPU = [pytest.param((folder, "cuda"), marks=pytest.mark.gpu) for folder in TINY]
+
+
+@pytest.fixture(scope="module", params=[*((folder, "cpu") for folder in TINY), *ON_GPU], ids=str)
 def any_base(request: pytest.FixtureRequest) -> Base:
-    return load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
+    folder, device = request.param
+    return load_base(BaseSection(model=str(request.getfixturevalue(folder)), device=device, dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Ten
                 for chosen in epoch_plan(stage.sequences, section.batch_size, section.order, rng):
                     nll = padded_nll(base, model, [stage.sequences[i] for i in chosen])
                     nll.mean().backward()
-                    total, count = total + float(nll.sum()), count + len(nll)
+                    total, count = total + float(nll.detach().sum()), count + len(nll)
                     torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
                     factor = linear_schedule(done, n_steps, section.warmup_ratio)
                     optimizer.param_groups[0]["lr"] = rate * factor
@@ -117,7 +122,9 @@ def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
         mask[i, :n] = 1
         labels[i, row.target_from : n] = ids[i, row.target_from : n]
     positions = (torch.arange(length) + base.first_position).expand(len(rows), -1)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    logits = model(**{name: tensor.to(base.device) for name, tensor in inputs.items()}).logits[:, :-1]
+    labels = labels.to(base.device)
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
     )

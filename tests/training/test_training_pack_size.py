@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
@@ -25,10 +26,10 @@ BOTH = frozenset({"memory", "instruction"})
 Split = Callable[..., UserSplit]
 
 
-@pytest.fixture(scope="module")
-def base() -> Base:
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def base(request: pytest.FixtureRequest) -> Base:
     """The embedded base: its activations are what counts, as they are for larger ones."""
-    return load_base(BaseSection(device="cpu"))
+    return load_base(BaseSection(device=request.param, dtype="float32"))
 
 
 def jobs_of(make_split: Split, bits: str, rank: int, n: int) -> list[Job]:
@@ -37,11 +38,16 @@ def jobs_of(make_split: Split, bits: str, rank: int, n: int) -> list[Job]:
 
 
 def bytes_taken(base: Base, jobs: list[Job], section: TrainingSection) -> int:
-    """Most bytes that training holds at once beside the base, as torch's profiler saw them."""
+    """Most bytes that training holds at once beside the base, as torch's profiler or allocator saw them."""
     from torch.profiler import ProfilerActivity, profile
 
     train(base, jobs, section, PROMPT)  # what is made once a process is made now
     gc.collect()  # what earlier tests left must not be freed under the profiler
+    if base.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        train(base, jobs, section, PROMPT)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         train(base, jobs, section, PROMPT)
     assert seen.profiler is not None
@@ -104,4 +110,5 @@ def test_the_recipe_decides_where_it_says_a_size(base: Base, make_split: Split) 
     three = RECIPE.model_copy(update={"pack_size": 3})
     assert pack_size(base, jobs, three, PROMPT) == 3
     assert pack_size(base, jobs[:2], three, PROMPT) == 2, "no more slots than jobs"
-    assert pack_size(base, jobs, RECIPE, PROMPT) == 16
+    by_itself = pack_size(base, jobs, RECIPE, PROMPT)
+    assert by_itself == (16 if base.device.type == "cpu" else 20), "twenty small jobs fit any GPU"
