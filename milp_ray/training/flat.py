@@ -38,7 +38,7 @@ _SHORT = 64
 class Bucket:
     """Rows padded to one length. ``tokens`` (n_tokens,) are theirs on the line, ``places`` (n_tokens,) where
     each lies among the bucket's n_rows × length padded places, ``gather`` (n_rows × length,) the token that
-    each padded place reads (any one where there is none).
+    each padded place reads (the row's first where there is none).
     """
 
     n_rows: int
@@ -73,7 +73,9 @@ def flat_rows(lengths: SequenceOf[int], device: torch.device) -> FlatRows:
         chosen[rows] = True
         tokens = torch.nonzero(chosen[row_of]).squeeze(1)
         places = place_of_row[row_of[tokens]] + within[tokens]
-        gather = torch.zeros(len(rows) * length, dtype=torch.long)
+        # Padding reads the row's own first token: another row's may be no number, and a weight of zero times
+        # that is none either.
+        gather = starts[rows].repeat_interleave(length)
         gather[places] = tokens
         buckets.append(Bucket(len(rows), length, tokens.to(device), places.to(device), gather.to(device)))
     return FlatRows(within[None].to(device), tuple(buckets))
@@ -194,7 +196,7 @@ def _hidden_from(length: int, dtype: torch.dtype) -> Tensor:
 class _Gather(torch.autograd.Function):
     """(heads, n_tokens, size) → one (heads, n_rows × length, size) a bucket.
 
-    Padded places read some token or other: real ones never look at them, so nothing flows back from there.
+    Padded places read their row's first token: real ones never look at them, so nothing flows back there.
     """
 
     @staticmethod

@@ -235,7 +235,8 @@ def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stac
 
 
 def _padding(segments: list[Segment], length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    gather = torch.zeros(len(segments), length, dtype=torch.long)
+    # Padding reads the segment's own first token: a neighbour's times zero may still be no number.
+    gather = torch.tensor([one.start for one in segments]).repeat_interleave(length).view(-1, length)
     real = torch.zeros(len(segments), length, 1)
     for i, one in enumerate(segments):
         n = one.end - one.start

@@ -288,6 +288,20 @@ def test_a_job_that_diverges_fails_alone(base: Base, make_split: Split) -> None:
         train(base, [wild], RECIPE, PROMPT)
 
 
+def test_a_job_that_diverges_spreads_to_no_neighbour_wherever_it_lies_on_the_line(
+    base: Base, make_split: Split
+) -> None:
+    """The first on the line is the one that padding would read from."""
+    first, *jobs = mixed_jobs(base, make_split)[:3]
+    wild = replace(first, job_id="wild", learning_rate=1e30)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [wild, *jobs], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["wild"]
+    for job, result in zip(jobs, results, strict=True):
+        [alone] = train(base, [job], RECIPE, PROMPT)
+        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
+
+
 def test_jobs_need_ids_of_their_own(base: Base, make_split: Split) -> None:
     job = mixed_jobs(base, make_split)[0]
     with pytest.raises(MilpError, match="share ids"):
