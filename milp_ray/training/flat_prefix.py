@@ -26,17 +26,26 @@ _MOST_BYTES = {"cpu": 2**30, "cuda": 2**33}  # of kept hidden states, of all job
 
 
 class FlatPrefix:
-    """Hidden states that enter layer ``first_layer``."""
+    """Hidden states that enter layer ``first_layer``; there is nothing to keep while that is 0."""
 
-    def __init__(self, base: Base, view: FlatView, first_layer: int, tokens_a_pass: int) -> None:
-        self._base, self._view, self._first_layer = base, view, first_layer
+    def __init__(self, base: Base, view: FlatView, tokens_a_pass: int) -> None:
+        self._base, self._view = base, view
+        self.first_layer = 0
         self._tokens_a_pass = tokens_a_pass
         self._most = _MOST_BYTES.get(base.device.type, 2**30)
         self._kept = 0
         self.shown: Tensor | None = None
 
+    def move(self, first_layer: int, kept: SequenceOf[Texts]) -> None:
+        """From now on for another layer: the states of the texts ``kept``, all that are, are forgotten."""
+        for texts in kept:
+            self.drop(texts)
+        self.first_layer = first_layer
+
     def keep(self, several: SequenceOf[Texts]) -> None:
         """Work out the states of jobs' sequences together, as far as there is room for them."""
+        if self.first_layer == 0:
+            return
         chosen: list[Texts] = []
         a_token = int(self._base.model.config.hidden_size) * self._base.dtype.itemsize
         for texts in several:
@@ -55,8 +64,10 @@ class FlatPrefix:
             self._kept -= texts.states.numel() * texts.states.element_size()
             texts.states = None
 
-    def states_of(self, parts: SequenceOf[Part]) -> Tensor:
-        """(n_tokens, hidden) of the line that the parts make."""
+    def states_of(self, parts: SequenceOf[Part]) -> Tensor | None:
+        """(n_tokens, hidden) of the line that the parts make; ``None`` where no layer lies below."""
+        if self.first_layer == 0:
+            return None
         pieces: list[Tensor] = []
         for part in parts:
             texts = part.texts
@@ -76,7 +87,7 @@ class FlatPrefix:
         ]
         states = []
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
-        handle = layers[self._first_layer].register_forward_pre_hook(stop_here)
+        handle = layers[self.first_layer].register_forward_pre_hook(stop_here)
         try:
             with torch.no_grad():
                 for some in together(pieces, self._tokens_a_pass):
@@ -93,30 +104,29 @@ class FlatPrefix:
     def aside(self) -> Iterator[None]:
         """Let the layers below hand on :attr:`shown` wherever it is set."""
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
-        whole = [layers[i] for i in range(self._first_layer)]
+        whole = list(layers)
         try:
             for i, layer in enumerate(whole):
-                layers[i] = _Below(layer, self)
+                layers[i] = _StandIn(layer, i, self)
             yield
         finally:
             for i, layer in enumerate(whole):
                 layers[i] = layer
 
 
-class _Below(nn.Module):
-    """Stands in for a layer below the lowest LoRA; other attributes are the layer's own."""
+class _StandIn(nn.Module):
+    """Stands in for a layer while it lies below the lowest LoRA; other attributes are the layer's own."""
 
-    def __init__(self, layer: nn.Module, prefix: FlatPrefix) -> None:
+    def __init__(self, layer: nn.Module, index: int, prefix: FlatPrefix) -> None:
         super().__init__()
         # Beside the registry of modules: the layer must not be seen, moved or wrapped through here.
-        self.__dict__["_layer"] = layer
-        self.__dict__["_prefix"] = prefix
+        self.__dict__.update(_layer=layer, _index=index, _prefix=prefix)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_layer"], name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        shown = self.__dict__["_prefix"].shown
-        if shown is None:
+        prefix: FlatPrefix = self.__dict__["_prefix"]
+        if prefix.shown is None or self.__dict__["_index"] >= prefix.first_layer:
             return self.__dict__["_layer"](hidden_states, *args, **kwargs)
-        return shown[None]
+        return prefix.shown[None]

@@ -274,7 +274,10 @@ def _dropout_mask(states: Tensor, dropout: float, seed: int) -> Tensor:
 
 @contextmanager
 def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
-    """Replace the named maps of the base for the time; what it yields says whose tokens are where."""
+    """Replace the named maps of the base for the time; what it yields says whose tokens are where.
+
+    Inside a pack these maps take the place of the pack's.
+    """
     context = PackContext()
     replaced: list[tuple[Any, str, nn.Module]] = []
     try:
@@ -283,7 +286,9 @@ def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
             parent = base.model.get_submodule(path)
             linear = getattr(parent, last)
             replaced.append((parent, last, linear))
-            setattr(parent, last, PackedLinear(linear, name, context))
+            # Inside another pack, which stands aside meanwhile, the map itself is under that one's.
+            plain = linear.__dict__["linear"] if isinstance(linear, PackedLinear) else linear
+            setattr(parent, last, PackedLinear(plain, name, context))
         yield context
     finally:
         for parent, last, linear in replaced:
