@@ -41,6 +41,8 @@ RESUMABLE = (
     "search.cpus_per_trial",
     "search.gpus_per_trial",
     "search.processes_per_trial",
+    "search.trials_per_gpu",
+    "search.trials_per_process",
     "search.max_failures",
     "personalize",
     "choice",

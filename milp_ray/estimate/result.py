@@ -228,7 +228,7 @@ def _device_name(config: Config, options: Options) -> str:
     """As asked for; else a GPU where the configuration wants one, the paper's."""
     if options.device is not None:
         return options.device
-    wants_gpu = config.search.gpus_per_trial > 0 or config.personalize.gpus_per_worker > 0
+    wants_gpu = config.search.held_gpus > 0 or config.personalize.gpus_per_worker > 0
     return "a100" if wants_gpu or config.base.device.startswith("cuda") else "cpu"
 
 
@@ -252,7 +252,9 @@ def _n_devices(config: Config, of_device: Device) -> int:
 def _machine(config: Config, of_device: Device, n_devices: int, *, searching: bool) -> Machine:
     if searching:
         section = config.search
-        asked = section.gpus_per_trial if of_device.is_gpu else section.cpus_per_trial
+        asked = (
+            section.held_gpus / section.n_sharing if of_device.is_gpu else section.cpus_per_trial
+        )  # of a trial
         most = section.max_concurrent_trials
     else:
         batch = config.personalize

@@ -168,7 +168,7 @@ def flat_attention(base: Base) -> Iterator[FlatView]:
     AttentionInterface.register(_ATTENTION, _attend)
     config = base.model.config
     before = config._attn_implementation
-    view = FlatView(base)
+    view = FlatView(base, before)
     config._attn_implementation = _ATTENTION
     _views.append(view)
     try:
@@ -184,8 +184,9 @@ _views: list[FlatView] = []
 class FlatView:
     """A base whose rows lie on one line."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, ordinary_attention: str) -> None:
         self._base = base
+        self._ordinary_attention = ordinary_attention
         self._model: Any = base.model.base_model
         self.rows: FlatRows | None = None
 
@@ -199,6 +200,16 @@ class FlatView:
             self.rows = None
         states: Tensor = output.last_hidden_state
         return states[0]
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the base see rows as it does otherwise, for the time."""
+        config = self._base.model.config
+        config._attn_implementation = self._ordinary_attention
+        try:
+            yield
+        finally:
+            config._attn_implementation = _ATTENTION
 
 
 def _attend(

@@ -51,14 +51,21 @@ _MOST_BYTES = {"cpu": 2**30, "cuda": 2**33}  # of kept hidden states, of all job
 class FlatPrefix:
     """Hidden states that enter the feed-forward block of layer ``first_layer``, the residual included."""
 
-    def __init__(self, base: Base, view: FlatView, first_layer: int, tokens_a_pass: int) -> None:
-        self._base, self._view, self.first_layer = base, view, first_layer
+    def __init__(self, base: Base, view: FlatView, tokens_a_pass: int) -> None:
+        self._base, self._view = base, view
+        self.first_layer = 0
         self._block = _BLOCKS[base.spec.model_type]
         self.adds = self._block.adds
         self._tokens_a_pass = tokens_a_pass
         self._most = _MOST_BYTES.get(base.device.type, 2**30)
         self._kept = 0
         self.shown: Tensor | None = None
+
+    def move(self, first_layer: int, kept: SequenceOf[Texts]) -> None:
+        """From now on for another layer: the states of the texts ``kept``, all that are, are forgotten."""
+        for texts in kept:
+            self.drop(texts)
+        self.first_layer = first_layer
 
     def keep(self, several: SequenceOf[Texts]) -> None:
         """Work out the states of jobs' sequences together, as far as there is room for them."""

@@ -104,6 +104,7 @@ class PackedLinear(nn.Module):
         self.number = zlib.crc32(name.encode())  # the same whatever other maps are replaced
         weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
         # Beside the registry of modules: the base's weights must not be seen through here.
+        self.__dict__["linear"] = linear  # for a pack within this one
         self.__dict__["weight"] = weight.mT if type(linear).__name__ == "Conv1D" else weight
         self.__dict__["bias"] = bias
         # Something that asks for a gradient, so that the lowest map of the pack is gone back to.
@@ -272,7 +273,10 @@ def _dropout_mask(states: Tensor, dropout: float, seed: int) -> Tensor:
 
 @contextmanager
 def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
-    """Replace the named maps of the base for the time; what it yields says whose tokens are where."""
+    """Replace the named maps of the base for the time; what it yields says whose tokens are where.
+
+    Inside a pack these maps take the place of the pack's.
+    """
     context = PackContext()
     replaced: list[tuple[Any, str, nn.Module]] = []
     try:
@@ -281,7 +285,9 @@ def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
             parent = base.model.get_submodule(path)
             linear = getattr(parent, last)
             replaced.append((parent, last, linear))
-            setattr(parent, last, PackedLinear(linear, name, context))
+            # Inside another pack, which stands aside meanwhile, the map itself is under that one's.
+            plain = linear.__dict__["linear"] if isinstance(linear, PackedLinear) else linear
+            setattr(parent, last, PackedLinear(plain, name, context))
         yield context
     finally:
         for parent, last, linear in replaced:

@@ -55,6 +55,16 @@ class SlotJob:
         return self.plan.section
 
     @property
+    def all_texts(self) -> list[Texts]:
+        """The sequences of all stages, and those to validate with."""
+        return [*self.texts, self.validation]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all sequences, each counted once."""
+        return sum(sum(texts.lengths) for texts in self.all_texts)
+
+    @property
     def stage(self) -> Stage:
         """The stage that the job is in."""
         return self.plan.stages[self.progress.stage]
