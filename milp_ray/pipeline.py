@@ -135,7 +135,11 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 
 def run_all(run: RunFolder, config: Config) -> None:
     """Every stage in order; what an earlier command finished is not done again."""
+    from milp_ray.personalize.store import run_store
+
     with _working(run, config) as work:
+        # A store that cannot be written is told before the search, not after it.
+        run_store(run.adapters, config.personalize).check()
         for stage in STAGES:
             _do(work, stage)
         _close(work)

@@ -123,7 +123,7 @@ def injected(base: Base, config: LoraConfig, seed: int) -> Iterator[PeftModel]:
     import torch
     from peft import get_peft_model
 
-    with _quiet_peft():
+    with quiet_peft():
         with torch.random.fork_rng(devices=_cuda_devices(base)):
             torch.manual_seed(seed)
             model = get_peft_model(base.model, config, adapter_name=_NAME)
@@ -224,7 +224,8 @@ def _cuda_devices(base: Base) -> list[int]:
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about transformers' names to itself."""
     with warnings.catch_warnings():
         # PEFT reads an attribute that transformers has renamed; the old name still answers.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
