@@ -136,7 +136,7 @@ class ObjectBackend:
         self, place: str, files: Mapping[str, bytes], manifest_of: Callable[[int], bytes]
     ) -> tuple[int, str]:
         """See :class:`~milp_ray.personalize.store.backend.Backend`."""
-        token, folder = secrets.token_hex(8), self._folder(place)
+        token, folder, version = secrets.token_hex(8), self._folder(place), 0
         try:
             for name, content in files.items():
                 self._write(f"{folder}/{token}/{name}", content)
@@ -150,6 +150,8 @@ class ObjectBackend:
                 version = max([version, *self.find(place)]) + random.SystemRandom().randint(1, 3)
         except BaseException:
             with suppress(Exception):
+                if version:  # a manifest whose answer was lost may be there: it must not outlive its files
+                    self._delete_file(f"{folder}/v{version}-{token}.json")
                 self._delete_folder(f"{folder}/{token}")
             raise
 
