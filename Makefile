@@ -55,7 +55,11 @@ $(VENV)/.stamp-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[bench]"
 	@touch $@ $(VENV)/.stamp-run
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt tests/moto-server.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV), development tools included ..."
 	$(PIP) -e ".[dev]"
+	@# The S3 server that the tests start, apart: what it needs excludes versions of ours.
+	rm -rf $(VENV)/moto-server
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --no-deps \
+	  --target $(VENV)/moto-server -r tests/moto-server.txt
 	@touch $@ $(VENV)/.stamp-run

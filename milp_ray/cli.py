@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from milp_ray.store_commands import store_app
+
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.rundir import RunFolder
@@ -59,6 +61,7 @@ study_app = typer.Typer(
 app.add_typer(config_app, name="config")
 app.add_typer(users_app, name="users")
 app.add_typer(study_app, name="study")
+app.add_typer(store_app, name="store")
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; experiments/ holds examples.")

@@ -308,6 +308,29 @@ class ChoiceSection(Section):
     tolerance: Annotated[float, Field(ge=0.0)] = 0.02
 
 
+class EncryptionSection(Section):
+    """Where the key is that adapters are encrypted with (AES-256-GCM); neither: they are stored in the clear.
+
+    A key is 32 random bytes in base64 or hexadecimal (``openssl rand -base64 32``). Every machine with a
+    worker reads it for itself: it is never sent, logged or stored.
+    """
+
+    key_env: str | None = None  # name of the environment variable that holds it
+    key_file: Path | None = None  # the file that holds it, the same path on every machine
+
+    @model_validator(mode="after")
+    def _one_place(self) -> EncryptionSection:
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError(
+                f"key_env is {self.key_env!r} and key_file is {str(self.key_file)!r}: a key comes from one "
+                "place; leave one of them out"
+            )
+        return self
+
+
+AdapterPrecision = Literal["float32", "bfloat16", "int8"]
+
+
 class PersonalizeSection(Section):
     """The batch that makes every user's adapter."""
 
@@ -315,6 +338,22 @@ class PersonalizeSection(Section):
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
     max_retries: NonNegativeInt = 2  # of a user whose worker was lost
+    # Where the adapters go: a folder that every worker sees, s3://BUCKET/… or gs://BUCKET/…
+    # None: `adapters/` in the run folder. Runs that share one publish versions of the same users.
+    store: str | None = None
+    # How weights are stored; they are read as float32. int8 keeps one scale a rank component;
+    # `milp-ray store precision` measures what it costs.
+    adapter_precision: AdapterPrecision = "float32"
+    encryption: EncryptionSection = EncryptionSection()
+
+    @model_validator(mode="after")
+    def _a_known_kind_of_store(self) -> PersonalizeSection:
+        kind, separator, _ = (self.store or "").partition("://")
+        if separator and kind not in {"file", "s3", "gs"}:
+            raise ValueError(
+                f"store is {self.store!r}: give a folder, s3://BUCKET/… or gs://BUCKET/…, or leave it out"
+            )
+        return self
 
 
 Method = Literal["base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp"]

@@ -135,7 +135,11 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 
 def run_all(run: RunFolder, config: Config) -> None:
     """Every stage in order; what an earlier command finished is not done again."""
+    from milp_ray.personalize.store import run_store
+
     with _working(run, config) as work:
+        # A store that cannot be written is told before the search, not after it.
+        run_store(run.adapters, config.personalize).check()
         for stage in STAGES:
             _do(work, stage)
         _close(work)
@@ -172,10 +176,10 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     Raises:
         MilpError: the store holds no adapter of the user.
     """
-    from milp_ray.personalize.store import AdapterStore
+    from milp_ray.personalize.store import run_store
 
     # Before the base is loaded, so that a wrong id is told at once.
-    adapter = AdapterStore(run.adapters).load(user_id) if personal else None
+    adapter = run_store(run.adapters, config.personalize).load(user_id) if personal else None
 
     from milp_ray.training.base import load_base
     from milp_ray.training.generation import Questions
@@ -292,7 +296,7 @@ def _evaluate(work: _Work) -> None:
     from milp_ray.evaluation.stage import FAILED_FILE
     from milp_ray.evaluation.stage import evaluate as score
     from milp_ray.evaluation.tables import terminal_tables
-    from milp_ray.personalize.store import AdapterStore
+    from milp_ray.personalize.store import run_store
 
     found = score(
         work.run,
@@ -300,7 +304,7 @@ def _evaluate(work: _Work) -> None:
         work.recipe,
         work.config.evaluation,
         pool=work.pool,
-        store=AdapterStore(work.run.adapters),
+        store=run_store(work.run.adapters, work.config.personalize),
     )
     for table in terminal_tables(found):
         work.console.print(table)

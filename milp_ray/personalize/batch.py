@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.pool import MOST_AT_ONCE, Outcome, WorkerPool
 from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterStore, hash_id
+from milp_ray.personalize.store import AdapterStore, hash_id, run_store
 from milp_ray.progress import Progress, progress
 from milp_ray.telemetry import log_event, ray_session
 
@@ -94,8 +94,8 @@ def personalize(
     """Train and publish the adapter of every user that does not have it yet.
 
     Args:
-        run: adapters go to ``run.adapters``; users that fail to ``run.failed_file`` with the reason, which
-            never quotes their text.
+        run: adapters go to ``section.store``, or ``run.adapters``; users that fail to ``run.failed_file``
+            with the reason, which never quotes their text.
         splits: users; an iterator is read at most a few thousand ahead of the workers.
         recipe: layout, base, training, prompts and seed, the same for everybody.
         section: how many workers, what each is given, how often a lost worker's user is tried again.
@@ -103,7 +103,7 @@ def personalize(
         pool: one of :func:`worker_pool` that is open, to pay once for several stages.
 
     Raises:
-        MilpError: the layout is empty, or no worker can load the base.
+        MilpError: the layout is empty, the store cannot be written, or no worker can load the base.
         BatchInterrupted: on Ctrl-C; what is done is kept.
     """
     if recipe.layout.is_empty:
@@ -111,10 +111,12 @@ def personalize(
             "the chosen layout is the empty one (no layer carries a LoRA): there is nothing to train; choose "
             "another layout of the front, for example with choice.rule=best_loss"
         )
+    store = run_store(run.adapters, section)
+    store.check()
     with ExitStack() as stack:
         bar = stack.enter_context(progress(STAGE, _length(splits), unit="users"))
         failures = stack.enter_context(_Failures(run.failed_file))
-        batch = _Batch(AdapterStore(run.adapters), recipe, bar, failures)
+        batch = _Batch(store, recipe, bar, failures)
         pending = batch.pending(splits)
         started = time.perf_counter()
         try:
@@ -313,8 +315,7 @@ def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: _Item, resul
 def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:
     manifest = store.manifest(user_id)
     numbers = {name: manifest.meta[name] for name in ("steps", "tokens", "seconds", "peak_rss_mib")}
-    size = sum(described["bytes"] for described in manifest.files.values())
-    return {"version": manifest.version, "bytes": size, **numbers}
+    return {"version": manifest.version, "bytes": manifest.n_bytes, **numbers}
 
 
 def _finite(value: Any) -> Any:

@@ -46,11 +46,56 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     Each file is whole or not there; publishing the folder as a whole is the adapter store's work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(adapter.config, indent=2, sort_keys=True) + "\n"
-    for name, content in ((WEIGHTS_FILE, _weights_file(adapter)), (CONFIG_FILE, config.encode())):
+    for name, content in adapter_files(adapter).items():
         part = folder / (name + ".part")
         part.write_bytes(content)
         os.replace(part, folder / name)
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read what :func:`save_adapter` wrote.
+
+    Raises:
+        MilpError: a file is missing or is not an adapter of this package.
+    """
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise MilpError(f"the folder {folder} has no {' and no '.join(missing)}: it holds no adapter")
+    files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return parse_adapter(files, str(folder))
+
+
+def adapter_files(adapter: Adapter) -> dict[str, bytes]:
+    """The content of PEFT's two files, weights first; equal bytes for equal adapters."""
+    config = json.dumps(adapter.config, indent=2, sort_keys=True) + "\n"
+    return {WEIGHTS_FILE: _weights_file(adapter), CONFIG_FILE: config.encode()}
+
+
+def parse_adapter(files: Mapping[str, bytes], where: str) -> Adapter:
+    """The adapter that :func:`adapter_files` made the files of; ``where`` names them in messages.
+
+    Raises:
+        MilpError: they are not an adapter of this package.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        config = json.loads(files[CONFIG_FILE])
+        weights = files[WEIGHTS_FILE]
+        tensors = load(weights)
+        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise MilpError(
+            f"the adapter in {where} is damaged: {type(error).__name__}; make it again"
+        ) from error
+    layout = header.get("__metadata__", {}).get(_LAYOUT_KEY)
+    if layout is None:
+        raise MilpError(
+            f"the weights in {where} name no layout: they were written by another program; "
+            "load them with peft.PeftModel.from_pretrained"
+        )
+    return Adapter(config=config, tensors=tensors, layout=CanonicalLayout.from_dict(json.loads(layout)))
 
 
 def _weights_file(adapter: Adapter) -> bytes:
@@ -68,34 +113,6 @@ def _weights_file(adapter: Adapter) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def load_adapter(folder: Path) -> Adapter:
-    """Read what :func:`save_adapter` wrote.
-
-    Raises:
-        MilpError: a file is missing or is not an adapter of this package.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise MilpError(f"the folder {folder} has no {' and no '.join(missing)}: it holds no adapter")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        with safe_open(folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:
-            layout = (file.metadata() or {}).get(_LAYOUT_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise MilpError(
-            f"the adapter in {folder} is damaged: {type(error).__name__}; make it again"
-        ) from error
-    if layout is None:
-        raise MilpError(
-            f"the weights in {folder} name no layout: they were written by another program; "
-            "load them with peft.PeftModel.from_pretrained"
-        )
-    return Adapter(config=config, tensors=tensors, layout=CanonicalLayout.from_dict(json.loads(layout)))
-
-
 @contextmanager
 def injected(base: Base, config: LoraConfig, seed: int) -> Iterator[PeftModel]:
     """The base with fresh LoRA weights on it, in eval mode; only they ask for gradients.
@@ -106,7 +123,7 @@ def injected(base: Base, config: LoraConfig, seed: int) -> Iterator[PeftModel]:
     import torch
     from peft import get_peft_model
 
-    with _quiet_peft():
+    with quiet_peft():
         with torch.random.fork_rng(devices=_cuda_devices(base)):
             torch.manual_seed(seed)
             model = get_peft_model(base.model, config, adapter_name=_NAME)
@@ -216,7 +233,8 @@ def _cuda_devices(base: Base) -> list[int]:
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about transformers' names to itself."""
     with warnings.catch_warnings():
         # PEFT reads an attribute that transformers has renamed; the old name still answers.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")

@@ -1,0 +1,333 @@
+"""What the commands of ``milp-ray store`` do and print; ids and numbers only, never a user's text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from milp_ray.errors import MilpError
+from milp_ray.outcome import layers_text
+from milp_ray.personalize.store import AdapterStore, run_store, shown, survey
+from milp_ray.personalize.store.encryption import KeySource
+from milp_ray.rundir import RunFolder
+
+if TYPE_CHECKING:
+    from milp_ray.config import Config
+    from milp_ray.personalize.store import Manifest
+    from milp_ray.personalize.store.export import Format
+
+EXIT_DAMAGED = 3
+_LOG_WIDTH = 120
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A store, and the configuration of the run that it belongs to, where it was named by one."""
+
+    store: AdapterStore
+    config: Config | None
+
+
+def opened(target: str, key_env: str | None = None, key_file: Path | None = None) -> Opened:
+    """The store that a command names.
+
+    Args:
+        target: a run folder, a configuration file, or a store's folder or URI.
+        key_env: the variable with the key, in place of the configured one.
+        key_file: the file with the key, in place of the configured one.
+
+    Raises:
+        MilpError: there is nothing there; the key is named twice.
+    """
+    from milp_ray.config_loader import load_config
+
+    if key_env is not None and key_file is not None:
+        raise MilpError("--key-env and --key-file name two keys; leave one of them out")
+    key = None
+    if key_env is not None:
+        key = KeySource("variable", key_env)
+    elif key_file is not None:
+        key = KeySource("file", str(key_file))
+    path, config = Path(target), None
+    if "://" not in target and path.is_file():
+        config = load_config(path)
+        path = Path(config.output_dir) / config.name
+    elif "://" not in target and RunFolder(path).is_run():
+        config = RunFolder(path).config()
+    elif "://" not in target and not path.is_dir():
+        raise MilpError(
+            f"{target}: there is no such run folder, configuration file or store; give one of them, or "
+            "s3://BUCKET/… or gs://BUCKET/…"
+        )
+    if config is None:
+        store = AdapterStore(target, key=key)
+    else:
+        store = run_store(RunFolder(path).adapters, config.personalize)
+        if key is not None:
+            store = AdapterStore(store.uri, precision=store.precision, key=key)
+    store.check(writable=False)
+    return Opened(store, config)
+
+
+# ------------------------------------------------------------------------------------------------- looking
+
+
+def print_list(opened: Opened, *, limit: int, as_json: bool = False) -> None:
+    """Print users with the versions they have and facts of the current one."""
+    entries = survey.entries(opened.store)
+    some = list(islice(entries, limit))
+    if as_json:
+        _print_json({"store": opened.store.uri, "users": [_entry_facts(entry) for entry in some]})
+        return
+    table = _table(f"Adapters in {escape(opened.store.uri)}")
+    for name in ("user", "versions", "layers", "rank", "stored as", "size", "made"):
+        table.add_column(name, justify="right" if name in {"rank", "size"} else "left", no_wrap=True)
+    for entry in some:
+        numbers = ", ".join(map(str, entry.versions[-5:]))
+        if len(entry.versions) > 5:
+            numbers = f"{len(entry.versions)}: … {numbers}"
+        manifest = entry.manifest
+        if manifest is None:
+            table.add_row(escape(entry.name), numbers, "[red]damaged[/]", "", "", "", "")
+            continue
+        table.add_row(
+            escape(entry.name),
+            numbers,
+            layers_text(manifest.layout),
+            str(manifest.layout.rank),
+            _stored_as(manifest),
+            size(manifest.n_bytes),
+            manifest.created[:19].replace("T", " "),
+        )
+    console = _console()
+    console.print(table)
+    # Counting the others would read a manifest each: whether there is one more is enough.
+    if len(some) == limit and next(entries, None) is not None:
+        console.print("… and more (--limit shows them)")
+    if not some:
+        console.print("no user has an adapter here")
+
+
+def print_user(opened: Opened, user_id: str, version: int | None, *, as_json: bool = False) -> None:
+    """Print a manifest, and the numbers of the user's versions.
+
+    Raises:
+        AdapterMissingError: the user has no adapter.
+    """
+    store = opened.store
+    manifest, versions = store.manifest(user_id, version=version), store.versions(user_id)
+    if as_json:
+        facts = _manifest_facts(manifest)
+        _print_json({"store": store.uri, "versions": versions, **facts, "meta": dict(manifest.meta)})
+        return
+    table = Table(
+        title=f"Adapter of {escape(shown(user_id))}", title_justify="left", box=None, show_header=False
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    lines = [
+        ("version", f"{manifest.version} of {', '.join(map(str, versions))}"),
+        ("layers", f"{layers_text(manifest.layout)}, rank {manifest.layout.rank}"),
+        ("stored as", _stored_as(manifest)),
+        ("made", manifest.created),
+        ("made from", manifest.fingerprint),
+    ]
+    for name, value in manifest.precision.items():
+        if name != "name":
+            lines.append((name.replace("_", " "), f"{value:.3g} by rounding to {manifest.precision['name']}"))
+    lines += [
+        (name, f"{size(described['bytes'])}, SHA-256 {described['sha256']}")
+        for name, described in manifest.files.items()
+    ]
+    lines += [
+        (name.replace("_", " "), json.dumps(value, ensure_ascii=False))
+        for name, value in manifest.meta.items()
+        if name != "curve"
+    ]
+    for name, value in lines:
+        table.add_row(escape(name), escape(value))
+    _console().print(table)
+
+
+def print_verification(opened: Opened, user_ids: Sequence[str] | None, *, as_json: bool = False) -> int:
+    """Check every version; print the problems and the counts. The exit code."""
+    store, found = opened.store, survey.Findings()
+    problems = []
+    console = _console()
+    for who, what in survey.verify_store(store, found, user_ids=user_ids):
+        problems.append({"user": who, "problem": what})
+        if not as_json:
+            console.print(f"[red]{escape(who)}:[/] {escape(what)}", soft_wrap=True)
+    if as_json:
+        _print_json({"store": store.uri, **asdict(found), "problems": problems})
+    else:
+        line = f"{found.versions:,} versions of {found.users:,} users, {size(found.n_bytes)}: "
+        line += f"[red]{found.damaged:,} damaged[/]" if found.damaged else "all as they were published"
+        if found.unfinished:
+            line += f"; {found.unfinished:,} unfinished"
+        console.print(line)
+        if found.in_the_clear:
+            console.print(
+                f"[yellow]{found.in_the_clear:,} versions are not encrypted[/], though a key is given: "
+                "`milp-ray store rewrite` and `milp-ray store gc --keep 1`"
+            )
+    return EXIT_DAMAGED if found.damaged else 0
+
+
+# ------------------------------------------------------------------------------------------------ changing
+
+
+def print_collection(opened: Opened, *, keep: int | None, older_than_hours: float, dry_run: bool) -> None:
+    """Remove what is abandoned, and versions beyond the newest ``keep``; print what."""
+    removed = survey.collect(
+        opened.store, keep=keep, older_than_seconds=older_than_hours * 3600.0, dry_run=dry_run
+    )
+    line = (
+        f"{'would remove' if dry_run else 'removed'} {removed.unfinished:,} unfinished uploads or deletions"
+    )
+    if keep is not None:
+        line += f" and {removed.versions:,} versions"
+    line += f", {size(removed.n_bytes)}"
+    if removed.needed:
+        line += f"; {removed.needed:,} users keep theirs, as the current one is damaged"
+    if removed.too_young:
+        line += f"; {removed.too_young:,} younger than {older_than_hours:g} hours stay"
+    _console().print(line)
+
+
+def export(
+    opened: Opened, to: Path, user_ids: Sequence[str] | None, format: Format, *, check: bool = False
+) -> None:
+    """Write users' adapters for another program, in the clear.
+
+    Raises:
+        MilpError: ``check`` is asked for a store that was not named by its run.
+    """
+    from milp_ray.personalize.store.export import INDEX, export_users, largest_difference
+
+    if check and opened.config is None:
+        raise MilpError(
+            f"--check needs the base, and {opened.store.uri} does not say which it is; give the run folder"
+        )
+    users = opened.store.users() if user_ids is None else user_ids
+    written = list(export_users(opened.store, to, users, format))
+    console = _console()
+    ranks = sorted({one.rank for one in written})
+    line = f"{len(written):,} adapters of rank {', '.join(map(str, ranks))} in {escape(str(to))}, float32"
+    console.print(f"{line} and in the clear; {INDEX} names their users", soft_wrap=True)
+    if format == "vllm" and written:
+        example = f"NAME={to / written[0].folder.name}"
+        console.print(
+            f"vllm serve BASE --enable-lora --max-lora-rank {max(ranks)} --lora-modules {escape(example)}",
+            soft_wrap=True,
+        )
+    if check and opened.config is not None:
+        largest = largest_difference(opened.store, written, opened.config.base)
+        console.print(
+            f"loaded with PEFT, their logits differ from the stored adapters' by at most {largest:.1e}"
+        )
+
+
+def rewrite(opened: Opened) -> None:
+    """Bring current adapters to the configured precision and key; print how many."""
+    store = opened.store
+    store.check(writable=True)
+    n_rewritten = sum(1 for _ in survey.rewrite(store))
+    how = f"{store.precision}, {'encrypted' if store.key else 'in the clear'}"
+    _console().print(f"{n_rewritten:,} adapters are now stored as {how}; the others already were")
+
+
+def print_precisions(opened: Opened, n_users: int, *, as_json: bool = False) -> None:
+    """Measure each precision on a run's users, and print.
+
+    Raises:
+        MilpError: the store was not named by its run; no user can be measured.
+    """
+    from milp_ray.personalize.store.precision_loss import measure_precisions
+    from milp_ray.training.base import load_base
+    from milp_ray.users.readers import read_users
+    from milp_ray.users.splits import split_user
+
+    config = opened.config
+    if config is None:
+        raise MilpError(
+            f"measuring needs the run's base and users, and {opened.store.uri} does not say which they are; "
+            "give the run folder"
+        )
+    users = read_users(config.users, config.seed).users
+    splits = (split_user(user, config.users.split) for user in users)
+    rows = measure_precisions(opened.store, load_base(config.base), splits, config.prompt, n_users)
+    if as_json:
+        _print_json({"store": opened.store.uri, "precisions": [asdict(row) for row in rows]})
+        return
+    table = _table(f"Precisions, on {rows[0].n_users} users' validation examples")
+    for name in ("stored as", "a user", "error: relative", "mean", "max", "loss", "difference", "largest"):
+        table.add_column(name, justify="left" if name == "stored as" else "right", no_wrap=True)
+    for row in rows:
+        errors = [f"{value:.2g}" for value in (row.relative_error, row.mean_error, row.max_error)]
+        losses = [
+            f"{row.validation_loss:.5f}",
+            f"{row.loss_difference:+.1e}",
+            f"{row.largest_loss_difference:+.1e}",
+        ]
+        table.add_row(row.precision, size(row.bytes_a_user), *errors, *losses)
+    _console().print(table)
+    _console().print("[dim]loss in nats a token, its difference to the adapters as they are stored now[/]")
+
+
+# --------------------------------------------------------------------------------------------- how it looks
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that keeps the number short."""
+    value, unit = float(n_bytes), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:,.0f} {_UNITS[0]}" if unit == 0 else f"{value:,.1f} {_UNITS[unit]}"
+
+
+def _stored_as(manifest: Manifest) -> str:
+    name = str(manifest.precision["name"])
+    return name if manifest.key_id is None else f"{name}, key {manifest.key_id}"
+
+
+def _entry_facts(entry: survey.Entry) -> dict[str, Any]:
+    facts: dict[str, Any] = {"hash": entry.place, "versions": list(entry.versions), "problem": entry.problem}
+    return facts if entry.manifest is None else {**facts, **_manifest_facts(entry.manifest)}
+
+
+def _manifest_facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "user_id": None if manifest.is_sealed else manifest.user_id,
+        "version": manifest.version,
+        "layout": manifest.layout.to_dict(),
+        "fingerprint": manifest.fingerprint or None,
+        "created": manifest.created,
+        "precision": dict(manifest.precision),
+        "key_id": manifest.key_id,
+        "files": {name: dict(described) for name, described in manifest.files.items()},
+    }
+
+
+def _console() -> Console:
+    # A pipe is not a terminal of 80 columns: tables keep the width they need.
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=True, allow_nan=False))

@@ -1,0 +1,405 @@
+"""The store in an object storage: on a local S3 server, and on files in memory where requests are counted."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from milp_ray.errors import MilpError
+from milp_ray.personalize.store import (
+    AdapterDamagedError,
+    AdapterMissingError,
+    AdapterStore,
+    StoreUnavailableError,
+    hash_id,
+    survey,
+)
+from milp_ray.personalize.store.objects import ObjectBackend
+from milp_ray.training.adapters import Adapter
+
+
+def weights(adapter: Adapter) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in adapter.tensors.items()}
+
+
+@pytest.fixture
+def store(s3: str, request: pytest.FixtureRequest) -> AdapterStore:
+    """A store of its own for each test."""
+    return AdapterStore(f"s3://bucket/{request.node.name.partition('[')[0]}/{id(request)}?{s3}")
+
+
+def files_of(store: AdapterStore) -> Any:
+    return store.backend._files  # type: ignore[attr-defined]
+
+
+def objects(store: AdapterStore) -> dict[str, Any]:
+    """Path → information on every object of the store."""
+    infos = files_of(store).get_file_info(
+        fs.FileSelector(store.backend._root, recursive=True, allow_not_found=True)  # type: ignore[attr-defined]
+    )
+    return {info.path: info for info in infos if info.is_file}
+
+
+def read(store: AdapterStore, path: str) -> bytes:
+    with files_of(store).open_input_stream(path) as file:
+        return bytes(file.read())
+
+
+def write(store: AdapterStore, path: str, content: bytes) -> None:
+    with files_of(store).open_output_stream(path) as file:
+        file.write(content)
+
+
+# --------------------------------------------------------------------------------------------- on a server
+
+
+def test_adapters_come_back_bit_for_bit_and_versions_count_up(store: AdapterStore, adapter: Adapter) -> None:
+    assert store.versions("u-1") == []
+    assert store.publish("u-1", adapter, {"steps": 7}, fingerprint="f") == 1
+    assert store.publish("u-1", adapter, {}, fingerprint="g") == 2
+    assert store.publish("../u 2/\0", adapter, {}) == 1
+    again = pickle.loads(pickle.dumps(store))  # as Ray sends it to workers
+    assert weights(again.load("u-1")) == weights(adapter)
+    assert again.versions("u-1") == [1, 2]
+    assert again.manifest("u-1", version=1).meta == {"steps": 7}
+    assert (again.has("u-1", "g"), again.has("u-1", "f")) == (True, False)
+    assert sorted(again.users()) == ["../u 2/\0", "u-1"]
+    with pytest.raises(AdapterMissingError, match='no adapter of user "nobody"'):
+        again.load("nobody")
+
+
+def test_peft_gets_a_private_copy(store: AdapterStore, adapter: Adapter) -> None:
+    store.publish("u-1", adapter, {})
+    folder = store.folder("u-1")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_deleted_user_leaves_no_object_and_no_name(store: AdapterStore, adapter: Adapter) -> None:
+    for user_id in ("u-1", "u-1", "u-2"):
+        store.publish(user_id, adapter, {})
+    assert store.delete("u-1")
+    assert not store.delete("u-1")
+    assert list(store.users()) == ["u-2"]
+    root = store.backend._root  # type: ignore[attr-defined]
+    everything = files_of(store).get_file_info(fs.FileSelector(root, recursive=True))
+    assert not [info.path for info in everything if hash_id("u-1") in info.path]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
+def test_damage_is_detected_and_named(store: AdapterStore, adapter: Adapter, name: str) -> None:
+    store.publish("u-1", adapter, {}, fingerprint="f")
+    [path] = [p for p in objects(store) if p.endswith(name) or (name == "manifest.json" and "/v1-" in p)]
+    sound = read(store, path)
+    for content in (flipped(sound), sound[:-3], b""):
+        write(store, path, content)
+        with pytest.raises(AdapterDamagedError, match=f'user "u-1", version 1: {name} '):
+            store.load("u-1")
+        assert not store.has("u-1", "f")
+    write(store, path, sound)
+    assert store.has("u-1", "f")
+
+
+def test_a_lost_file_and_a_lost_manifest_are_named(store: AdapterStore, adapter: Adapter) -> None:
+    store.publish("u-1", adapter, {})
+    [config] = [path for path in objects(store) if path.endswith("adapter_config.json")]
+    content = read(store, config)
+    files_of(store).delete_file(config)
+    with pytest.raises(AdapterDamagedError, match=r"adapter_config\.json is missing"):
+        store.load("u-1")
+    write(store, config, content)
+    [manifest] = [path for path in objects(store) if "/v1-" in path]
+    files_of(store).delete_file(manifest)
+    with pytest.raises(AdapterMissingError):
+        store.load("u-1")
+    [leftover] = store.backend.leftovers(hash_id("u-1"))
+    assert leftover.n_bytes > len(content)
+
+
+class Killed(BaseException):
+    """In the place of a signal: nothing that the writer would still do is done."""
+
+
+@pytest.mark.parametrize("n_written", [0, 1, 2])
+def test_a_kill_while_publishing_leaves_what_was_there(
+    store: AdapterStore, adapter: Adapter, n_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("u-1", adapter, {}, fingerprint="old")
+    plain, calls = ObjectBackend._write, Counter[str]()
+
+    def dying(self: ObjectBackend, path: str, content: bytes) -> None:
+        calls["write"] += 1
+        if calls["write"] > n_written:
+            raise Killed
+        plain(self, path, content)
+
+    def dead(self: ObjectBackend, path: str) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectBackend, "_write", dying)
+        patch.setattr(ObjectBackend, "_delete_folder", dead)
+        with pytest.raises(Killed):
+            store.publish("u-1", adapter, {}, fingerprint="new")
+    assert store.versions("u-1") == [1]
+    assert store.has("u-1", "old")
+    found = survey.collect(store, older_than_seconds=-60.0)
+    assert found.unfinished == (n_written > 0)
+    assert len(objects(store)) == 3
+    assert store.publish("u-1", adapter, {}, fingerprint="new") == 2
+
+
+def test_writers_of_one_user_at_the_same_time_all_publish(store: AdapterStore, adapter: Adapter) -> None:
+    barrier = threading.Barrier(4)
+
+    def publish(number: int) -> int:
+        barrier.wait()
+        return store.publish("u-1", adapter, {}, fingerprint=f"f{number}")
+
+    with ThreadPoolExecutor(4) as threads:
+        versions = list(threads.map(publish, range(4)))
+    assert sorted(versions) == store.versions("u-1")
+    assert len(set(versions)) == 4
+    for number, version in enumerate(versions):
+        assert store.verify("u-1", version=version).fingerprint == f"f{number}"
+
+
+def test_a_manifest_whose_answer_is_lost_does_not_outlive_its_files(
+    store: AdapterStore, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("u-1", adapter, {}, fingerprint="old")
+    plain = ObjectBackend._write
+
+    def answerless(self: ObjectBackend, path: str, content: bytes) -> None:
+        plain(self, path, content)
+        if "/v2-" in path:
+            raise StoreUnavailableError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectBackend, "_write", answerless)
+        with pytest.raises(StoreUnavailableError):
+            store.publish("u-1", adapter, {}, fingerprint="new")
+    assert store.has("u-1", "old")
+    assert len(objects(store)) == 3
+
+
+# ------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_missing_bucket_is_named(s3: str, adapter: Adapter) -> None:
+    store = AdapterStore(f"s3://nowhere/adapters?{s3}")
+    for use in (lambda: store.load("u-1"), lambda: store.publish("u-1", adapter, {}), store.check):
+        with pytest.raises(StoreUnavailableError, match="there is no bucket 'nowhere'; make it"):
+            use()
+
+
+def test_a_server_that_does_not_answer_is_named(s3: str) -> None:
+    store = AdapterStore("s3://bucket/adapters?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
+    with pytest.raises(StoreUnavailableError, match=r"the server at 127\.0\.0\.1:9 does not answer"):
+        store.load("u-1")
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """What S3 answers somebody without the right credentials."""
+
+    def _refuse(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _refuse
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_missing_rights_say_where_credentials_come_from(
+    s3: str, refusing_server: str, adapter: Adapter
+) -> None:
+    uri = f"s3://bucket/adapters?endpoint_override={refusing_server}&scheme=http&region=us-east-1"
+    store = AdapterStore(uri)
+    for use in (lambda: store.load("u-1"), lambda: store.publish("u-1", adapter, {}), store.check):
+        with pytest.raises(StoreUnavailableError, match=r"access is denied.*AWS_ACCESS_KEY_ID"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("ftp://host/x", "begins with ftp://; give a folder, s3://BUCKET"),
+        ("s3:///x", "names no bucket"),
+        ("s3://key:secret@bucket/x", "credentials come from the environment"),
+        ("s3://bucket/x?acl=public", "unknown option 'acl'; allowed after '\\?': region"),
+        ("file://host/x", "names no folder"),
+        (" ", "is empty"),
+    ],
+)
+def test_a_uri_that_no_store_can_have_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(MilpError, match=message) as caught:
+        AdapterStore(uri)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_uri_is_a_folder(tmp_path: Path, adapter: Adapter) -> None:
+    AdapterStore(f"file://{tmp_path}/adapters").publish("u-1", adapter, {})
+    assert AdapterStore(tmp_path / "adapters").versions("u-1") == [1]
+
+
+# -------------------------------------------------------------------------------------------------- costs
+
+
+class CountedFiles(fs.FileSystemHandler):
+    """Objects in memory that count the requests made to them."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.requests = Counter[str]()
+
+    def get_type_name(self) -> str:
+        return "memory"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        self.requests["info"] += 1
+        return [fs.FileInfo(path, fs.FileType.Directory) for path in paths]
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        self.requests["list"] += 1
+        inside = selector.base_dir + "/"
+        found = {}
+        for path, content in self.objects.items():
+            if path.startswith(inside):
+                name, deeper, _ = path[len(inside) :].partition("/")
+                if selector.recursive or not deeper:
+                    found[path] = fs.FileInfo(path, fs.FileType.File, size=len(content))
+                else:
+                    found[inside + name] = fs.FileInfo(inside + name, fs.FileType.Directory)
+        return list(found.values())
+
+    def open_input_stream(self, path: str) -> Any:
+        self.requests["read"] += 1
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        return pa.PythonFile(io.BytesIO(self.objects[path]), mode="r")
+
+    open_input_file = open_input_stream
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        self.requests["write"] += 1
+        handler = self
+
+        class Object(io.BytesIO):
+            def close(self) -> None:
+                if not self.closed:
+                    handler.objects[path] = self.getvalue()
+                super().close()
+
+        return pa.PythonFile(Object(), mode="w")
+
+    open_append_stream = open_output_stream
+
+    def delete_file(self, path: str) -> None:
+        self.requests["delete"] += 1
+        self.objects.pop(path)
+
+    def delete_dir(self, path: str) -> None:
+        self.requests["delete"] += 1
+        for name in [name for name in self.objects if name.startswith(path + "/")]:
+            del self.objects[name]
+
+    def _unused(self, *args: Any, **options: Any) -> None:
+        raise NotImplementedError
+
+    create_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = _unused
+
+
+@pytest.fixture
+def counted() -> tuple[AdapterStore, CountedFiles]:
+    handler = CountedFiles()
+    store = AdapterStore("s3://bucket/adapters")
+    store.backend = ObjectBackend("s3://bucket/adapters", fs.PyFileSystem(handler))
+    return store, handler
+
+
+def requests_of(handler: CountedFiles, use: Callable[[], object]) -> dict[str, int]:
+    handler.requests.clear()
+    use()
+    return dict(handler.requests)
+
+
+def test_requests_for_one_user_are_the_same_at_ten_and_at_ten_thousand_users(
+    counted: tuple[AdapterStore, CountedFiles], adapter: Adapter
+) -> None:
+    store, handler = counted
+    store.publish("u-1", adapter, {}, fingerprint="f")
+    one = dict(handler.objects)
+    mine = hash_id("u-1")
+    uses: list[Callable[[], object]] = [
+        lambda: store.load("u-1"),
+        lambda: store.has("u-1", "f"),
+        lambda: store.publish("u-1", adapter, {}, fingerprint="f"),
+        lambda: store.delete("u-1"),
+    ]
+    found = []
+    for n_users in (10, 10_000):
+        handler.objects = dict(one)
+        for index in range(n_users):
+            place = hash_id(f"other {index}")
+            for path, content in one.items():
+                tail = path.rpartition(mine)[2]
+                handler.objects[f"bucket/adapters/{place[:2]}/{place[2:4]}/{place}{tail}"] = content
+        found.append([requests_of(handler, use) for use in uses])
+    assert found[0] == found[1]
+    assert found[0][0] == {"list": 1, "read": 3}
+    assert found[0][2] == {"list": 2, "write": 3}
+
+
+def test_two_writers_that_meet_both_withdraw_and_both_publish(
+    counted: tuple[AdapterStore, CountedFiles], adapter: Adapter
+) -> None:
+    """The other's manifest appears between this writer's look at the numbers and its own manifest."""
+    store, handler = counted
+    store.publish("u-1", adapter, {}, fingerprint="first")
+    plain = handler.open_output_stream
+    [manifest] = [path for path in handler.objects if "/v1-" in path]
+    folder = manifest.rpartition("/")[0]
+
+    def meeting(path: str, metadata: Any) -> Any:
+        if "/v2-" in path:
+            handler.objects[f"{folder}/v2-0123456789abcdef.json"] = b"the other's"
+        return plain(path, metadata)
+
+    handler.open_output_stream = meeting  # type: ignore[method-assign]
+    version = store.publish("u-1", adapter, {}, fingerprint="second")
+    assert version > 2
+    assert store.verify("u-1").fingerprint == "second"
+    assert f"{folder}/v2-0123456789abcdef.json" in handler.objects
