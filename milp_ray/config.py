@@ -206,8 +206,8 @@ class SearchSection(Section):
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0  # a part of one, one, or several (whole ones)
     # Processes that train a trial together, its CPUs and GPUs shared out among them; None: one a GPU.
     processes_per_trial: PositiveInt | None = None
-    # Trials that share one process with one base, trained together in its pack: on a GPU, or on the CPUs that
-    # they would have had (cpus_per_trial × trials). More fill a GPU better, until its memory is full.
+    # Trials that share one process with one base and are trained together in its pack, with a GPU or without;
+    # cpus_per_trial are then the CPUs of that process.
     trials_per_gpu: PositiveInt = 1
     trials_per_process: PositiveInt = 1
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
@@ -228,13 +228,8 @@ class SearchSection(Section):
         return max(self.trials_per_gpu, self.trials_per_process)
 
     @property
-    def held_cpus(self) -> float:
-        """CPUs held for a trial, or for all trials that share a process."""
-        return self.cpus_per_trial * self.n_sharing
-
-    @property
     def held_gpus(self) -> float:
-        """GPUs held for a trial, or for all trials that share a process."""
+        """GPUs that a trial holds, or all trials that share a process together."""
         return 1.0 if self.trials_per_gpu > 1 else self.gpus_per_trial
 
     @model_validator(mode="after")

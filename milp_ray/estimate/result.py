@@ -252,9 +252,7 @@ def _n_devices(config: Config, of_device: Device) -> int:
 def _machine(config: Config, of_device: Device, n_devices: int, *, searching: bool) -> Machine:
     if searching:
         section = config.search
-        asked = (
-            section.held_gpus / section.n_sharing if of_device.is_gpu else section.cpus_per_trial
-        )  # of a trial
+        asked = (section.held_gpus if of_device.is_gpu else section.cpus_per_trial) / section.n_sharing
         most = section.max_concurrent_trials
     else:
         batch = config.personalize

@@ -191,7 +191,7 @@ def study_status(study: Study) -> StudyStatus:
         seconds=working_seconds(study.events, event_times(study.events)[-1:])[0],
         seconds_left=_seconds_left(study, lives, idle or 0.0),
         trial_seconds=work,
-        cpu_seconds=work * study.section.held_cpus,
+        cpu_seconds=work * study.section.cpus_per_trial,
         gpu_seconds=work * study.section.held_gpus,
         idle_share=idle,
         utilisation=utilisation(study.events),

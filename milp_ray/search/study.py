@@ -183,7 +183,7 @@ def _run_tune(
     from milp_ray.search.trial_group import GroupSpec, no_resources
     from milp_ray.search.trial_host import HostSpec, Seats, trial_hosts
 
-    group, spec = GroupSpec.of(section), HostSpec.of(section, task.threads)
+    group, spec = GroupSpec.of(section), HostSpec.of(section)
     more: dict[str, Any] = {}
     seats = None
     if group is not None:
@@ -251,7 +251,7 @@ def _n_slots(section: SearchSection) -> int:
     import ray
 
     resources = ray.cluster_resources()
-    counts = [resources.get("CPU", 1.0) / section.held_cpus]
+    counts = [resources.get("CPU", 1.0) / section.cpus_per_trial]
     if section.held_gpus:
         counts.append(resources.get("GPU", 0.0) / section.held_gpus)
     n_slots = max(1, int(min(counts))) * section.n_sharing
@@ -264,8 +264,8 @@ def _n_slots(section: SearchSection) -> int:
             else f"{section.n_sharing} trials that share a process"
         )
         raise MilpError(
-            f"{who} take {section.held_cpus:g} CPUs and {section.held_gpus:g} GPUs (search.cpus_per_trial "
-            f"{section.cpus_per_trial:g}, gpus_per_trial {section.gpus_per_trial:g}), but the cluster has "
+            f"{who} take {section.cpus_per_trial:g} CPUs (search.cpus_per_trial) and {section.held_gpus:g} "
+            "GPUs (search.gpus_per_trial or trials_per_gpu), but the cluster has "
             f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
             "or set search.max_concurrent_trials where nodes are added on demand"
         )

@@ -14,9 +14,10 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,32 +43,29 @@ class HostFailed(Exception):
 
 @dataclass(frozen=True)
 class HostSpec:
-    """How many trials share a host, what it holds, and how many threads it computes with."""
+    """How many trials share a host, and what it holds."""
 
     n_trials: int
     cpus: float
     gpus: float
-    threads: int
 
     @classmethod
-    def of(cls, section: SearchSection, threads_per_worker: int) -> HostSpec | None:
-        """What a search asks for; ``None`` where every trial has a process of its own.
-
-        The host has its trials' threads together, but no more than it has CPUs.
-        """
-        k = section.n_sharing
-        if k == 1:
+    def of(cls, section: SearchSection) -> HostSpec | None:
+        """What a search asks for; ``None`` where every trial has a process of its own."""
+        if section.n_sharing == 1:
             return None
-        threads = min(k * threads_per_worker, max(threads_per_worker, int(section.held_cpus)))
-        return cls(k, section.held_cpus, section.held_gpus, threads)
+        return cls(section.n_sharing, section.cpus_per_trial, section.held_gpus)
 
 
 class TrialHost:
-    """The actor: a base, a pack, and the measurements of the trials that are here, each in its thread."""
+    """The actor: a base, a pack, and the measurements of the trials that are here, each in its thread.
 
-    def __init__(self, task: TrialTask, threads: int) -> None:
-        prepare_worker(threads)
-        self._task, self._threads = task, threads
+    ``get_task`` is called once.
+    """
+
+    def __init__(self, get_task: Callable[[], TrialTask]) -> None:
+        self._task = get_task()
+        prepare_worker(self._task.threads)
         self._folder = scratch_folder()
         self._loading = threading.Lock()
         self._base: Base | None = None
@@ -134,12 +132,9 @@ class TrialHost:
     def _loaded(self) -> tuple[SharedPack, Base]:
         with self._loading:
             if self._pack is None or self._base is None:
-                import torch
-
                 from milp_ray.training.base import load_base
                 from milp_ray.training.shared_pack import SharedPack
 
-                torch.set_num_threads(self._threads)
                 self._base = load_base(self._task.base)
                 self._pack = SharedPack(
                     self._base, self._task.training, self._task.prompt, Path(self._folder.name)
@@ -236,11 +231,13 @@ def trial_hosts(task: TrialTask, spec: HostSpec, n_hosts: int) -> Iterator[Seque
         # A thread for each trial that waits for its values, and some for everything else.
         max_concurrency=spec.n_trials + 4,
     )
-    task_reference = ray.put(task)  # holds users' texts, which must be in no record of an actor's arguments
-    hosts = [actor.remote(task_reference, spec.threads) for _ in range(n_hosts)]
+    # The task holds users' texts: a reference to it is all that a record of the arguments can show. Ray would
+    # look a bare reference up itself, and warns that it could not do so again once that is lost.
+    get_task = partial(ray.get, ray.put(task))
+    hosts = [actor.remote(get_task) for _ in range(n_hosts)]
     for host in hosts:
         host.warm_up.remote()
-    log_event("trial_hosts_started", hosts=n_hosts, trials=spec.n_trials, threads=spec.threads)
+    log_event("trial_hosts_started", hosts=n_hosts, trials=spec.n_trials)
     try:
         yield hosts
     finally:

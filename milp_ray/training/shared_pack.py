@@ -35,7 +35,7 @@ class TakenOut(Exception):
     """What was asked for is not worked on any more: its caller, or the whole pack, was closed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Jobs:
     """Jobs of one caller; ``future`` gets what came of them, in their order, or the first failure."""
 
@@ -47,7 +47,7 @@ class _Jobs:
     found: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Prompts:
     """Prompts of one caller; ``future`` gets the answers."""
 

@@ -44,23 +44,21 @@ MODULES = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 SHAPES = FfnShapes(
     4, tuple((name, *sides) for name, sides in zip(MODULES, [(32, 64)] * 2 + [(64, 32)], strict=True))
 )
-PAIR = {"trials_per_process": 2, "cpus_per_trial": 0.5}
+PAIR = {"trials_per_process": 2}
 
 
 # --------------------------------------------------------------------------------------- what is asked for
 
 
 def test_a_trial_with_a_process_of_its_own_has_no_host() -> None:
-    assert HostSpec.of(SearchSection(), 1) is None
-    assert HostSpec.of(SearchSection(gpus_per_trial=0.25), 1) is None
+    assert HostSpec.of(SearchSection()) is None
+    assert HostSpec.of(SearchSection(gpus_per_trial=0.25)) is None
 
 
-def test_a_host_holds_what_its_trials_would_have_held_together() -> None:
-    assert HostSpec.of(SearchSection(trials_per_process=4), 1) == HostSpec(4, cpus=4.0, gpus=0.0, threads=4)
-    on_gpu = SearchSection(trials_per_gpu=4, cpus_per_trial=0.5, gpus_per_trial=1)
-    assert HostSpec.of(on_gpu, 1) == HostSpec(4, cpus=2.0, gpus=1.0, threads=2)
-    few_cpus = SearchSection(trials_per_process=4, cpus_per_trial=0.25)
-    assert HostSpec.of(few_cpus, 2) == HostSpec(4, cpus=1.0, gpus=0.0, threads=2), "as many as elsewhere"
+def test_a_host_holds_what_a_process_of_one_trial_would_and_a_whole_gpu() -> None:
+    assert HostSpec.of(SearchSection(trials_per_process=4)) == HostSpec(4, cpus=1.0, gpus=0.0)
+    assert HostSpec.of(SearchSection(trials_per_gpu=4, cpus_per_trial=2)) == HostSpec(4, cpus=2.0, gpus=1.0)
+    assert HostSpec.of(SearchSection(trials_per_gpu=4, gpus_per_trial=1)) == HostSpec(4, cpus=1.0, gpus=1.0)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +143,7 @@ def task_of(base: Path, splits: list[UserSplit], **training: Any) -> TrialTask:
 
 def test_a_trial_left_at_a_rung_holds_up_nobody(tiny_llama_dir: Path, splits: list[UserSplit]) -> None:
     task = task_of(tiny_llama_dir, splits)
-    host = TrialHost(task, threads=1)
+    host = TrialHost(lambda: task)
     left = host.advance(0, layout("1111").to_dict(), False)
     assert left["values"][RUNG] == 0
     rung = host.advance(1, layout().to_dict(), False)["values"]
@@ -163,7 +161,8 @@ def test_a_trial_left_at_a_rung_holds_up_nobody(tiny_llama_dir: Path, splits: li
 
 
 def test_a_diverging_layout_is_told_in_plain_words(tiny_llama_dir: Path, splits: list[UserSplit]) -> None:
-    host = TrialHost(task_of(tiny_llama_dir, splits, learning_rate=1e30, memory_epochs=6), threads=1)
+    task = task_of(tiny_llama_dir, splits, learning_rate=1e30, memory_epochs=6)
+    host = TrialHost(lambda: task)
     answer = host.advance(0, layout().to_dict(), False)
     if "values" in answer:  # it may get as far as the rung
         answer = host.advance(0, layout().to_dict(), True)
@@ -210,8 +209,8 @@ def assert_same_study(one: StudyResult, other: StudyResult) -> None:
 def test_a_cluster_without_room_for_a_host_is_told_of(
     ray_local: None, tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]
 ) -> None:
-    large = settings(tiny_llama_dir, trials_per_process=4)
-    with pytest.raises(MilpError, match=r"4 trials that share a process take 4 CPUs .* cluster has 2 CPUs"):
+    large = settings(tiny_llama_dir, trials_per_process=4, cpus_per_trial=3)
+    with pytest.raises(MilpError, match=r"4 trials that share a process take 3 CPUs .* cluster has 2 CPUs"):
         run_study(tmp_path / "study", large, splits, SHAPES)
 
 
@@ -243,7 +242,7 @@ def test_trials_stopped_at_a_rung_leave_the_others_as_they_are(
     stopping = EarlyStoppingSection(enabled=True, min_records=3)
     common: dict[str, Any] = {"n_trials": 8, "n_initial": 8}
     alone = run_study(tmp_path / "alone", settings(tiny_llama_dir, **common), splits, SHAPES)
-    four = {"trials_per_process": 4, "cpus_per_trial": 0.5, "early_stopping": stopping}
+    four = {"trials_per_process": 4, "cpus_per_trial": 2, "early_stopping": stopping}
     result = run_study(tmp_path / "shared", settings(tiny_llama_dir, **common, **four), splits, SHAPES)
     assert result.n_stopped >= 1
     assert result.n_stopped + result.n_completed == 8
@@ -310,7 +309,7 @@ def test_a_measurement_whose_host_is_lost_says_so_and_the_next_one_waits_for_the
     ray_local: None, tiny_llama_dir: Path, splits: list[UserSplit]
 ) -> None:
     task = task_of(tiny_llama_dir, splits)
-    spec = HostSpec(2, cpus=1.0, gpus=0.0, threads=1)
+    spec = HostSpec(2, cpus=1.0, gpus=0.0)
     with trial_hosts(task, spec, 1) as [host]:
         measurement = HostMeasurement(host, 0, layout(), 1)
         measurement.next_rung()
