@@ -5,30 +5,38 @@ Nothing heavy is imported before a command needs it, so that ``milp-ray --help``
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from milp_ray import governance_commands
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.rundir import RunFolder
 
+EXIT_BUG = 1
 EXIT_MISTAKE = 2  # the caller can mend it: a configuration, a path, a users file
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+SHOW_MESSAGES = "MILP_TRACEBACK"  # the variable that lets messages through which may quote users' texts
+# A mistake in the command line, which typer tells itself; the class has no public name there.
+_UsageMistake = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 class _Commands(TyperGroup):
     """The one place where a failure becomes a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        from milp_ray.errors import MilpError
+        from milp_ray.errors import MilpError, safe_traceback
 
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageMistake, BrokenPipeError):
+            raise
         except MilpError as error:
             typer.secho(str(error), fg=typer.colors.RED, err=True)
             raise typer.Exit(EXIT_MISTAKE) from None
@@ -39,6 +47,15 @@ class _Commands(TyperGroup):
                 err=True,
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get(SHOW_MESSAGES):
+                raise
+            typer.secho(
+                f"{safe_traceback(error)}\nThis was not foreseen; {SHOW_MESSAGES}=1 shows the whole message",
+                fg=typer.colors.RED,
+                err=True,
+            )
+            raise typer.Exit(EXIT_BUG) from None
 
 
 app = typer.Typer(
@@ -187,6 +204,9 @@ def generate(
 
     folder = RunFolder.open(target)
     typer.echo(pipeline.generate(folder, folder.config(), user, query, personal=not without))
+
+
+governance_commands.register(app)
 
 
 @app.command()

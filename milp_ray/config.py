@@ -69,6 +69,8 @@ class UsersSection(Section):
     format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
     paths: tuple[Path, ...] = ()  # files to read; relative to the working directory
     limit: PositiveInt | None = None  # at most so many users, in the order of the files
+    # Users whose record says nothing about consent. required: they are neither trained nor served.
+    consent: Literal["assumed", "required"] = "assumed"
     persona_world: PersonaWorldSection = PersonaWorldSection()
     split: SplitSection = SplitSection()
 
@@ -340,6 +342,10 @@ class PersonalizeSection(Section):
     # `milp-ray store precision` measures what it costs.
     adapter_precision: AdapterPrecision = "float32"
     encryption: EncryptionSection = EncryptionSection()
+    # Both go into each adapter's manifest. An adapter older than its days is not served, and
+    # `milp-ray store gc --expired` removes it; None: it may be kept.
+    purpose: str | None = None  # what the adapters are for, in words
+    retention_days: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _a_known_kind_of_store(self) -> PersonalizeSection:

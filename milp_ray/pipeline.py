@@ -25,10 +25,12 @@ from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
+    from milp_ray.personalize.governance.consent import Gate
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.rundir import RunFolder
     from milp_ray.search.conductor import StudyProgress
+    from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
 
 _LOG_WIDTH = 120
@@ -53,13 +55,37 @@ class _Work:
         self.console.print(line, soft_wrap=True)
 
     @cached_property
-    def splits(self) -> list[UserSplit]:
-        """Every user, split in time order, and shown to hold nothing of what is held out."""
+    def gate(self) -> Gate:
+        """Who may be trained and served."""
+        from milp_ray.personalize.governance.consent import Gate
+        from milp_ray.personalize.governance.record import Record
+
+        return Gate(Record(self.run.path), self.config.users.consent)
+
+    @cached_property
+    def loaded(self) -> LoadedUsers:
+        """The users of the configuration, whoever may be trained."""
         from milp_ray.users.readers import read_users
+
+        return read_users(self.config.users, self.config.seed)
+
+    @cached_property
+    def splits(self) -> list[UserSplit]:
+        """Every user that may be trained, split in time order, nothing held out in what is trained on."""
+        from milp_ray.users.readers import dataset_hash
         from milp_ray.users.splits import check_no_leak, split_user
 
-        loaded = read_users(self.config.users, self.config.seed)
-        self.run.record_facts(dataset_hash=loaded.dataset_hash, n_users=len(loaded.users))
+        loaded = self.loaded
+        users = list(self.gate.admit(loaded.users))
+        self.run.record_facts(dataset_hash=dataset_hash(users), n_users=len(users))
+        if self.gate.refused:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.gate.refused.items()))
+            self.say(f"[yellow]{self.gate.refused.total()} users are left out:[/] {reasons}")
+        if not users:
+            raise MilpError(
+                f"none of {len(loaded.users)} users may be trained ({reasons}); give users who consent "
+                '("consent": true), or set users.consent to assumed where the law lets you'
+            )
         if loaded.problems:
             self.say(
                 f"[yellow]{len(loaded.problems)} records are kept out[/], the first: {loaded.problems[0]}; "
@@ -67,7 +93,7 @@ class _Work:
             )
         if loaded.unknown_fields:
             self.say(f"[yellow]fields that are not read:[/] {', '.join(loaded.unknown_fields)}")
-        splits = [split_user(user, self.config.users.split) for user in loaded.users]
+        splits = [self.gate.trimmed(split_user(user, self.config.users.split)) for user in users]
         for split in splits:
             check_no_leak(split)
         return splits
@@ -174,12 +200,22 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     """The answer to a query with a user's adapter, or with the base alone.
 
     Raises:
-        MilpError: the store holds no adapter of the user.
+        MilpError: there is no such user, or none that may be served.
     """
-    from milp_ray.personalize.store import run_store
+    from milp_ray.personalize.governance.consent import Gate, no_such_user
+    from milp_ray.personalize.governance.record import Record
+    from milp_ray.personalize.store import AdapterMissingError, run_store
 
     # Before the base is loaded, so that a wrong id is told at once.
-    adapter = run_store(run.adapters, config.personalize).load(user_id) if personal else None
+    gate = Gate(Record(run.path), config.users.consent)
+    gate.check_known(user_id, run.path)
+    adapter = None
+    if personal:
+        gate.check_serving(user_id, run.path)
+        try:
+            adapter = run_store(run.adapters, config.personalize).load(user_id)
+        except AdapterMissingError:
+            raise no_such_user(user_id, run.path) from None
 
     from milp_ray.training.base import load_base
     from milp_ray.training.generation import Questions
@@ -243,7 +279,10 @@ def _search(work: _Work) -> None:
     from milp_ray.training.shapes import base_shapes
 
     config = work.config
-    probes = probe_users(work.splits, config.search.n_probe_users, config.seed)
+    probes = _probes(work)
+    if probes is None:
+        return
+    work.run.record_facts(probe_users=[split.user_id for split in probes])
     shapes = base_shapes(config.base)
     settings = StudySettings.of(config)
     work.ray  # noqa: B018 -- a study needs Ray to be up
@@ -261,9 +300,39 @@ def _search(work: _Work) -> None:
 
         result = run_study(work.run.study, settings, probes, shapes, tell)
         bar.advance(len(result.trials) - shown)  # a search that an earlier command finished
-    work.run.record_facts(base=base_facts(config.base), probe_users=[split.user_id for split in probes])
+    work.run.record_facts(base=base_facts(config.base))
     if result.exhausted:
         work.say(f"the search measured all {len(result.trials)} layouts of the space")
+
+
+def _probes(work: _Work) -> list[UserSplit] | None:
+    """The probe users; those that the search began with, whoever else came or went since.
+
+    ``None``: the search is finished, and one of them was forgotten or has gone, wholly or in part. What it
+    found stays; nothing more can be measured on the same users.
+
+    Raises:
+        MilpError: so it is, and the search is not finished.
+    """
+    from milp_ray.search.journal import read_study
+
+    search, by_id = work.config.search, {split.user_id: split for split in work.splits}
+    state = read_study(work.run.journal)
+    names = work.run.facts().get("probe_users")
+    if state.header is None or not names:
+        return probe_users(work.splits, search.n_probe_users, work.config.seed)
+    n_gone = sum(name not in by_id or work.gate.is_trimmed(name) for name in names)
+    if not n_gone:
+        return [by_id[name] for name in names]
+    n_ended = sum(trial.has_ended for trial in state.trials)
+    what = f"{n_gone} of the {len(names)} users that the search measured on were forgotten or have gone"
+    if state.finished is None:
+        raise MilpError(
+            f"{what}, so that its {n_ended} trials cannot be followed by comparable ones; go on from them "
+            "with `milp-ray choose`, or search again with --fresh (who was forgotten stays so)"
+        )
+    work.say(f"the search stays as it is, with {n_ended} trials: {what}")
+    return None
 
 
 def _choose(work: _Work) -> None:
@@ -280,10 +349,20 @@ def _choose(work: _Work) -> None:
 
 def _personalize(work: _Work) -> None:
     from milp_ray.personalize.batch import personalize as make_adapters
+    from milp_ray.personalize.store import run_store
 
     config = work.config
+    splits = work.splits
+    n_unserved = work.gate.note_file(
+        work.loaded.users, work.loaded.problems, run_store(work.run.adapters, config.personalize)
+    )
+    if n_unserved:
+        work.say(
+            f"[yellow]{n_unserved} users without consent have an adapter from before:[/] it is not served; "
+            "`milp-ray forget` removes it"
+        )
     summary = make_adapters(
-        work.run, work.splits, work.recipe, section=config.personalize, ray=config.ray, pool=work.pool
+        work.run, splits, work.recipe, section=config.personalize, ray=config.ray, pool=work.pool
     )
     work.run.record_facts(personalize=summary.to_dict())
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"

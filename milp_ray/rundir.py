@@ -12,6 +12,7 @@
       scores.parquet   one row a (user, method, example)
       report/          index.html and figures
       summary.json     the results, for programs
+      governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh
 
 Each file is written whole or not at all: to a temporary name beside it, synced, then renamed.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 RESUMABLE = (
     "output_dir",
     "ray",
+    "users.consent",
     "search.max_concurrent_trials",
     "search.cpus_per_trial",
     "search.gpus_per_trial",
@@ -51,6 +53,8 @@ RESUMABLE = (
     "evaluation.confidence",
 )
 GROWING = ("search.n_trials",)  # may become larger: a search goes on where it stood
+
+GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 
 _MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
 
@@ -178,12 +182,12 @@ class RunFolder:
 
         run = cls(at or Path(config.output_dir) / config.name)
         if fresh:
-            run.remove()
+            run.remove(keep=(GOVERNANCE,))
         if run.config_file.exists():
             run._check_same(config)
         elif run.path.exists() and not run.path.is_dir():
             raise MilpError(f"{run.path} is a file; choose another name=… or output_dir=…")
-        elif run.path.is_dir() and any(run.path.iterdir()) and not run.is_run():
+        elif run._holds_something_else():
             raise MilpError(
                 f"{run.path} exists and is no run folder of milp_ray; choose another name=… or output_dir=…"
             )
@@ -221,8 +225,14 @@ class RunFolder:
 
         return load_config(self.config_file)
 
-    def remove(self) -> None:
-        """Delete the run with everything in it; nothing happens where there is none.
+    def _holds_something_else(self) -> bool:
+        """Whether the folder is no run's, nor what an earlier run of the name left about people."""
+        if not self.path.is_dir() or self.is_run():
+            return False
+        return any(entry.name not in {GOVERNANCE, ".lock"} for entry in self.path.iterdir())
+
+    def remove(self, *, keep: Collection[str] = ()) -> None:
+        """Delete the run with everything in it but the entries to ``keep``; nothing where there is none.
 
         Raises:
             MilpError: the folder is no run folder, or a link to one: what it holds is not ours to delete.
@@ -231,6 +241,8 @@ class RunFolder:
             raise MilpError(f"{self.path} is a link; remove it by hand, or choose another name=…")
         if not self.path.exists():
             return
+        if keep and self.path.is_dir() and not self._holds_something_else() and not self.is_run():
+            return
         if not self.path.is_dir() or not self.is_run():
             raise MilpError(
                 f"{self.path} is not a run folder of milp_ray, so --fresh does not delete it; "
@@ -238,12 +250,14 @@ class RunFolder:
             )
         with self.lock():
             # What marks the folder as a run goes last, so that an interrupted removal can be repeated.
-            for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.versions_file):
+            entries = [entry for entry in self.path.iterdir() if entry.name not in keep]
+            for entry in sorted(entries, key=lambda entry: entry == self.versions_file):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
                     entry.unlink()
-            self.path.rmdir()
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def _check_same(self, config: Config) -> None:
         """Refuse a configuration whose results cannot be mixed with what the folder holds."""
@@ -263,6 +277,10 @@ class RunFolder:
     def record_facts(self, **facts: Any) -> None:
         """Add to ``versions.json`` what becomes known later, such as base_model, revision, dataset_hash."""
         write_json(self.versions_file, {**self._read_json(self.versions_file), **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`record_facts` and the making of the run recorded."""
+        return self._read_json(self.versions_file)
 
     def record_seconds(self, stage: str, seconds: float) -> None:
         """Add to a stage's time; a stage that was interrupted and continued counts all its parts."""

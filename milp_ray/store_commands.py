@@ -107,6 +107,9 @@ def store_gc(
             "--older-than", min=0.0, metavar="HOURS", help="Age from which what is unfinished is abandoned."
         ),
     ] = 1.0,
+    expired: Annotated[
+        bool, typer.Option("--expired", help="Adapters that may not be kept any longer, too.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed.")] = False,
     key_env: KeyEnv = None,
     key_file: KeyFile = None,
@@ -115,6 +118,8 @@ def store_gc(
     from milp_ray import store_view
 
     opened = store_view.opened(store, key_env, key_file)
+    if expired:
+        store_view.print_expired(opened, dry_run=dry_run)
     store_view.print_collection(opened, keep=keep, older_than_hours=older_than, dry_run=dry_run)
 
 

@@ -75,7 +75,7 @@ def opened(target: str, key_env: str | None = None, key_file: Path | None = None
     else:
         store = run_store(RunFolder(path).adapters, config.personalize)
         if key is not None:
-            store = AdapterStore(store.uri, precision=store.precision, key=key)
+            store = AdapterStore(store.uri, precision=store.precision, key=key, retention=store.retention)
     store.check(writable=False)
     return Opened(store, config)
 
@@ -143,6 +143,7 @@ def print_user(opened: Opened, user_id: str, version: int | None, *, as_json: bo
         ("made", manifest.created),
         ("made from", manifest.fingerprint),
     ]
+    lines += [(name, str(value)) for name, value in (manifest.retention or {}).items() if value is not None]
     for name, value in manifest.precision.items():
         if name != "name":
             lines.append((name.replace("_", " "), f"{value:.3g} by rounding to {manifest.precision['name']}"))
@@ -204,6 +205,17 @@ def print_collection(opened: Opened, *, keep: int | None, older_than_hours: floa
     if removed.too_young:
         line += f"; {removed.too_young:,} younger than {older_than_hours:g} hours stay"
     _console().print(line)
+
+
+def print_expired(opened: Opened, *, dry_run: bool) -> None:
+    """Remove adapters whose period has ended; print how many."""
+    from milp_ray.personalize.governance.retention import collect_expired
+
+    gone = collect_expired(opened.store, dry_run=dry_run)
+    _console().print(
+        f"{'would remove' if dry_run else 'removed'} {gone.versions:,} expired versions, "
+        f"{size(gone.n_bytes)}; {gone.users:,} users {'would have' if dry_run else 'have'} no adapter then"
+    )
 
 
 def export(
@@ -316,6 +328,7 @@ def _manifest_facts(manifest: Manifest) -> dict[str, Any]:
         "created": manifest.created,
         "precision": dict(manifest.precision),
         "key_id": manifest.key_id,
+        "retention": None if manifest.retention is None else dict(manifest.retention),
         "files": {name: dict(described) for name, described in manifest.files.items()},
     }
 

@@ -76,6 +76,7 @@ def standard_errors(measured: Sequence[Observation], objectives: Sequence[str]) 
             errors[name] = 0.0
             continue
         table = np.asarray([trial.per_user[name] for trial in measured], dtype=float)
+        table = table[:, ~np.isnan(table).all(axis=0)]  # a user who was forgotten has no values any more
         n_trials, n_users = table.shape
         if n_trials < 2 or n_users < 2:
             return None

@@ -21,6 +21,8 @@ from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, adapter_config, injected, read_tensors
 from milp_ray.training.base import Base, load_base
 
+sys.path.insert(0, str(Path(__file__).parent))  # governed_run, which several files use
+
 # moto's dependencies exclude versions of ours: it has a folder of its own, beside which nothing is installed.
 MOTO = Path(sys.prefix) / "moto-server"
 START_SECONDS = 120.0

@@ -3,6 +3,7 @@
 from milp_ray.personalize.store.adapter_store import AdapterStore, run_store
 from milp_ray.personalize.store.faults import (
     AdapterDamagedError,
+    AdapterExpiredError,
     AdapterMissingError,
     KeyProblemError,
     StoreUnavailableError,
@@ -12,6 +13,7 @@ from milp_ray.personalize.store.names import hash_id, shown
 
 __all__ = [
     "AdapterDamagedError",
+    "AdapterExpiredError",
     "AdapterMissingError",
     "AdapterStore",
     "KeyProblemError",

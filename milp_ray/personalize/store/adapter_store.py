@@ -17,14 +17,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.personalize.governance.retention import Retention, now, told
 from milp_ray.personalize.store.backend import Backend, local_path, open_backend
 from milp_ray.personalize.store.encryption import Cipher, KeySource, no_key
-from milp_ray.personalize.store.faults import AdapterDamagedError, AdapterMissingError
+from milp_ray.personalize.store.faults import AdapterDamagedError, AdapterExpiredError, AdapterMissingError
 from milp_ray.personalize.store.local import LocalBackend
 from milp_ray.personalize.store.manifest import (
     MANIFEST,
@@ -54,6 +54,7 @@ def run_store(adapters: Path, section: PersonalizeSection) -> AdapterStore:
         section.store if section.store is not None else adapters,
         precision=section.adapter_precision,
         key=KeySource.of(section.encryption),
+        retention=Retention.of(section),
     )
 
 
@@ -67,6 +68,7 @@ class AdapterStore:
         root: a folder, ``s3://BUCKET/…`` or ``gs://BUCKET/…``.
         precision: how adapters are stored that are published from now on; any is read.
         key: where the key is that adapters published from now on are encrypted with, and encrypted ones read.
+        retention: for what and how long adapters are kept.
 
     Raises:
         MilpError: the URI is none that a store can have.
@@ -78,14 +80,16 @@ class AdapterStore:
         *,
         precision: AdapterPrecision = "float32",
         key: KeySource | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.uri = str(root)
         self.precision = precision
         self.key = key
+        self.retention = retention or Retention()
         self.backend: Backend = open_backend(self.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_remade, (self.uri, self.precision, self.key))
+        return (_remade, (self.uri, self.precision, self.key, self.retention))
 
     @property
     def root(self) -> Path:
@@ -112,7 +116,13 @@ class AdapterStore:
     # ----------------------------------------------------------------------------------------- writing
 
     def publish(
-        self, user_id: str, adapter: Adapter, meta: Mapping[str, Any], *, fingerprint: str = ""
+        self,
+        user_id: str,
+        adapter: Adapter,
+        meta: Mapping[str, Any],
+        *,
+        fingerprint: str = "",
+        retention: Mapping[str, Any] | None = None,
     ) -> int:
         """Add an adapter as the user's next version, which makes it the current one.
 
@@ -121,6 +131,8 @@ class AdapterStore:
             adapter: what training returned.
             meta: JSON-able facts for the manifest (numbers, names; never a user's text).
             fingerprint: hash of what it was made from; :meth:`has` compares it.
+            retention: what the manifest of the version says that this one stands in for; ``None``: as the
+                store's configuration has it, from now on.
 
         Returns:
             The version's number.
@@ -137,15 +149,17 @@ class AdapterStore:
         place, files = hash_id(user_id), adapter_files(stored)
         if cipher is not None:
             files = {name: cipher.seal(content, _context(place, name)) for name, content in files.items()}
+        made = now()
         manifest = Manifest(
             user_id=user_id,
             version=0,
             layout=adapter.layout,
             fingerprint=fingerprint,
-            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            created=made.isoformat(timespec="milliseconds"),
             meta=dict(meta),
             files={name: describe(content) for name, content in files.items()},
             precision=precision,
+            retention=retention if retention is not None else self.retention.stamp(made),
         )
         version, _ = self.backend.publish(
             place, files, lambda version: encode_manifest(replace(manifest, version=version), cipher)
@@ -171,12 +185,13 @@ class AdapterStore:
     # ----------------------------------------------------------------------------------------- reading
 
     def has(self, user_id: str, fingerprint: str) -> bool:
-        """Whether the current adapter is sound and was made from exactly what ``fingerprint`` stands for.
+        """Whether the current adapter is sound, may be served, and was made from what ``fingerprint`` says.
 
         Reads and hashes the files, so that a damaged adapter is made again by the next run.
         """
         try:
-            return self.verify(user_id).fingerprint == fingerprint
+            manifest = self.verify(user_id)
+            return manifest.fingerprint == fingerprint and not self.is_expired(manifest)
         except (AdapterMissingError, AdapterDamagedError):
             return False
 
@@ -186,6 +201,7 @@ class AdapterStore:
         Raises:
             AdapterMissingError: there is none.
             AdapterDamagedError: a file of it is missing or is not the one that was published.
+            AdapterExpiredError: it may not be kept any longer.
             KeyProblemError: it is encrypted, and the key is missing or another one.
             StoreUnavailableError: the store does not answer.
         """
@@ -238,6 +254,11 @@ class AdapterStore:
                 self._content(manifest, spot, name)
         return manifest
 
+    def is_expired(self, manifest: Manifest) -> bool:
+        """Whether an adapter's period has ended."""
+        expiry = self.retention.expiry(manifest.created, manifest.retention)
+        return expiry is not None and expiry <= now()
+
     def versions(self, user_id: str) -> list[int]:
         """Numbers of the user's published versions, ascending; the last one is the current."""
         return list(self.backend.find(hash_id(user_id)))
@@ -275,6 +296,12 @@ class AdapterStore:
 
         number, spot = self._spot(user_id, version)
         manifest = self._manifest(user_id, number, spot)
+        if self.is_expired(manifest):
+            raise AdapterExpiredError(
+                f"the adapter of user {shown(user_id)}, made on {manifest.created[:10]}, has expired "
+                f"({told(manifest)}) and is not served; `milp-ray personalize` makes a new one while the "
+                "user is among the run's users, `milp-ray store gc --expired` removes what has expired"
+            )
         files = {name: self._content(manifest, spot, name) for name in manifest.files}
         stored = parse_adapter(files, f"{self.uri} of user {shown(user_id)}")
         return manifest, from_stored(stored, manifest.precision["name"]), spot
@@ -327,5 +354,7 @@ def _context(place: str, name: str) -> bytes:
     return f"milp_ray adapter\0{place}\0{name}".encode("ascii")
 
 
-def _remade(uri: str, precision: AdapterPrecision, key: KeySource | None) -> AdapterStore:
-    return AdapterStore(uri, precision=precision, key=key)
+def _remade(
+    uri: str, precision: AdapterPrecision, key: KeySource | None, retention: Retention
+) -> AdapterStore:
+    return AdapterStore(uri, precision=precision, key=key, retention=retention)

@@ -13,6 +13,10 @@ class AdapterDamagedError(MilpError):
     """What the store holds of the user is not what was published."""
 
 
+class AdapterExpiredError(MilpError):
+    """The period for which the adapter may be kept has ended."""
+
+
 class StoreUnavailableError(MilpError):
     """The store cannot be reached, read or written: nothing is known to be wrong with what it holds."""
 

@@ -44,6 +44,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]  # name → {"sha256": …, "bytes": …}, as stored
     precision: Mapping[str, Any] = field(default_factory=lambda: {"name": "float32"})
     key_id: str | None = None  # of the key that everything personal is encrypted with
+    retention: Mapping[str, Any] | None = None  # purpose, days, expires; in the clear, so that it can be kept
     is_sealed: bool = False
 
     @property
@@ -84,6 +85,8 @@ def encode_manifest(manifest: Manifest, cipher: Cipher | None) -> bytes:
         "precision": dict(manifest.precision),
         "files": manifest.files,
     }
+    if manifest.retention is not None:
+        body["retention"] = dict(manifest.retention)
     personal = {"user_id": manifest.user_id, "fingerprint": manifest.fingerprint, "meta": manifest.meta}
     if cipher is None:
         body |= personal
@@ -156,6 +159,7 @@ def decode_manifest(
         files=body["files"],
         precision=body.get("precision", {"name": "float32"}),
         key_id=key_id,
+        retention=body.get("retention"),
         is_sealed=is_sealed,
     )
 

@@ -162,17 +162,21 @@ def _places(store: AdapterStore, user_ids: Collection[str] | None) -> Iterator[s
 def rewrite(store: AdapterStore) -> Iterator[tuple[str, int]]:
     """Store current adapters again that are not in the store's precision and under its key.
 
-    Each becomes a new version with the same facts and fingerprint, and the version that it replaces goes.
-    Rounding is not undone: what was stored in 8 bits stays as exact as that. Yields user ids and the new
-    version's numbers.
+    Each becomes a new version with the same facts, fingerprint and date of expiry, and the version that it
+    replaces goes; what has expired stays as it is. Rounding is not undone: what was stored in 8 bits stays
+    as exact as that. Yields user ids and the new version's numbers.
     """
     for user_id in store.users():
         manifest = store.manifest(user_id)
         is_encrypted = manifest.key_id is not None
-        if manifest.precision["name"] == store.precision and is_encrypted == (store.key is not None):
+        is_as_wanted = manifest.precision["name"] == store.precision
+        is_as_wanted = is_as_wanted and is_encrypted == (store.key is not None)
+        if is_as_wanted or store.is_expired(manifest):
             continue
         adapter = store.load(user_id, version=manifest.version)
-        number = store.publish(user_id, adapter, manifest.meta, fingerprint=manifest.fingerprint)
+        number = store.publish(
+            user_id, adapter, manifest.meta, fingerprint=manifest.fingerprint, retention=manifest.retention
+        )
         store.verify(user_id, version=number)
         store.delete_version(user_id, manifest.version)
         yield user_id, number

@@ -1,0 +1,179 @@
+"""Show that nothing of a user is left: the run and its store, searched for the id and the contents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from milp_ray.evaluation.scores import read_users_scored
+from milp_ray.personalize.governance.items import Item, items_of
+from milp_ray.personalize.governance.needles import Finder, Finders, IdFinder, ItemFinder
+from milp_ray.personalize.governance.record import Record
+from milp_ray.personalize.governance.scan import Found, Scan, scan_folder
+from milp_ray.personalize.governance.tombstones import TombstoneFinder
+from milp_ray.personalize.store.backend import local_path
+from milp_ray.personalize.store.names import hash_id
+from milp_ray.users.readers import iterate_users, user_hash
+from milp_ray.users.records import User
+
+if TYPE_CHECKING:
+    from milp_ray.config import UsersSection
+    from milp_ray.personalize.store import AdapterStore
+    from milp_ray.rundir import RunFolder
+
+
+@dataclass(slots=True)
+class Audit:
+    """What was searched and found.
+
+    ``stored`` are versions in a store that is no folder of this machine; ``sources`` are the team's own
+    files, no part of the run, in which the user still stands.
+    """
+
+    scan: Scan = field(default_factory=Scan)
+    stored: int = 0
+    n_needles: int = 0  # items whose texts and hashes were sought
+    sources: list[Path] = field(default_factory=list)
+    not_read: str | None = None  # a store of which only the user's own place was looked at
+    unfinished: int = 0  # forgettings that have begun and not ended
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything could be read and nothing was found."""
+        return not (self.scan.found or self.scan.unread or self.stored or self.unfinished)
+
+    @property
+    def found(self) -> list[Found]:
+        """Files that hold something."""
+        return self.scan.found
+
+
+class OtherUsers:
+    """Tells whether a word is the id of another user, asking where ids are kept only when it must."""
+
+    def __init__(self, run: RunFolder, store: AdapterStore, section: UsersSection) -> None:
+        self._run = run
+        self._store = store
+        self._section = section
+        self._answers: dict[str, bool] = {}
+
+    def knows(self, word: str) -> bool:
+        """Whether the word is a user's id."""
+        if word not in self._answers:
+            known = word in self._listed or bool(self._store.backend.find(hash_id(word)))
+            self._answers[word] = known
+        return self._answers[word]
+
+    @cached_property
+    def _listed(self) -> set[str]:
+        ids = {user.user_id for user in _read(self._section)[0]}
+        if self._run.scores_file.is_file():
+            ids |= read_users_scored(self._run.scores_file).keys()
+        return ids
+
+
+def finder_of(user_id: str, run: RunFolder, store: AdapterStore, section: UsersSection) -> IdFinder:
+    """What finds a user's id in a run, without taking another user's longer id for it."""
+    others = OtherUsers(run, store, section)
+    return IdFinder(user_id, lambda word: word != user_id and others.knows(word))
+
+
+def audit_user(
+    run: RunFolder,
+    store: AdapterStore,
+    section: UsersSection,
+    user_id: str,
+    *,
+    also: Sequence[Path] = (),
+) -> Audit:
+    """Search for a user's id and, where the users' files hold the user, for the texts and their hashes.
+
+    Args:
+        run: its folder is searched.
+        store: searched too, where it is a folder; elsewhere the user's place in it is looked at.
+        section: where the users' files are, which are read and not searched.
+        user_id: who.
+        also: folders to search beside those, such as Ray's temporary one.
+    """
+    audit = Audit()
+    finders: list[Finder] = [finder_of(user_id, run, store, section)]
+    users, audit.sources = _read(section, user_id)
+    items = [item for user in users if user.user_id == user_id for item in items_of(user)]
+    hashes = [user_hash(user) for user in users if user.user_id == user_id]
+    if items:
+        finders.append(ItemFinder(items, hashes))
+    audit.n_needles = len(items)
+    _search(audit, Finders(*finders), run, store, also)
+    if local_path(store.uri) is None:
+        place = hash_id(user_id)
+        audit.stored = len(store.backend.find(place)) + len(store.backend.leftovers(place))
+    record = Record(run.path)
+    audit.unfinished = int(record.user_key(user_id) in record.state.forgetting)
+    return audit
+
+
+def audit_items(
+    run: RunFolder,
+    store: AdapterStore,
+    items: Sequence[Item],
+    also: Sequence[Path] = (),
+    *,
+    hashes: Iterable[str] = (),
+) -> Audit:
+    """Search for some items of a user who stays: the texts of those that are known, and all their hashes."""
+    audit = Audit()
+    sought = {*hashes, *(item.sha256 for item in items)}
+    audit.n_needles = len(sought)
+    _search(audit, ItemFinder(items, sought), run, store, also)
+    return audit
+
+
+def audit_forgotten(run: RunFolder, store: AdapterStore, also: Sequence[Path] = ()) -> Audit:
+    """Search for everybody who was forgotten, of whom only keyed hashes are known."""
+    audit, record = Audit(), Record(run.path)
+    audit.n_needles = len(record.state.forgotten) + len(record.state.forgetting)
+    audit.unfinished = len(record.state.forgetting)
+    if not audit.n_needles:
+        return audit
+    _search(audit, TombstoneFinder(record), run, store, also)
+    if local_path(store.uri) is None:
+        gone = {*record.state.forgotten, *record.state.forgetting}
+        audit.stored = sum(record.place_key(place) in gone for place in store.backend.places())
+    return audit
+
+
+def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, also: Sequence[Path]) -> None:
+    folder = local_path(store.uri)
+    roots = [run.path, *([folder] if folder is not None else []), *also]
+    done: list[Path] = []
+    for root in (path.resolve() for path in roots):
+        if root.exists() and not any(root.is_relative_to(earlier) for earlier in done):
+            scan_folder(root, finder, audit.scan)
+            done.append(root)
+    if folder is None:
+        audit.not_read = store.uri
+
+
+def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path]]:
+    """Users of the configuration's files (``user_id``: that one), and the files in which they stand.
+
+    Files that are gone by now are passed over: the team may have removed them.
+    """
+    if section.format == "persona_world":
+        return [], []
+    users: list[User] = []
+    sources: list[Path] = []
+    for path in section.paths:
+        if not path.is_file():
+            continue
+        for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
+            if user_id is None or found.user_id == user_id:
+                if path not in sources:
+                    sources.append(path)
+                if isinstance(found, User):
+                    users.append(found)
+    return users, sources

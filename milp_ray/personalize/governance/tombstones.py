@@ -1,0 +1,84 @@
+"""Finding people who were forgotten, of whom only keyed hashes are known: every word is hashed."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from milp_ray.personalize.store.names import hash_id
+
+if TYPE_CHECKING:
+    from milp_ray.personalize.governance.needles import Buffer
+    from milp_ray.personalize.governance.record import Record
+
+_LONGEST_ID = 1024
+_QUOTED = re.compile(r'"((?:[^"\\\n]|\\.){1,1024})"')
+_WORDS = re.compile(r"[^\s\"'<>,;()\[\]{}=&\\\x00-\x1f]+")
+_PLACE = re.compile(r"[0-9a-f]{64}")
+_SAFETENSORS_HEADER = re.compile(rb'.{6}\x00\x00\{"', re.DOTALL)
+_PNG = b"\x89PNG"
+
+
+class TombstoneFinder:
+    """Finds the ids of everybody whom a record calls forgotten: quoted values, words, and store places.
+
+    An id with blanks is found where it is quoted (JSON, Parquet cells). Weights and pixels hold no words and
+    are passed over.
+    """
+
+    longest = 4 * _LONGEST_ID
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._forgotten = {*record.state.forgotten, *record.state.forgetting}
+        self._known: dict[str, bool] = {}
+
+    def look(self, content: Buffer) -> set[str]:
+        """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
+        head = bytes(content[:10])
+        if head.startswith(_PNG):
+            return set()
+        n_bytes = len(content)
+        if _SAFETENSORS_HEADER.fullmatch(head):
+            n_bytes = min(n_bytes, 8 + int.from_bytes(head[:8], "little"))
+        text = bytes(content[:n_bytes]).decode("utf-8", "replace")
+        return self._in_words(_candidates(text))
+
+    def look_at_name(self, name: str) -> set[str]:
+        """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
+        return self._in_words([name, *re.split(r"[/\\]", name), *_candidates(name), name.rpartition(".")[0]])
+
+    def _in_words(self, words: Iterator[str] | list[str]) -> set[str]:
+        for word in words:
+            is_forgotten = self._known.get(word)
+            if is_forgotten is None:
+                places = [hash_id(word), *_PLACE.findall(word)]
+                is_forgotten = any(self._record.place_key(place) in self._forgotten for place in places)
+                if len(self._known) > 1_000_000:
+                    self._known.clear()
+                self._known[word] = is_forgotten
+            if is_forgotten:
+                return {"a forgotten user's id, or its hash"}
+        return set()
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """What in a text could be an id."""
+    for match in _QUOTED.finditer(text):
+        quoted = match[1]
+        if "\\" in quoted:
+            try:
+                quoted = str(json.loads(f'"{quoted}"'))
+            except ValueError:
+                quoted = match[1]
+        yield quoted
+        yield html.unescape(quoted) if "&" in quoted else quoted
+    for match in _WORDS.finditer(text):
+        word = match[0][:_LONGEST_ID]
+        yield word
+        yield word.strip(".:,;!?/")
+    if "&" in text:
+        yield from (match[0] for match in _WORDS.finditer(html.unescape(text)))

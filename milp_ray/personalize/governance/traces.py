@@ -1,0 +1,331 @@
+"""The places in a run where something of a user lies, and taking it out of each without changing the rest.
+
+Every function can be repeated: it finds what is left of an earlier, interrupted call. A file that others
+share is written anew beside itself and renamed; lines and rows of others stay as they were, byte for byte and
+value for value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from milp_ray.errors import MilpError
+from milp_ray.personalize.governance.needles import IdFinder
+from milp_ray.personalize.governance.record import FOLDER
+from milp_ray.personalize.governance.scan import walk
+from milp_ray.rundir import RunFolder, write_json
+
+SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
+
+
+@dataclass
+class Removed:
+    """What a step took away, or would: a count of things, and the files that it changed or removed."""
+
+    what: str
+    count: int = 0
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, path: Path, count: int = 1) -> None:
+        """Count something in a file."""
+        self.count += count
+        self.files.append(path)
+
+
+def own_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+    """Files and folders whose name says that they are the user's: checkpoints, caches, memory sets."""
+    removed = Removed("files of the user's own")
+    for folder, folders, files in os.walk(run.path):
+        _pass_over(run, Path(folder), folders)
+        for name in [*folders, *files]:
+            if finder.look_at_name(name):
+                path = Path(folder, name)
+                removed.add(path)
+                if name in folders:
+                    folders.remove(name)
+                if not dry_run:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return removed
+
+
+def temporary_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+    """What writers that were killed left half-written, whoever it is about: nobody works on the run now."""
+    removed = Removed("half-written files")
+    found = [path for path in _files(run) if _is_temporary(path.name)]
+    found += [path for path in abandoned_scratch() if path.is_dir()]
+    for path in found:
+        removed.add(path)
+        if not dry_run:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return removed
+
+
+def tables(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+    """Rows of Parquet files (scores, and parts of them) that are the user's, and what their metadata says."""
+    removed = Removed("rows")
+    for path in _files(run):
+        if path.suffix == ".parquet":
+            count = _rewrite_table(path, finder, dry_run)
+            if count:
+                removed.add(path, count)
+    return removed
+
+
+def lines(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+    """Lines of JSONL files that name the user; the search's journal is not among them."""
+    removed = Removed("lines")
+    for path in _files(run):
+        if path.suffix != ".jsonl" or path == run.journal:
+            continue
+        content = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in content if not _names(line, finder)]
+        if len(kept) < len(content):
+            removed.add(path, len(content) - len(kept))
+            if not dry_run:
+                write_bytes(path, b"".join(kept))
+    return removed
+
+
+def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Removed:
+    """The id in JSON files, where the pseudonym takes its place; and the hash of all users' data together."""
+    removed = Removed("mentions")
+    for path in _files(run):
+        if path.suffix != ".json":
+            continue
+        try:
+            data = json.loads(path.read_bytes())
+        except ValueError:
+            continue
+        renamed = Renamed(finder, pseudonym)
+        changed = renamed.apply(data)
+        if path == run.versions_file and isinstance(changed, dict) and changed.get("dataset_hash"):
+            # Made of everybody's texts, the user's too; the next stage that reads users records it anew.
+            changed["dataset_hash"] = None
+            renamed.count += 1
+        if renamed.count:
+            removed.add(path, renamed.count)
+            if not dry_run:
+                write_json(path, changed)
+    return removed
+
+
+def search_values(run: RunFolder, place: int | None, dry_run: bool) -> Removed:
+    """A probe user's own values in the journal, and Tune's files; the means over all probe users stay.
+
+    Args:
+        run: the run.
+        place: of the user among the probe users, in their order; ``None``: is none of them.
+        dry_run: count only.
+    """
+    from milp_ray.search.journal import read_events, replay
+
+    removed = Removed("values in the search")
+    if place is None:
+        return removed
+    events = read_events(run.journal)
+    changed = [without_place(event, place) for event in events]
+    count = sum(before != after for before, after in zip(events, changed, strict=True))
+    if count:
+        replay(changed, run.journal)  # a journal that could not be read afterwards is never written
+        removed.add(run.journal, count)
+        if not dry_run:
+            told = (json.dumps(event, allow_nan=False, separators=(",", ":")) for event in changed)
+            write_bytes(run.journal, "".join(line + "\n" for line in told).encode("utf-8"))
+    tune = run.study / "tune"
+    if tune.is_dir():
+        removed.add(tune, sum(1 for _ in walk(tune)))
+        if not dry_run:
+            shutil.rmtree(tune)
+    return removed
+
+
+def without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
+    """An event with ``null`` for the values of one probe user; the others keep their places."""
+
+    def blanked(values: Any) -> Any:
+        if not isinstance(values, list) or len(values) <= place:
+            return values
+        return [*values[:place], None, *values[place + 1 :]]
+
+    changed = dict(event)
+    metrics = event.get("metrics")
+    if isinstance(metrics, dict) and isinstance(metrics.get("per_user"), dict):
+        by_user = {name: blanked(values) for name, values in metrics["per_user"].items()}
+        changed["metrics"] = {**metrics, "per_user": by_user}
+    values = event.get("values")
+    if isinstance(values, dict):
+        changed["values"] = {n: blanked(v) if n.endswith("_by_user") else v for n, v in values.items()}
+    return changed
+
+
+def pages(run: RunFolder, dry_run: bool) -> Removed:
+    """The report and the summary, whose means hold the user's part; they are made again from what is left."""
+    removed = Removed("pages and figures")
+    for path in [*(walk(run.report) if run.report.is_dir() else ()), run.summary_file]:
+        if path.is_file():
+            removed.add(path)
+    if not dry_run:
+        run.summary_file.unlink(missing_ok=True)
+        shutil.rmtree(run.report, ignore_errors=True)
+        if run.report.exists():
+            raise MilpError(
+                f"{run.report} cannot be removed; change its permissions and run the command again"
+            )
+    return removed
+
+
+class Renamed:
+    """Decoded JSON with one user's id taken out: a value becomes the pseudonym, a key and its value go."""
+
+    def __init__(self, finder: IdFinder, pseudonym: str) -> None:
+        self._finder = finder
+        self._pseudonym = pseudonym
+        self.count = 0
+
+    def apply(self, data: Any) -> Any:
+        """The data without the id; :attr:`count` says how often it was there."""
+        if isinstance(data, str) and self._finder.in_text(data):
+            self.count += 1
+            return self._pseudonym
+        if isinstance(data, list):
+            return [self.apply(value) for value in data]
+        if isinstance(data, dict):
+            kept = {name: value for name, value in data.items() if not self._finder.in_text(name)}
+            self.count += len(data) - len(kept)
+            return {name: self.apply(value) for name, value in kept.items()}
+        return data
+
+
+def abandoned_scratch() -> Iterator[Path]:
+    """Folders of trials under the system's temporary one whose process is gone."""
+    for prefix in SCRATCH_PREFIXES:
+        for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            pid = path.name.removeprefix(prefix).partition("-")[0]
+            if (
+                pid.isdecimal()
+                and path.is_dir()
+                and path.stat().st_uid == os.getuid()
+                and not _is_alive(int(pid))
+            ):
+                yield path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file, whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+# ------------------------------------------------------------------------------------------------ internals
+
+
+def _files(run: RunFolder) -> Iterator[Path]:
+    """The run's files but the store's, which has its own ways, and the record."""
+    for folder, folders, files in os.walk(run.path):
+        _pass_over(run, Path(folder), folders)
+        yield from (Path(folder, name) for name in sorted(files) if not Path(folder, name).is_symlink())
+
+
+def _pass_over(run: RunFolder, folder: Path, folders: list[str]) -> None:
+    for name in (run.adapters.name, FOLDER):
+        if folder == run.path and name in folders:
+            folders.remove(name)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.endswith(".part") or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _names(line: bytes, finder: IdFinder) -> bool:
+    try:
+        renamed = Renamed(finder, "")
+        renamed.apply(json.loads(line))
+    except (ValueError, RecursionError):
+        return bool(finder.look(line))
+    return renamed.count > 0
+
+
+def _rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:
+    """Take the user's rows out of a Parquet file; how many there were, mentions in the metadata included."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException:
+        raise MilpError(
+            f"{path} is damaged, so that nothing can be taken out of it; remove it and run the command again"
+        ) from None
+    with file:
+        said = {k: v for k, v in (file.metadata.metadata or {}).items() if k != b"ARROW:schema"}
+        metadata, count = _metadata_without(said, finder)
+        groups = []
+        for index in range(file.num_row_groups):
+            table = file.read_row_group(index)
+            others = pa.array([True] * len(table))
+            for name in table.schema.names:
+                if pa.types.is_string(table.schema.field(name).type):
+                    mentioned = [v for v in pc.unique(table[name]).to_pylist() if v and finder.in_text(v)]
+                    found = pc.is_in(table[name], value_set=pa.array(mentioned, pa.string()))
+                    others = pc.and_(others, pc.invert(found.combine_chunks()))
+            kept = table.filter(others)
+            count += len(table) - len(kept)
+            groups.append(kept)
+        if not count or dry_run:
+            return count
+        schema = file.schema_arrow.remove_metadata()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in groups:
+                writer.write_table(table.replace_schema_metadata(None))
+            writer.add_key_value_metadata(metadata)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _metadata_without(said: dict[bytes, bytes], finder: IdFinder) -> tuple[dict[str, str], int]:
+    """A file's own metadata without the user, and how often the user was in it."""
+    metadata: dict[str, str] = {}
+    count = 0
+    for key, value in said.items():
+        text = value.decode("utf-8", "replace")
+        renamed = Renamed(finder, "")
+        try:
+            changed = renamed.apply(json.loads(text))
+        except ValueError:
+            changed = None
+        if renamed.count:
+            text, count = json.dumps(changed), count + renamed.count
+        metadata[key.decode("utf-8", "replace")] = text
+    return metadata, count
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,351 @@
+"""Forgetting: nothing of the user is left, nothing of the others changes, and a kill costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_users
+
+from milp_ray.errors import MilpError
+from milp_ray.evaluation.scores import read_scores, read_users_scored
+from milp_ray.personalize.governance import forget as forgetting
+from milp_ray.personalize.governance.audit import audit_forgotten, audit_user
+from milp_ray.personalize.governance.consent import Gate, NoSuchUserError
+from milp_ray.personalize.governance.forget import forget_items, forget_user
+from milp_ray.personalize.governance.items import find_user, items_of, resolve
+from milp_ray.personalize.governance.record import Record
+from milp_ray.personalize.store import AdapterStore, hash_id
+from milp_ray.pipeline import generate
+from milp_ray.rundir import RunFolder
+from milp_ray.search.journal import read_study
+from milp_ray.search.observations import observations, standard_errors
+from milp_ray.training.adapters import Adapter
+
+STEPS = [
+    "record",
+    "adapters",
+    "temporary files",
+    "own files",
+    "report",
+    "tables",
+    "lines",
+    "search",
+    "facts",
+    "report again",
+    "audit",
+    "sign off",
+]
+
+
+@pytest.fixture
+def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
+    return make_governed(tmp_path, adapter, study_events(10, is_finished=True))
+
+
+def forget(it: Governed, user_id: str, **options: Any) -> forgetting.Forgotten:
+    with it.run.lock():
+        return forget_user(it.run, it.config, it.store, user_id, by="the officer", **options)
+
+
+def audit(it: Governed, user_id: str) -> Any:
+    return audit_user(it.run, it.store, it.config.users, user_id)
+
+
+def files_of(folder: Path, *without: str) -> dict[str, bytes]:
+    """Every file with its bytes, less those that are anew after any change."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith(without)}
+
+
+@pytest.mark.parametrize("user_id", IDS)
+def test_after_forgetting_the_audit_finds_nothing_where_it_found_something_everywhere_before(
+    governed: Governed, user_id: str
+) -> None:
+    before = audit(governed, user_id)
+    names = {str(one.path.relative_to(governed.run.path)).split("/")[0] for one in before.found}
+    assert {"adapters", "scores.parquet", "scores", "failed.jsonl", "failed_evaluation.jsonl"} <= names
+    assert {"report", "summary.json", "checkpoints"} <= names
+    assert not before.is_clean
+
+    result = forget(governed, user_id)
+    after = audit(governed, user_id)
+    assert after.is_clean, after.found
+    assert after.sources == [governed.users]
+    assert after.n_needles == 9
+    assert result.audit is not None
+    assert result.audit.is_clean
+    assert audit_forgotten(governed.run, governed.store).is_clean
+
+
+def test_the_others_keep_every_byte_row_and_value(governed: Governed) -> None:
+    run, gone = governed.run, IDS[0]
+    changing = (
+        "scores",
+        "failed",
+        "study",
+        "versions",
+        "summary",
+        "report",
+        "governance",
+        ".lock",
+        ".scores",
+    )
+    mine = hash_id(gone)
+    before = files_of(run.path, *changing)
+    lines = run.failed_file.read_bytes().splitlines()
+    scores, layout = read_scores(run.scores_file), pq.ParquetFile(run.scores_file).schema_arrow
+    forget(governed, gone)
+    assert files_of(run.path, *changing) == {name: b for name, b in before.items() if mine not in name}
+    assert run.failed_file.read_bytes().splitlines() == [line for line in lines if gone.encode() not in line]
+    kept = read_scores(run.scores_file)
+    expected = scores.filter([u != gone for u in scores["user_id"].to_pylist()])
+    assert kept.equals(expected)
+    assert pq.ParquetFile(run.scores_file).schema_arrow.equals(layout)
+    assert list(read_users_scored(run.scores_file)) == [u for u in IDS if u != gone]
+    for other in IDS[1:]:
+        assert governed.store.verify(other).version == 2
+
+
+def test_a_longer_id_that_begins_with_the_forgotten_one_is_another_user(governed: Governed) -> None:
+    forget(governed, "u-1")
+    assert governed.store.versions("u-17") == [1, 2]
+    assert "u-17" in read_users_scored(governed.run.scores_file)
+    assert "u-17" in governed.run.failed_file.read_text()
+
+
+def test_a_forgotten_user_is_told_as_one_who_never_was(governed: Governed) -> None:
+    forget(governed, IDS[0])
+    for options in ({}, {"personal": False}):
+        with pytest.raises(NoSuchUserError, match='there is no user "ann-0001" in') as gone:
+            generate(governed.run, governed.config, IDS[0], "Who am I?", **options)
+    with pytest.raises(NoSuchUserError) as unknown:
+        generate(governed.run, governed.config, "nobody-1", "Who am I?")
+    assert str(unknown.value).replace("nobody-1", "ann-0001") == str(gone.value)
+
+
+def test_a_forgotten_user_who_is_still_in_the_file_is_not_trained_again(governed: Governed) -> None:
+    forget(governed, IDS[0])
+    gate = Gate(Record(governed.run.path), "assumed")
+    users = [find_user(governed.config.users, 0, user_id) for user_id in IDS]
+    assert [user.user_id for user in gate.admit(u for u in users if u is not None)] == list(IDS[1:])
+    assert gate.refused == {"forgotten": 1}
+
+
+def test_starting_a_run_over_does_not_bring_back_who_was_forgotten(governed: Governed) -> None:
+    forget(governed, IDS[0])
+    run = RunFolder.create(governed.config, fresh=True)
+    assert not run.scores_file.exists()
+    assert Record(run.path).is_forgotten(IDS[0])
+    assert not Record(run.path).is_forgotten(IDS[1])
+
+
+def test_the_record_is_signed_off_and_says_nothing_about_the_user(governed: Governed) -> None:
+    result = forget(governed, IDS[0])
+    record = Record(governed.run.path)
+    text = record.path.read_text()
+    [begun, signed] = [json.loads(line) for line in text.splitlines()]
+    assert (begun["event"], signed["event"], signed["by"]) == ("forget_begun", "forgotten", "the officer")
+    assert result.line == signed["n"] == 2
+    assert signed["removed"]["versions of the adapter"] == 2
+    assert signed["audit"]["found"] == 0
+    assert not any(trace in text for trace in (IDS[0], hash_id(IDS[0]), "Peccadillo"))
+    assert (record.path.parent / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_probe_users_values_go_and_the_means_of_the_search_stay(governed: Governed) -> None:
+    before = read_study(governed.run.journal)
+    forget(governed, IDS[1])
+    after = read_study(governed.run.journal)
+    assert not (governed.run.study / "tune").exists()
+    for old, new in zip(before.completed, after.completed, strict=True):
+        assert new.metrics["validation_loss"] == old.metrics["validation_loss"]
+        assert new.metrics["per_user"]["rouge_l"][1] is None
+        assert new.metrics["per_user"]["rouge_l"][0::2] == old.metrics["per_user"]["rouge_l"][0::2]
+    errors = standard_errors(observations(after.completed, ("rouge_l",)), ("rouge_l",))
+    assert errors is not None
+    assert errors["rouge_l"] >= 0
+    probes = governed.run.facts()["probe_users"]
+    assert (probes[0], probes[2]) == (IDS[0], IDS[2])
+    assert probes[1].startswith("forgotten-")
+    assert governed.run.facts()["dataset_hash"] is None
+
+
+def test_a_dry_run_changes_nothing_and_counts_what_would_go(governed: Governed) -> None:
+    before = files_of(governed.run.path)
+    result = forget(governed, IDS[0], dry_run=True)
+    assert files_of(governed.run.path) == before
+    counts = {removed.what: removed.count for removed in result.removed}
+    assert counts["versions of the adapter"] == 2
+    assert counts["rows"] == 3 + 1 + 3 + 1
+    assert counts["lines"] == 2
+    assert result.line is None
+
+
+def test_it_can_be_repeated_and_works_for_someone_who_is_not_there(governed: Governed) -> None:
+    forget(governed, IDS[0])
+    before = files_of(governed.run.path, "governance")
+    again = forget(governed, IDS[0])
+    assert again.was_forgotten
+    assert again.audit is not None
+    assert again.audit.is_clean
+    assert files_of(governed.run.path, "governance") == before
+    assert forget(governed, "never seen").line is not None
+    assert Record(governed.run.path).is_forgotten("never seen")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from milp_ray.personalize.governance.forget import forget_user
+from milp_ray.personalize.store import run_store
+from milp_ray.rundir import RunFolder
+run, steps = RunFolder.open(sys.argv[1]), sys.argv[3:]
+config = run.config()
+def tell(step):
+    if step == steps[0]:
+        steps.pop(0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+with run.lock():
+    store = run_store(run.adapters, config.personalize)
+    forget_user(run, config, store, sys.argv[2], by="x", tell=tell, rebuild=lambda run: None)
+"""
+
+
+def test_killed_between_any_two_steps_the_same_call_ends_the_work(governed: Governed) -> None:
+    """One process, stopped before each step in turn and looked at there, and at last killed."""
+    user_id, run = IDS[0], governed.run
+    for kill_before in ("adapters", "tables", "search", "facts", "sign off"):
+        arguments = [sys.executable, "-c", KILLED, str(run.path), user_id, kill_before]
+        process = subprocess.Popen(arguments, cwd=Path.cwd())
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), kill_before
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert Record(run.path).is_forgotten(user_id)
+        with pytest.raises(NoSuchUserError):
+            generate(run, governed.config, user_id, "Who am I?")
+        found = audit(governed, user_id)
+        assert found.unfinished
+        assert not found.is_clean
+    remade: list[RunFolder] = []
+    forget(governed, user_id, rebuild=remade.append)
+    assert remade == [run]  # it was there when the first call began
+    assert audit(governed, user_id).is_clean
+    events = [json.loads(line)["event"] for line in Record(run.path).path.read_text().splitlines()]
+    assert events == ["forget_begun", "forgotten"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_error_at_any_step_leaves_a_run_that_can_be_gone_on_with(governed: Governed, step: str) -> None:
+    def tell(name: str) -> None:
+        if name == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forget(governed, IDS[1], tell=tell, rebuild=lambda run: None)
+    assert not audit(governed, IDS[1]).is_clean
+    forget(governed, IDS[1])
+    assert audit(governed, IDS[1]).is_clean
+    per_user = [trial.metrics["per_user"]["rouge_l"] for trial in read_study(governed.run.journal).completed]
+    assert all([value is None for value in values] == [False, True, False] for values in per_user)
+    for other in (IDS[0], *IDS[2:]):
+        assert governed.store.verify(other).version == 2
+
+
+def test_what_cannot_be_taken_out_is_named_and_nothing_is_signed_off(governed: Governed) -> None:
+    odd = governed.run.path / "notes.txt"
+    odd.write_text(f"ask {IDS[0]} about it")
+    with pytest.raises(MilpError, match=r"notes\.txt: the id") as told:
+        forget(governed, IDS[0])
+    assert "about it" not in str(told.value)
+    assert Record(governed.run.path).is_forgotten(IDS[0])
+    assert not Record(governed.run.path).state.forgotten
+    odd.unlink()
+    assert forget(governed, IDS[0]).line == 2
+
+
+def test_a_run_that_is_at_work_is_not_touched(governed: Governed) -> None:
+    before = files_of(governed.run.path)
+    with governed.run.lock(), pytest.raises(MilpError, match="another milp-ray process works on"):
+        forget(governed, IDS[0])
+    assert files_of(governed.run.path) == before
+
+
+def test_adapters_in_the_runs_own_folder_go_too_where_the_store_is_elsewhere(
+    tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]
+) -> None:
+    it = make_governed(tmp_path, adapter, study_events(4), store=str(tmp_path / "elsewhere"))
+    own = AdapterStore(it.run.adapters)
+    own.publish(IDS[0], adapter, {})
+    assert forget(it, IDS[0]).removed[0].count == 3
+    assert own.versions(IDS[0]) == it.store.versions(IDS[0]) == []
+    assert audit(it, IDS[0]).is_clean
+
+
+# ------------------------------------------------------------------------------------------------- one item
+
+
+def test_forgetting_an_item_takes_away_what_was_made_with_it_and_leaves_it_out_from_then_on(
+    governed: Governed, adapter: Adapter
+) -> None:
+    user = find_user(governed.config.users, 0, IDS[0])
+    hashes = resolve(["history:0", "examples:1"], user)
+
+    def forget_them() -> forgetting.Forgotten:
+        with governed.run.lock():
+            return forget_items(governed.run, governed.config, governed.store, IDS[0], hashes, by="x")
+
+    assert forget_them().removed[0].count == 2
+    assert governed.store.versions(IDS[0]) == []
+    assert IDS[0] not in read_users_scored(governed.run.scores_file)
+    assert IDS[1] in read_users_scored(governed.run.scores_file)
+
+    from milp_ray.users.splits import split_user
+
+    assert user is not None
+    whole = split_user(user, governed.config.users.split)
+    left = Gate(Record(governed.run.path), "assumed").trimmed(whole)
+    assert [turn.text for turn in left.history] == [turn.text for turn in whole.history[1:]]
+    assert SECRET not in str(left)
+    assert len(left.train) == len(whole.train) - 1
+    assert (left.validation, left.test) == (whole.validation, whole.test)
+
+    governed.store.publish(IDS[0], adapter, {}, fingerprint="from the rest")
+    assert forget_them().was_forgotten
+    assert governed.store.has(IDS[0], "from the rest")
+
+
+def test_an_item_is_named_by_place_hash_or_file_and_a_wrong_name_is_refused(
+    governed: Governed, tmp_path: Path
+) -> None:
+    user = find_user(governed.config.users, 0, IDS[0])
+    assert user is not None
+    first, *_ = items_of(user)
+    listed = tmp_path / "items.txt"
+    listed.write_text(f"history:0\n\n{first.sha256[:10]}\nexamples:0\n")
+    assert resolve([f"@{listed}"], user) == [first.sha256, resolve(["examples:0"], user)[0]]
+    assert resolve([first.sha256], None) == [first.sha256]
+    for wrong in ("history:99", "turn:1", "", "abc", "0" * 10, "@/no/such/file"):
+        with pytest.raises(MilpError, match="item"):
+            resolve([wrong], user)
+
+
+def test_the_same_text_said_again_is_the_same_item(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    twice = [{"text": "I am ill.", "time": f"2024-05-0{day}T00:00:00Z"} for day in (1, 2)]
+    write_users(path, {**user_line("a"), "history": [*twice, {"text": "I am ill.", "role": "assistant"}]})
+    from milp_ray.config import UsersSection
+
+    user = find_user(UsersSection(format="jsonl", paths=(path,)), 0, "a")
+    assert user is not None
+    first, second, other, *_ = items_of(user)
+    assert first.sha256 == second.sha256 != other.sha256
