@@ -18,18 +18,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from milp_ray.errors import MilpError
-from milp_ray.outcome import base_facts, front_table
+from milp_ray.outcome import base_facts, failures_table, front_table
 from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
+    from milp_ray.personalize.batch import BatchSummary, StreamedSplits
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.rundir import RunFolder
     from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.records import UserSplit
+    from milp_ray.users.stream import UserStream
 
 _LOG_WIDTH = 120
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
@@ -45,6 +48,8 @@ class _Work:
         self.console = Console(
             highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH
         )
+        self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
+        self.batch: BatchSummary | None = None  # what the batch made
         self._stack = stack
         self._peak = peak
 
@@ -71,6 +76,22 @@ class _Work:
         for split in splits:
             check_no_leak(split)
         return splits
+
+    @property
+    def batch_users(self) -> list[UserSplit] | StreamedSplits:
+        """Users of the batch: those that other stages have read already, or a stream of the files."""
+        section = self.config.users
+        if not self.sources and ("splits" in vars(self) or section.format not in ("jsonl", "parquet")):
+            return self.splits
+        from milp_ray.personalize.batch import StreamedSplits
+        from milp_ray.users.sources import find_users_files, named_files
+        from milp_ray.users.stream import UserStream
+
+        if self.sources:
+            stream = UserStream(find_users_files(self.sources))
+        else:
+            stream = UserStream(named_files(section), section.limit)
+        return StreamedSplits(stream, section.split)
 
     @cached_property
     def ray(self) -> Any:
@@ -151,9 +172,21 @@ def choose(run: RunFolder, config: Config) -> None:
     _alone(run, config, "choose")
 
 
-def personalize(run: RunFolder, config: Config) -> None:
-    """Make the adapters that are not there yet under the chosen layout."""
-    _alone(run, config, "personalize")
+def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> BatchSummary:
+    """Make the adapters that are not there yet under the chosen layout; how many, and who failed.
+
+    Users of files are streamed, so that there may be any number of them.
+
+    Args:
+        run: where adapters and the summary go.
+        config: its own users are taken where ``users`` names none.
+        users: files, folders or URIs with users, in place of the configuration's.
+    """
+    with _working(run, config) as work:
+        work.sources = tuple(users)
+        _do(work, "personalize")
+        assert work.batch is not None
+        return work.batch
 
 
 def evaluate(run: RunFolder, config: Config) -> None:
@@ -275,17 +308,46 @@ def _choose(work: _Work) -> None:
 
 
 def _personalize(work: _Work) -> None:
+    from milp_ray.personalize.batch import BatchInterrupted, StreamedSplits
     from milp_ray.personalize.batch import personalize as make_adapters
 
-    config = work.config
-    summary = make_adapters(
-        work.run, work.splits, work.recipe, section=config.personalize, ray=config.ray, pool=work.pool
-    )
-    work.run.record_facts(personalize=summary.to_dict())
+    config, users = work.config, work.batch_users
+    try:
+        # A stream says how long it is only at its end: workers are opened when the first user is there.
+        pool = None if isinstance(users, StreamedSplits) else work.pool
+        summary = make_adapters(
+            work.run, users, work.recipe, section=config.personalize, ray=config.ray, pool=pool
+        )
+    except BatchInterrupted as interrupted:
+        _record_batch(work, interrupted.summary)
+        raise
+    _record_batch(work, summary)
+    if isinstance(users, StreamedSplits):
+        _record_stream(work, users.stream)
+    if summary.reasons:
+        work.console.print(failures_table(summary.reasons, summary.failed))
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"
+    if summary.withdrawn:
+        line += f", {summary.withdrawn} users without consent left out"
     if summary.failed:
-        line += f", [red]{summary.failed} users failed[/] (reasons in {work.run.failed_file})"
+        line += f", [red]{summary.failed} users failed[/] (each with its reason in {work.run.failed_file})"
     work.say(line)
+
+
+def _record_batch(work: _Work, summary: BatchSummary) -> None:
+    work.batch = summary
+    work.run.record_facts(personalize=summary.to_dict())
+    work.run.update_summary(personalize=summary.to_dict())
+
+
+def _record_stream(work: _Work, stream: UserStream) -> None:
+    facts = {"dataset_hash": stream.dataset_hash, "n_users": stream.n_users}
+    if work.sources:
+        work.run.record_facts(batch_users={**facts, "n_files": len(stream.files)})
+    else:
+        work.run.record_facts(**facts)
+    if stream.unknown_fields:
+        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(sorted(stream.unknown_fields)))}")
 
 
 def _evaluate(work: _Work) -> None:

@@ -17,6 +17,7 @@ def text(history: str, user_id: str = "odd") -> bytes:
     return json.dumps({"user_id": user_id, "history": [history]}, ensure_ascii=False).encode()
 
 
+PAIRS = [{"query": f"What is {i}?", "response": f"It is {i}."} for i in range(3)]
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 # What is refused: name → (line, what the reason says).
@@ -97,7 +98,7 @@ HANDLED: dict[str, tuple[str, bytes]] = {
         b'{"user_id": "first", "user_id": "twice", "history": ["I like tea."]}',
     ),
     "a carriage return": ("crlf", record("crlf") + b"\r"),
-    "examples alone": ("pairs", record("pairs", history=[], examples=[{"query": "q", "response": "r"}] * 3)),
+    "examples alone": ("pairs", record("pairs", history=[], examples=PAIRS)),
     "another role": ("role", record("role", history=[{"role": "💥", "text": SECRET}])),
     "format fields": (
         "braces",
