@@ -334,7 +334,6 @@ class PersonalizeSection(Section):
     n_workers: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
-    max_retries: NonNegativeInt = 2  # of a user whose worker was lost
     # Where the adapters go: a folder that every worker sees, s3://BUCKET/… or gs://BUCKET/…
     # None: `adapters/` in the run folder. Runs that share one publish versions of the same users.
     store: str | None = None
@@ -355,6 +354,12 @@ class PersonalizeSection(Section):
                 f"store is {self.store!r}: give a folder, s3://BUCKET/… or gs://BUCKET/…, or leave it out"
             )
         return self
+
+    # Of a user whose worker was lost while it worked on that user alone; a worker that is lost with its node
+    # (a preempted machine) does not count. 1: who kills two workers is set aside.
+    max_retries: NonNegativeInt = 1
+    # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
+    max_characters: PositiveInt | None = 4_000_000
 
 
 Method = Literal["base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp"]

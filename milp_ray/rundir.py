@@ -303,6 +303,10 @@ class RunFolder:
         """Write ``summary.json``."""
         write_json(self.summary_file, dict(summary))
 
+    def update_summary(self, **part: Any) -> None:
+        """Add what a stage made to ``summary.json``, or make it with that alone."""
+        self.write_summary({**self._read_json(self.summary_file), **part})
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process ends, however it ends.
