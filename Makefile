@@ -13,7 +13,7 @@ IN_TWO := -n 2 --dist loadfile
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench
+.PHONY: help demo test test-slow test-gpu check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
 test-slow: $(VENV)/.stamp-dev ## the slow tests
 	$(PYTEST) -m "slow and not gpu and not launcher"
 
+test-gpu: $(VENV)/.stamp-dev ## the tests that need a CUDA device
+	$(PYTEST) -m "gpu and not launcher"
+
 check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +37,7 @@ check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.stamp-bench ## every benchmark in experiments/benchmarks, as its quick version (BENCH_FLAGS= for the whole)
-	@set -e; for name in training generation suggest search stopping warm_start early_stopping endurance kills; do \
+	@set -e; for name in training generation sharing suggest search stopping warm_start early_stopping endurance kills; do \
 	  echo "== $$name"; $(BIN)/python experiments/benchmarks/$$name.py $(BENCH_FLAGS); done
 
 $(VENV)/bin/python:
@@ -52,7 +55,11 @@ $(VENV)/.stamp-bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[bench]"
 	@touch $@ $(VENV)/.stamp-run
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt tests/moto-server.txt | $(VENV)/bin/python
 	@echo "Installing into $(VENV), development tools included ..."
 	$(PIP) -e ".[dev]"
+	@# The S3 server that the tests start, apart: what it needs excludes versions of ours.
+	rm -rf $(VENV)/moto-server
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --no-deps \
+	  --target $(VENV)/moto-server -r tests/moto-server.txt
 	@touch $@ $(VENV)/.stamp-run

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXIT_BUG = 1
 EXIT_MISTAKE = 2  # the caller can mend it: a configuration, a path, a users file
+EXIT_SOME_FAILED = 3  # the stage came to its end, and some users have no adapter
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 SHOW_MESSAGES = "MILP_TRACEBACK"  # the variable that lets messages through which may quote users' texts
 # A mistake in the command line, which typer tells itself; the class has no public name there.
@@ -42,6 +43,9 @@ class _Commands(TyperGroup):
         except MilpError as error:
             typer.secho(str(error), fg=typer.colors.RED, err=True)
             raise typer.Exit(EXIT_MISTAKE) from None
+        except OSError as error:
+            typer.secho(_of_the_disk(error), fg=typer.colors.RED, err=True)
+            raise typer.Exit(EXIT_MISTAKE) from None
         except KeyboardInterrupt as interrupted:
             typer.secho(
                 f"\n{str(interrupted) or 'interrupted; the same command continues'}",
@@ -58,6 +62,26 @@ class _Commands(TyperGroup):
                 err=True,
             )
             raise typer.Exit(EXIT_BUG) from None
+
+
+def _of_the_disk(error: OSError) -> str:
+    """What to say where a disk is full, read-only or not ours; any other error is raised again."""
+    import errno
+
+    from milp_ray.errors import MilpError
+
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
+        raise error
+    # A stage that fails for this reason says more, though its last notes could not be written either.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MilpError):
+            return str(cause)
+        cause = cause.__context__
+    return (
+        f"{error.filename or 'a file'}: {error.strerror}. Make room or mend the permissions; what was done "
+        "is kept, and the same command goes on from there"
+    )
 
 
 app = typer.Typer(
@@ -154,11 +178,29 @@ def choose(target: Target, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def personalize(target: Target, overrides: Overrides = None) -> None:
-    """Make every user's adapter."""
+def personalize(
+    target: Target,
+    overrides: Overrides = None,
+    users: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--users",
+            metavar="URI",
+            help="Users in place of the configuration's: a .jsonl, .jsonl.gz or .parquet file or a folder of "
+            "them, here or at s3://, gs://, …; may be given several times.",
+        ),
+    ] = None,
+) -> None:
+    """Make every user's adapter.
+
+    Users are streamed, any number of them; those that are finished are not made again. Exit code 3: some
+    failed, and why is in the summary.
+    """
     from milp_ray import pipeline
 
-    pipeline.personalize(*_run_of(target, overrides))
+    summary = pipeline.personalize(*_run_of(target, overrides), users or [])
+    if summary.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()

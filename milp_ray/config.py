@@ -208,6 +208,10 @@ class SearchSection(Section):
     gpus_per_trial: Annotated[float, Field(ge=0.0)] = 0.0  # a part of one, one, or several (whole ones)
     # Processes that train a trial together, its CPUs and GPUs shared out among them; None: one a GPU.
     processes_per_trial: PositiveInt | None = None
+    # Trials that share one process with one base and are trained together in its pack, with a GPU or without;
+    # cpus_per_trial are then the CPUs of that process.
+    trials_per_gpu: PositiveInt = 1
+    trials_per_process: PositiveInt = 1
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
     # Run folders of earlier searches, over bases with as many layers: their fronts are tried first,
     # and the surrogate takes a trend from their trials where that predicts this search's own.
@@ -219,6 +223,16 @@ class SearchSection(Section):
     def n_processes(self) -> int:
         """Processes that train one trial."""
         return self.processes_per_trial or max(1, int(self.gpus_per_trial))
+
+    @property
+    def n_sharing(self) -> int:
+        """Trials that share a process."""
+        return max(self.trials_per_gpu, self.trials_per_process)
+
+    @property
+    def held_gpus(self) -> float:
+        """GPUs that a trial holds, or all trials that share a process together."""
+        return 1.0 if self.trials_per_gpu > 1 else self.gpus_per_trial
 
     @model_validator(mode="after")
     def _a_gpu_a_process(self) -> SearchSection:
@@ -232,6 +246,35 @@ class SearchSection(Section):
             raise ValueError(
                 f"processes_per_trial {self.processes_per_trial} with gpus_per_trial {gpus:g}: each process "
                 "trains on a GPU of its own; make them equal, or leave processes_per_trial out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> SearchSection:
+        if self.n_sharing == 1:
+            return self
+        name = "trials_per_gpu" if self.trials_per_gpu > 1 else "trials_per_process"
+        said = f"{name} {getattr(self, name)}"
+        if self.trials_per_gpu > 1 and self.trials_per_process > 1:
+            raise ValueError(
+                f"{said} and trials_per_process {self.trials_per_process} both say how many trials share a "
+                "process; give the first where it has a GPU, the second where it has none"
+            )
+        if self.n_processes > 1:
+            raise ValueError(
+                f"{said}, but a trial takes {self.n_processes} processes (gpus_per_trial or "
+                f"processes_per_trial): trials share a process or have several, not both; leave {name} out, "
+                "or those two"
+            )
+        if self.trials_per_process > 1 and self.gpus_per_trial:
+            raise ValueError(
+                f"{said} with gpus_per_trial {self.gpus_per_trial:g}: for trials that share a GPU give "
+                "trials_per_gpu and leave both out"
+            )
+        if self.gpus_per_trial not in (0.0, 1.0):
+            raise ValueError(
+                f"{said} with gpus_per_trial {self.gpus_per_trial:g}: a part of a GPU gives every trial a "
+                "process and a base of its own; leave gpus_per_trial out"
             )
         return self
 
@@ -291,7 +334,6 @@ class PersonalizeSection(Section):
     n_workers: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
-    max_retries: NonNegativeInt = 2  # of a user whose worker was lost
     # Where the adapters go: a folder that every worker sees, s3://BUCKET/… or gs://BUCKET/…
     # None: `adapters/` in the run folder. Runs that share one publish versions of the same users.
     store: str | None = None
@@ -312,6 +354,12 @@ class PersonalizeSection(Section):
                 f"store is {self.store!r}: give a folder, s3://BUCKET/… or gs://BUCKET/…, or leave it out"
             )
         return self
+
+    # Of a user whose worker was lost while it worked on that user alone; a worker that is lost with its node
+    # (a preempted machine) does not count. 1: who kills two workers is set aside.
+    max_retries: NonNegativeInt = 1
+    # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
+    max_characters: PositiveInt | None = 4_000_000
 
 
 Method = Literal["base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp"]
@@ -373,5 +421,23 @@ class Config(Section):
             raise ValueError(
                 f"search.gpus_per_trial is {search.gpus_per_trial:g} and base.device {device!r}: the "
                 "processes of a trial each take a GPU of their own; set base.device to 'auto' or 'cuda'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trials_share_a_pack(self) -> Config:
+        if self.search.n_sharing == 1:
+            return self
+        deepspeed = self.training.deepspeed
+        hindrances = {
+            f"training.deepspeed.zero_stage {deepspeed.zero_stage}": deepspeed.zero_stage > 0,
+            "training.deepspeed.activation_checkpointing": deepspeed.activation_checkpointing,
+            "base.dtype float16": self.base.dtype == "float16",
+        }
+        found = [name for name, is_there in hindrances.items() if is_there]
+        if found:
+            raise ValueError(
+                f"search.trials_per_gpu or trials_per_process is {self.search.n_sharing}, but {found[0]} "
+                "trains one job at a time, not packs, which is what trials share; leave one of the two out"
             )
         return self

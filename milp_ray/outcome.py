@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,20 @@ def front_table(result: StudyResult, chosen: Choice) -> Table:
         values = [number(point.values[objective.name]) for objective in objectives]
         rank = "–" if point.layout.is_empty else str(point.layout.rank)
         table.add_row(mark, str(point.index), layers_text(point.layout), rank, *values)
+    return table
+
+
+def failures_table(reasons: Mapping[str, int], n_failed: int) -> Table:
+    """Users that failed, a row a reason, the most frequent on top; "…" stands for what differs by user."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{n_failed} users failed", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("users", justify="right")
+    table.add_column("reason")
+    for reason, n in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        table.add_row(f"{n:,}", escape(reason))
     return table
 
 

@@ -18,13 +18,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from milp_ray.errors import MilpError
-from milp_ray.outcome import base_facts, front_table
+from milp_ray.outcome import base_facts, failures_table, front_table
 from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
+    from milp_ray.personalize.batch import BatchSummary, StreamedSplits
     from milp_ray.personalize.governance.consent import Gate
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
+    from milp_ray.users.stream import UserStream
 
 _LOG_WIDTH = 120
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
@@ -47,6 +50,8 @@ class _Work:
         self.console = Console(
             highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH
         )
+        self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
+        self.batch: BatchSummary | None = None  # what the batch made
         self._stack = stack
         self._peak = peak
 
@@ -78,9 +83,7 @@ class _Work:
         loaded = self.loaded
         users = list(self.gate.admit(loaded.users))
         self.run.record_facts(dataset_hash=dataset_hash(users), n_users=len(users))
-        if self.gate.refused:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.gate.refused.items()))
-            self.say(f"[yellow]{self.gate.refused.total()} users are left out:[/] {reasons}")
+        reasons = self.say_refused()
         if not users:
             raise MilpError(
                 f"none of {len(loaded.users)} users may be trained ({reasons}); give users who consent "
@@ -97,6 +100,31 @@ class _Work:
         for split in splits:
             check_no_leak(split)
         return splits
+
+    def say_refused(self) -> str:
+        """Tell how many users are left out; for which reasons."""
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.gate.refused.items()))
+        if reasons:
+            self.say(f"[yellow]{self.gate.refused.total()} users are left out:[/] {reasons}")
+        return reasons
+
+    @property
+    def batch_users(self) -> list[UserSplit] | StreamedSplits:
+        """Users of the batch: those that other stages have read already, or a stream of the files."""
+        section = self.config.users
+        if not self.sources and ("splits" in vars(self) or section.format not in ("jsonl", "parquet")):
+            return self.splits
+        from milp_ray.personalize.batch import StreamedSplits
+        from milp_ray.personalize.store import run_store
+        from milp_ray.users.sources import find_users_files, named_files
+        from milp_ray.users.stream import UserStream
+
+        if self.sources:
+            stream = UserStream(find_users_files(self.sources))
+        else:
+            stream = UserStream(named_files(section), section.limit)
+        store = run_store(self.run.adapters, self.config.personalize)
+        return StreamedSplits(stream, section.split, self.gate, store)
 
     @cached_property
     def ray(self) -> Any:
@@ -161,7 +189,11 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 
 def run_all(run: RunFolder, config: Config) -> None:
     """Every stage in order; what an earlier command finished is not done again."""
+    from milp_ray.personalize.store import run_store
+
     with _working(run, config) as work:
+        # A store that cannot be written is told before the search, not after it.
+        run_store(run.adapters, config.personalize).check()
         for stage in STAGES:
             _do(work, stage)
         _close(work)
@@ -177,9 +209,21 @@ def choose(run: RunFolder, config: Config) -> None:
     _alone(run, config, "choose")
 
 
-def personalize(run: RunFolder, config: Config) -> None:
-    """Make the adapters that are not there yet under the chosen layout."""
-    _alone(run, config, "personalize")
+def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> BatchSummary:
+    """Make the adapters that are not there yet under the chosen layout; how many, and who failed.
+
+    Users of files are streamed, so that there may be any number of them.
+
+    Args:
+        run: where adapters and the summary go.
+        config: its own users are taken where ``users`` names none.
+        users: files, folders or URIs with users, in place of the configuration's.
+    """
+    with _working(run, config) as work:
+        work.sources = tuple(users)
+        _do(work, "personalize")
+        assert work.batch is not None
+        return work.batch
 
 
 def evaluate(run: RunFolder, config: Config) -> None:
@@ -344,27 +388,57 @@ def _choose(work: _Work) -> None:
 
 
 def _personalize(work: _Work) -> None:
+    from milp_ray.personalize.batch import BatchInterrupted, StreamedSplits
     from milp_ray.personalize.batch import personalize as make_adapters
     from milp_ray.personalize.store import run_store
 
-    config = work.config
-    splits = work.splits
-    n_unserved = work.gate.note_file(
-        work.loaded.users, work.loaded.problems, run_store(work.run.adapters, config.personalize)
-    )
+    config, users = work.config, work.batch_users
+    try:
+        # A stream says how long it is only at its end: workers are opened when the first user is there.
+        pool = None if isinstance(users, StreamedSplits) else work.pool
+        summary = make_adapters(
+            work.run, users, work.recipe, section=config.personalize, ray=config.ray, pool=pool
+        )
+    except BatchInterrupted as interrupted:
+        _record_batch(work, interrupted.summary)
+        raise
+    _record_batch(work, summary)
+    if isinstance(users, StreamedSplits):
+        _record_stream(work, users.stream)
+        work.say_refused()
+        n_unserved = users.n_unserved
+    else:
+        store = run_store(work.run.adapters, config.personalize)
+        n_unserved = work.gate.note_file(work.loaded.users, work.loaded.problems, store)
     if n_unserved:
         work.say(
             f"[yellow]{n_unserved} users without consent have an adapter from before:[/] it is not served; "
             "`milp-ray forget` removes it"
         )
-    summary = make_adapters(
-        work.run, splits, work.recipe, section=config.personalize, ray=config.ray, pool=work.pool
-    )
-    work.run.record_facts(personalize=summary.to_dict())
+    if summary.reasons:
+        work.console.print(failures_table(summary.reasons, summary.failed))
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"
+    if summary.withdrawn:
+        line += f", {summary.withdrawn} users without consent left out"
     if summary.failed:
-        line += f", [red]{summary.failed} users failed[/] (reasons in {work.run.failed_file})"
+        line += f", [red]{summary.failed} users failed[/] (each with its reason in {work.run.failed_file})"
     work.say(line)
+
+
+def _record_batch(work: _Work, summary: BatchSummary) -> None:
+    work.batch = summary
+    work.run.record_facts(personalize=summary.to_dict())
+    work.run.update_summary(personalize=summary.to_dict())
+
+
+def _record_stream(work: _Work, stream: UserStream) -> None:
+    facts = {"dataset_hash": stream.dataset_hash, "n_users": stream.n_users}
+    if work.sources:
+        work.run.record_facts(batch_users={**facts, "n_files": len(stream.files)})
+    else:
+        work.run.record_facts(**facts)
+    if stream.unknown_fields:
+        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(sorted(stream.unknown_fields)))}")
 
 
 def _evaluate(work: _Work) -> None:

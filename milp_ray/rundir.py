@@ -43,6 +43,8 @@ RESUMABLE = (
     "search.cpus_per_trial",
     "search.gpus_per_trial",
     "search.processes_per_trial",
+    "search.trials_per_gpu",
+    "search.trials_per_process",
     "search.max_failures",
     "personalize",
     "choice",
@@ -300,6 +302,10 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         write_json(self.summary_file, dict(summary))
+
+    def update_summary(self, **part: Any) -> None:
+        """Add what a stage made to ``summary.json``, or make it with that alone."""
+        self.write_summary({**self._read_json(self.summary_file), **part})
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -200,7 +200,8 @@ def _status_lines(status: StudyStatus, now: datetime) -> list[tuple[str, str]]:
     if status.n_slots is not None:
         idle = "–" if status.idle_share is None else f"{status.idle_share:.1%} idle while trials were to come"
         used = "" if status.utilisation is None else f", {status.utilisation:.0%} of their time in trials"
-        lines.append(("slots", f"{status.n_slots}: {idle}{used}"))
+        shared = "" if status.n_processes == status.n_slots else f" in {status.n_processes} processes"
+        lines.append(("slots", f"{status.n_slots}{shared}: {idle}{used}"))
     if status.proposal_seconds is not None and status.longest_proposal_seconds is not None:
         longest = duration(status.longest_proposal_seconds)
         lines.append(

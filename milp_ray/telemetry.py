@@ -142,6 +142,7 @@ def _start(section: RaySection) -> None:
     for _ in range(_START_ATTEMPTS):
         try:
             ray.init(
+                address="local",  # without it, a cluster that happens to run on this machine would be joined
                 num_cpus=section.num_cpus,
                 num_gpus=section.num_gpus,
                 object_store_memory=section.object_store_mib * _MIB,

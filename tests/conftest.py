@@ -355,6 +355,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",
         num_cpus=2,
         num_gpus=0,
         include_dashboard=False,

@@ -151,6 +151,52 @@ def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyP
     assert isinstance(result.exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize(("cause", "said"), [(None, "c.yaml: No space left"), ("the store is full", "store")])
+def test_a_full_disk_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cause: str | None, said: str
+) -> None:
+    import errno
+
+    from milp_ray import pipeline
+
+    def fail(*_: object) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device", "c.yaml")
+        if cause is None:
+            raise full
+        try:
+            raise MilpError(cause)
+        finally:
+            raise full  # what a stage notes at its end cannot be written either
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    result = call("run", config)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("n_failed", "code"), [(0, 0), (2, 3)])
+def test_a_batch_in_which_some_failed_has_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_failed: int, code: int
+) -> None:
+    from milp_ray import pipeline
+    from milp_ray.personalize.tally import BatchSummary
+
+    seen: list[list[str]] = []
+
+    def batch(run: object, config: object, users: list[str]) -> BatchSummary:
+        seen.append(users)
+        return BatchSummary(failed=n_failed)
+
+    monkeypatch.setattr(pipeline, "personalize", batch)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    assert call("personalize", config, "--users", "s3://b/u", "--users", "more.jsonl").exit_code == code
+    assert seen == [["s3://b/u", "more.jsonl"]]
+
+
 def test_a_stage_takes_a_run_folder_or_the_configuration_that_it_is_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -98,6 +98,11 @@ def test_an_unknown_override_is_blamed_on_the_command_line(write) -> None:
         ("users.split.train=0.95", "users.split: train 0.95 + validation 0.1 leaves nothing for test"),
         ("users.format=jsonl", "users: format 'jsonl' reads files: name at least one under users.paths"),
         ("search.objectives=[rouge_l]", "search: objectives ['rouge_l']: give two or more different ones of"),
+        ("personalize.store=ftp://host/x", "give a folder, s3://BUCKET/… or gs://BUCKET/…"),
+        (
+            "personalize.encryption={key_env: A, key_file: b}",
+            "a key comes from one place; leave one of them out",
+        ),
     ],
 )
 def test_an_impossible_value_is_refused_with_what_is_allowed(write, override: str, said: str) -> None:

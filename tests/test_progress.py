@@ -75,3 +75,34 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3/3" in terminal.getvalue()
     assert "1 failed" in terminal.getvalue()
     assert "\x1b[" in terminal.getvalue()
+
+
+def test_the_pace_of_late_says_how_long_the_rest_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("milp_ray.progress.time.monotonic", lambda: clock[0])
+    log = io.StringIO()
+    with progress("personalize", 1500, unit="users", file=log, interval=60, pace=True) as bar:
+        for _ in range(1000):
+            bar.advance(worked=False)  # finished before: it says nothing about the pace
+        for second in range(240):
+            clock[0] += 1.0
+            if second % 2 or second >= 120:  # new workers joined
+                bar.advance(note="1 failed")
+    assert log.getvalue().splitlines() == [
+        "personalize: 1030/1500 users, 1 failed, 60 s, 30 users a minute, 16 min left",
+        "personalize: 1060/1500 users, 1 failed, 120 s, 30 users a minute, 15 min left",
+        "personalize: 1120/1500 users, 1 failed, 180 s, 45 users a minute, 8 min left",
+        "personalize: 1180/1500 users, 1 failed, 240 s, 60 users a minute, 5 min left",
+    ]
+
+
+def test_a_bar_shows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    clock = [0.0]
+    monkeypatch.setattr("milp_ray.progress.time.monotonic", lambda: clock[0])
+    terminal = Terminal()
+    with progress("personalize", 30, unit="users", file=terminal, pace=True) as bar:
+        clock[0] = 10.0
+        bar.advance(10, note="1 failed")
+    assert "60 users a minute, 20 s left, 1 failed" in terminal.getvalue()

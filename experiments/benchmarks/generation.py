@@ -26,23 +26,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from adapters.bases import base_of
+from adapters.users import PROMPT, splits
 from headline import with_headline
 from rich.console import Console
 from rich.table import Table
 
-from milp_ray.config import BaseSection, PromptSection, SplitSection, TrainingSection
+from milp_ray.config import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter
-from milp_ray.training.base import Base, load_base
+from milp_ray.training.base import Base
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.job import Job
 from milp_ray.training.text import query_prompt
 from milp_ray.training.train import train
-from milp_ray.users.persona_world import generate_users
-from milp_ray.users.splits import split_user
 
-PROMPT = PromptSection()
 RECIPE = TrainingSection(learning_rate=5e-3, memory_epochs=2, instruction_epochs=3)
 MAX_NEW_TOKENS = 24
 PARTS = frozenset({"memory", "instruction"})
@@ -111,15 +110,12 @@ def _generated(base: Base, model: Any, prompts: list[str], **options: Any) -> li
 def questions(base: Base, n_users: int) -> list[Questions]:
     """Every user's test queries, and an adapter that has learnt enough to answer differently."""
     layout = CanonicalLayout(tuple(i >= base.n_layers // 2 for i in range(base.n_layers)), 16)
-    splits = [
-        split_user(user, SplitSection())
-        for user in generate_users(n_short=n_users, n_long=0, n_examples=50, seed=1)
-    ]
-    jobs = [Job(str(i), split, layout, PARTS, seed=i) for i, split in enumerate(splits)]
+    users = splits(n_users)
+    jobs = [Job(str(i), split, layout, PARTS, seed=i) for i, split in enumerate(users)]
     adapters: list[Adapter | None] = [result.adapter for result in train(base, jobs, RECIPE, PROMPT)]
     return [
         Questions([query_prompt(example.query, PROMPT) for example in split.test], adapter)
-        for split, adapter in zip(splits, adapters, strict=True)
+        for split, adapter in zip(users, adapters, strict=True)
     ]
 
 
@@ -138,7 +134,7 @@ def main() -> None:
         arguments.users, arguments.rounds = 16, 3
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    base = load_base(BaseSection(device="cpu"))
+    base = base_of("embedded", "cpu")
     asked = questions(base, arguments.users)
     n_answers = sum(len(one.prompts) for one in asked)
     n_rows = arguments.batch_size

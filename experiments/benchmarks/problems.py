@@ -3,7 +3,8 @@
     .venv/bin/python experiments/benchmarks/problems.py    # seconds
 
 Prints of each its size, its front, how far random layouts get and how long a trial takes; of the measured
-layouts also how well the loss after each epoch foretells the last one. The last line is one JSON object.
+layouts also how well the loss after each epoch foretells the last one, and how much of the hypervolume two
+layouts hold. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +31,24 @@ def rung_correlations(table: LoraTable) -> dict[int, float]:
     }
 
 
+def hypervolume_lost_without(table: LoraTable) -> dict[str, float]:
+    """The share of the best hypervolume that is lost without the two layouts that count most by themselves.
+
+    The first two values are of each alone, the last one of both together.
+    """
+    best = best_hypervolume(table)
+    values = {layout.key: table.truth(layout) for layout in table.layouts}
+
+    def lost(*without: str) -> float:
+        left = [value for key, value in values.items() if key not in without]
+        return round(1.0 - hypervolume(left, table.signs, table.reference) / best, 4)
+
+    on_front = [key for key, value in values.items() if (table.front == value).all(axis=1).any()]
+    alone = {key: lost(key) for key in on_front}
+    first, second = sorted(alone, key=lambda key: -alone[key])[:2]
+    return {first: alone[first], second: alone[second], "both": lost(first, second)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,6 +71,7 @@ def main() -> None:
         }
         if isinstance(problem, LoraTable):
             cards[problem.name]["spearman_of_loss_with_final"] = rung_correlations(problem)
+            cards[problem.name]["hypervolume_lost_without"] = hypervolume_lost_without(problem)
         print(f"{problem.name}: " + ", ".join(f"{k} {v}" for k, v in cards[problem.name].items()))
     print(json.dumps(cards))
 

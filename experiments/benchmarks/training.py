@@ -17,52 +17,38 @@ configuration with random weights; their rows are 64 tokens long.
 
 The ceiling is the rate of a large matrix product measured in the same run; a side's share is what the
 forward and backward passes of its users need at least (no padding, no logits without a target) over its time,
-over the ceiling. The last line is one JSON object.
+over the ceiling. A second table says what the steps of the quickest pack spend their time on, in a short run
+of its own under torch's profiler (adapters/breakdown.py). The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from adapters.bases import SHAPES, base_of
+from adapters.breakdown import Breakdown, breakdown
+from adapters.memory import memory_growth
+from adapters.sides import Tensors, ours, with_loop, with_trainer
+from adapters.users import PROMPT, splits
+from adapters.work import ceiling, n_tokens, needed_flops, padding_share
 from headline import with_headline
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
-from milp_ray.config import BaseSection, PromptSection, SplitSection, TrainingSection
+from milp_ray.config import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.memory.lora import lora_config
-from milp_ray.training.adapters import injected, load_tensors, read_tensors
-from milp_ray.training.base import Base, base_around, load_base
-from milp_ray.training.data import Sequence as TokenSequence
-from milp_ray.training.data import epoch_plan
-from milp_ray.training.engine import linear_schedule
-from milp_ray.training.flat import padded_length
-from milp_ray.training.job import Job, JobPlan, Stage, plan_job
-from milp_ray.training.rack import initial_weights, pairs_of
-from milp_ray.training.train import train
-from milp_ray.users.persona_world import generate_users
-from milp_ray.users.splits import split_user
+from milp_ray.training.base import Base
+from milp_ray.training.job import Job, JobPlan, plan_job
 
-PROMPT = PromptSection()
-# hidden, ffn, layers, heads, key-value heads: Llama-160M and TinyLlama's and LLaMA2's published shapes.
-SHAPES = {
-    "llama-160m": (768, 3072, 12, 12, 12),
-    "llama-1b": (2048, 5632, 22, 32, 4),
-    "llama-7b": (4096, 11008, 32, 32, 32),
-}
-ROW = 64  # tokens a row with those
-Tensors = dict[str, Tensor]
+ROW = 64  # tokens a row with the shapes of random weights
 
 
 def main() -> None:
@@ -70,7 +56,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-    base = _base(arguments.model, arguments.device)
+    base = base_of(arguments.model, arguments.device)
     section = _section(arguments)
     plans = _plans(base, section, arguments)
     sides: dict[str, Callable[[Sequence[JobPlan]], list[Tensors]]] = {}
@@ -80,137 +66,8 @@ def main() -> None:
     for size in arguments.packs:
         sides[f"pack {size}"] = lambda some, n=size: ours(base, some, section, n)
     rounds = _measured(base, sides, plans, arguments)
-    _report(base, section, plans, rounds, arguments)
-
-
-# ------------------------------------------------------------------------------------------- the sides
-
-
-def ours(base: Base, plans: Sequence[JobPlan], section: TrainingSection, pack_size: int) -> list[Tensors]:
-    """The package's own engine."""
-    packed = section.model_copy(update={"pack_size": pack_size})
-    results = train(base, [plan.job for plan in plans], packed, PROMPT)
-    return [result.adapter.tensors for result in results if result.adapter is not None]
-
-
-def with_loop(base: Base, plans: Sequence[JobPlan], section: TrainingSection) -> list[Tensors]:
-    """PEFT and AdamW, written by hand without waste, one user after the other."""
-    first = plans[0].job
-    pairs = pairs_of(first.layout, base.spec, base.shapes)
-    config = lora_config(first.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
-    adapters = []
-    with injected(base, config, seed=0) as model:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        for plan in plans:
-            load_tensors(model, initial_weights(pairs, plan.job.seed))
-            for stage in plan.stages:
-                _train_stage(base, model, parameters, stage, plan.job.seed, section)
-            adapters.append(read_tensors(model))
-    return adapters
-
-
-def _train_stage(
-    base: Base,
-    model: nn.Module,
-    parameters: list[nn.Parameter],
-    stage: Stage,
-    seed: int,
-    section: TrainingSection,
-) -> None:
-    n_steps = stage.n_steps(section)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=section.learning_rate, weight_decay=section.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: linear_schedule(step, n_steps, section.warmup_ratio)
-    )
-    for epoch in range(stage.epochs):
-        rng = random.Random(f"{seed}/{stage.name}/{epoch}")
-        for chosen in epoch_plan(stage.sequences, section.batch_size, section.order, rng):
-            batch = padded([stage.sequences[i] for i in chosen], base)
-            model(**batch).loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-
-
-def padded(rows: Sequence[TokenSequence], base: Base) -> dict[str, Tensor]:
-    """Rows as transformers takes them: padded on the right, labels −100 where nothing is predicted."""
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), base.pad_id)
-    labels = torch.full((len(rows), length), -100)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        ids[i, :n] = torch.tensor(row.ids)
-        labels[i, row.target_from : n] = ids[i, row.target_from : n]
-        mask[i, :n] = 1
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return {name: tensor.to(base.device) for name, tensor in batch.items()}
-
-
-def with_trainer(base: Base, plans: Sequence[JobPlan], section: TrainingSection) -> list[Tensors]:
-    """A fresh PEFT model and a ``Trainer`` a stage, for every user."""
-    from peft import get_peft_model
-    from transformers import Trainer, TrainingArguments
-
-    adapters = []
-    for plan in plans:
-        config = lora_config(plan.job.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
-        model = get_peft_model(base.model, config)
-        with TemporaryDirectory() as folder:
-            for stage in plan.stages:
-                arguments = TrainingArguments(
-                    output_dir=folder,
-                    per_device_train_batch_size=section.batch_size,
-                    num_train_epochs=stage.epochs,
-                    learning_rate=section.learning_rate,
-                    weight_decay=section.weight_decay,
-                    warmup_steps=section.warmup_ratio,
-                    max_grad_norm=section.max_grad_norm,
-                    lr_scheduler_type="linear",
-                    use_cpu=base.device.type == "cpu",
-                    bf16=base.dtype == torch.bfloat16,
-                    report_to="none",
-                    save_strategy="no",
-                    logging_strategy="no",
-                    disable_tqdm=True,
-                    remove_unused_columns=False,
-                    seed=plan.job.seed,
-                )
-                trainer = Trainer(
-                    model=model,
-                    args=arguments,
-                    train_dataset=_Rows(stage.sequences),
-                    data_collator=lambda rows: padded(rows, _on_cpu(base)),
-                )
-                trainer.train()
-        adapters.append(read_tensors(model))
-        model.unload()
-        base.model.eval().requires_grad_(False)
-    return adapters
-
-
-class _Rows(torch.utils.data.Dataset[TokenSequence]):
-    """A stage's sequences."""
-
-    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
-        self._sequences = sequences
-
-    def __len__(self) -> int:
-        return len(self._sequences)
-
-    def __getitem__(self, index: int) -> TokenSequence:
-        return self._sequences[index]
-
-
-def _on_cpu(base: Base) -> Any:
-    """Enough of a base to pad with, on the CPU: the Trainer moves batches itself."""
-    return argparse.Namespace(pad_id=base.pad_id, device=torch.device("cpu"))
-
-
-# -------------------------------------------------------------------------------------------- the measure
+    best = min(arguments.packs, key=lambda size: _median(rounds[f"pack {size}"], "seconds"))
+    _report(base, plans, rounds, best, breakdown(base, plans, section, best), arguments)
 
 
 def _measured(
@@ -232,14 +89,13 @@ def _measured(
         reference: dict[str, Tensors] = {}
         for name, side in sides.items():
             chosen = some if name in ("trainer", "loop") else plans
-            if base.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            ceiling = _ceiling(base)
-            started = time.perf_counter()
-            adapters = side(chosen)
-            if base.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
+            fastest = ceiling(base)
+            with memory_growth(base.device) as memory:
+                started = time.perf_counter()
+                adapters = side(chosen)
+                if base.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
             by_job = dict(zip((plan.job.job_id for plan in chosen), adapters, strict=True))
             if name == "loop":
                 reference = by_job
@@ -252,95 +108,17 @@ def _measured(
                 ),
                 default=float("nan"),
             )
-            memory = torch.cuda.max_memory_allocated() if base.device.type == "cuda" else 0
             found[name].append(
                 {
                     "seconds": seconds / len(chosen),
-                    "ceiling": ceiling,
-                    "tokens": float(sum(_tokens(plan) for plan in chosen)) / len(chosen),
+                    "ceiling": fastest,
+                    "tokens": float(sum(n_tokens(plan) for plan in chosen)) / len(chosen),
                     "flops": sum(needed_flops(base, plan) for plan in chosen) / len(chosen),
                     "difference": furthest if name != "trainer" else float("nan"),
-                    "memory": memory / 2**20,
+                    "memory": memory.mib,
                 }
             )
     return found
-
-
-def _ceiling(base: Base) -> float:
-    """FLOP a second of a large matrix product in the base's precision."""
-    n = 1024 if base.device.type == "cpu" else 8192
-    left, right = (torch.randn(n, n, device=base.device, dtype=base.dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        if base.device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        left @ right
-        if base.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
-
-
-def _tokens(plan: JobPlan) -> int:
-    return sum(stage.epochs * sum(len(s.ids) for s in stage.sequences) for stage in plan.stages)
-
-
-def padding_share(plans: Sequence[JobPlan]) -> float:
-    """Share of the places in attention that are padding; the rest of the model has none."""
-    lengths = [len(s.ids) for plan in plans for stage in plan.stages for s in stage.sequences * stage.epochs]
-    return 1 - sum(lengths) / sum(padded_length(length) for length in lengths)
-
-
-def needed_flops(base: Base, plan: JobPlan) -> float:
-    """Multiply-adds × 2 that a job's steps need: every layer forward, back only to the lowest LoRA, no weight
-    gradients of the base, logits at targets.
-    """
-    model: Any = base.model
-    layers = model.get_submodule(base.spec.layers_path)
-    per_layer = sum(p.numel() for p in layers[0].parameters() if p.dim() == 2)
-    head = model.get_output_embeddings().weight.numel()
-    hidden = model.config.hidden_size
-    layout = plan.job.layout
-    lora = sum(layout.rank * (n_in + n_out) for _, n_in, n_out in base.shapes.modules)
-    n_back = base.n_layers - layout.layers[0]
-    total = 0.0
-    for stage in plan.stages:
-        for sequence in stage.sequences:
-            n = len(sequence.ids)
-            attention = 2 * hidden * n / 2  # scores and values of a causal row, a token and layer
-            token = base.n_layers * (per_layer + attention) + n_back * (per_layer + 2 * attention)
-            token += 3 * lora * len(layout.layers)
-            total += 2 * stage.epochs * (n * token + 2 * head * sequence.n_targets)
-    return total
-
-
-# ------------------------------------------------------------------------------------------------ input
-
-
-def _base(name: str, device: str) -> Base:
-    if name == "embedded":
-        return load_base(BaseSection(device=device))
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    embedded = load_base(BaseSection(device="cpu"))
-    hidden, ffn, layers, heads, kv_heads = SHAPES[name]
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=2048,
-        bos_token_id=embedded.model.config.bos_token_id,
-        eos_token_id=embedded.model.config.eos_token_id,
-    )
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = LlamaForCausalLM(config).to(dtype)
-    return base_around(model, embedded.tokenizer, BaseSection(model=name, device=device), model_id=name)
 
 
 def _section(arguments: argparse.Namespace) -> TrainingSection:
@@ -361,12 +139,8 @@ def _plans(base: Base, section: TrainingSection, arguments: argparse.Namespace) 
         mask = "1" * base.n_layers
     layout = CanonicalLayout(tuple(bit == "1" for bit in mask), int(rank))
     parts = {"memory", "instruction"} if arguments.model == "embedded" else {"memory"}
-    n_long = 0 if arguments.model == "embedded" else arguments.users
-    users = generate_users(n_short=arguments.users - n_long, n_long=n_long, n_examples=50, seed=1)
-    jobs = [
-        Job(f"user-{i}", split_user(user, SplitSection()), layout, frozenset(parts), seed=i)
-        for i, user in enumerate(users)
-    ]
+    own = splits(arguments.users, long=arguments.model != "embedded")
+    jobs = [Job(f"user-{i}", split, layout, frozenset(parts), seed=i) for i, split in enumerate(own)]
     return [plan_job(job, base, section, PROMPT) for job in jobs]
 
 
@@ -374,7 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="8 users, few epochs, one round")
+    parser.add_argument("--quick", action="store_true", help="16 users, two epochs of a stage, two rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=("embedded", *SHAPES), default="embedded")
     parser.add_argument("--layout", default="00001111-r16", help="mask and rank; other shapes: all layers")
@@ -388,7 +162,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=None, help="also write the JSON line to this file")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.users, arguments.epochs, arguments.rounds, arguments.sample = 16, 2, 3, 4
+        arguments.users, arguments.epochs, arguments.rounds, arguments.sample = 16, 2, 2, 4
         arguments.packs = "1,16"
     arguments.packs = [int(size) for size in arguments.packs.split(",")]
     return arguments
@@ -399,19 +173,27 @@ def _arguments() -> argparse.Namespace:
 
 def _report(
     base: Base,
-    section: TrainingSection,
     plans: Sequence[JobPlan],
     rounds: dict[str, list[dict[str, float]]],
+    best_size: int,
+    where: Breakdown,
     arguments: argparse.Namespace,
 ) -> None:
     def median(name: str, key: str) -> float:
-        return statistics.median(one[key] for one in rounds[name])
+        return _median(rounds[name], key)
 
     device = (
         torch.cuda.get_device_name() if base.device.type == "cuda" else f"CPU, {arguments.threads} threads"
     )
     table = Table(title=f"{arguments.model}, {arguments.layout}, {len(plans)} users, {device}")
-    for column in ("side", "users a minute", "tokens a second", "share of ceiling", "furthest weight"):
+    for column in (
+        "side",
+        "users a minute",
+        "tokens a second",
+        "share of ceiling",
+        "peak MiB",
+        "furthest weight",
+    ):
         table.add_column(column, justify="left" if column == "side" else "right")
     shares = {}
     for name in rounds:
@@ -423,11 +205,14 @@ def _report(
             f"{60 / median(name, 'seconds'):.1f}",
             f"{median(name, 'tokens') / median(name, 'seconds'):,.0f}",
             f"{shares[name]:.3f}",
+            f"{median(name, 'memory'):,.0f}",
             f"{median(name, 'difference'):.1e}",
         )
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    console.print(where.table())
     packs = [name for name in rounds if name.startswith("pack")]
-    best = min(packs, key=lambda name: median(name, "seconds"))
+    best = f"pack {best_size}"
 
     def speedup(over: str) -> float | None:
         if over not in rounds:
@@ -444,12 +229,17 @@ def _report(
         "max_weight_difference": max(one["difference"] for name in packs for one in rounds[name]),
         "padding_share": round(padding_share(plans), 4),
         "flop_share": round(shares[best], 4),
+        "where_time_goes": where.figures(),
         "peak_memory_mib": {name: round(median(name, "memory")) for name in rounds},
     }
     line = json.dumps(with_headline("training", figures, keep=not arguments.quick))
     if arguments.results is not None:
         arguments.results.write_text(line + "\n", encoding="utf-8")
     print(line)
+
+
+def _median(rounds: Sequence[dict[str, float]], key: str) -> float:
+    return statistics.median(one[key] for one in rounds)
 
 
 if __name__ == "__main__":

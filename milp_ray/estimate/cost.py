@@ -11,12 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
 from milp_ray.training import flops
 from milp_ray.training.flops import Placement, Tokens
-from milp_ray.training.memory_model import MemoryParts, largest_pack, memory_of_generation, memory_of_pack
+from milp_ray.training.memory_model import (
+    JobLoad,
+    MemoryParts,
+    largest_pack,
+    memory_of_generation,
+    memory_of_pack,
+)
 
 if TYPE_CHECKING:
     from milp_ray.config import DeepSpeedSection
@@ -114,11 +120,16 @@ def trial_cost(
     n_probe_users: int,
     batch_size: int,
     options: DeepSpeedSection,
+    at_once: int = 1,
 ) -> Cost:
-    """The mean over layouts of training every probe user, and of answering their validation queries."""
+    """The mean over layouts of training every probe user, and of answering their validation queries.
+
+    ``at_once`` jobs, and the queries of as many users, share a pass.
+    """
+    at_once = min(at_once, n_probe_users)
     costs = [
-        _training(shape, machine, work, placement, options)
-        + _answers(shape, machine, work, placement, batch_size)
+        _training(shape, machine, work, placement, options, at_once)
+        + _answers(shape, machine, work, placement, batch_size, at_once)
         for placement in drawn
     ]
     return Cost(
@@ -127,24 +138,29 @@ def trial_cost(
 
 
 def user_cost(
-    shape: ModelShape, machine: Machine, work: UserWork, placement: Placement, options: DeepSpeedSection
+    shape: ModelShape,
+    machine: Machine,
+    work: UserWork,
+    placement: Placement,
+    options: DeepSpeedSection,
+    at_once: int = 1,
 ) -> Cost:
-    """Making one user's adapter, its validation loss included."""
-    return _training(shape, machine, work, placement, options)
+    """Making one user's adapter, its validation loss included, ``at_once`` of them in a pack."""
+    return _training(shape, machine, work, placement, options, at_once)
 
 
 def training_memory(
     shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection
 ) -> MemoryParts:
     """Peak memory of one job at a time."""
-    return memory_of_pack(shape, n_jobs=1, **_pack_arguments(shape, work, placement, options))
+    return memory_of_pack(shape, _job_load(shape, work, placement, options), n_jobs=1)
 
 
 def pack_size(
     shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection, budget_bytes: int
 ) -> int:
     """How many such jobs fit into ``budget_bytes`` over one base."""
-    return largest_pack(shape, budget_bytes, **_pack_arguments(shape, work, placement, options))
+    return largest_pack(shape, _job_load(shape, work, placement, options), budget_bytes)
 
 
 def answering_memory(shape: ModelShape, work: UserWork, placement: Placement, batch_size: int) -> MemoryParts:
@@ -159,28 +175,35 @@ def answering_memory(shape: ModelShape, work: UserWork, placement: Placement, ba
     )
 
 
-def _pack_arguments(
-    shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection
-) -> dict[str, Any]:
+def _job_load(shape: ModelShape, work: UserWork, placement: Placement, options: DeepSpeedSection) -> JobLoad:
     largest = work.largest
     kept = max((_kept_tokens(shape, stage.work, placement, options) for stage in work.stages), default=0)
-    return {
-        "rank": placement.rank,
-        "n_lora_layers": placement.n_lora_layers,
-        "lowest_layer": placement.lowest_layer,
-        "tokens_per_step": largest.step_tokens,
-        "targets_per_step": largest.step_targets,
-        "longest_row": largest.longest_row,
-        "kept_tokens": kept,
-        "lora_bytes": LORA_BYTES,
-        "activation_checkpointing": options.activation_checkpointing,
-    }
+    packs = in_packs(options)
+    return JobLoad(
+        rank=placement.rank,
+        n_lora_layers=placement.n_lora_layers,
+        lowest_layer=placement.lowest_layer,
+        tokens_per_step=largest.step_tokens,
+        # Packs compute LoRA in the base's precision and keep no logits; a job alone is PEFT's.
+        targets_per_step=0 if packs else largest.step_targets,
+        longest_row=largest.longest_row,
+        kept_tokens=kept,
+        lora_bytes=None if packs else LORA_BYTES,
+        activation_checkpointing=options.activation_checkpointing,
+    )
+
+
+def in_packs(options: DeepSpeedSection) -> bool:
+    """Whether jobs are trained many at a time, or one after the other."""
+    return options.zero_stage == 0 and not options.activation_checkpointing
 
 
 def _kept_tokens(shape: ModelShape, work: PassWork, placement: Placement, options: DeepSpeedSection) -> int:
-    """Tokens whose states below the lowest LoRA training keeps; 0 where it runs those layers each time."""
+    """Tokens whose states below the lowest LoRA training keeps; 0 where it runs what lies there each time."""
     bytes_kept = work.tokens * shape.hidden * shape.dtype_bytes
-    if placement.lowest_layer == 0 or options.zero_stage == 3 or bytes_kept > _MOST_KEPT_BYTES:
+    # A job alone keeps what enters the lowest layer, and nothing lies below the first.
+    nothing_below = placement.lowest_layer == 0 and not in_packs(options)
+    if nothing_below or options.zero_stage == 3 or bytes_kept > _MOST_KEPT_BYTES:
         return 0
     return math.ceil(work.tokens)
 
@@ -191,33 +214,35 @@ def _training(
     work: UserWork,
     placement: Placement | None,
     options: DeepSpeedSection,
+    at_once: int,
 ) -> Cost:
     device, b = machine.device, shape.dtype_bytes
     measured = _tokens(work.validation)
     total = flops.forward(shape, measured, placement)
-    layer_passes = work.validation.passes * shape.n_layers / 3
+    layer_passes = work.validation.passes * shape.n_layers / 3 / at_once
     if placement is None:
         return Cost(total, device.training_seconds(total, layer_passes, b, machine.portion))
     for stage in work.stages:
         tokens = _tokens(stage.work)
         kept = _kept_tokens(shape, stage.work, placement, options) > 0
-        total += stage.epochs * flops.training_step(
-            shape,
-            tokens,
-            placement,
-            states_kept=kept,
-            checkpointing=options.activation_checkpointing,
-        )
-        total += flops.below(shape, tokens, placement) if kept else 0.0
+        once = flops.below(shape, tokens, placement, attention_too=in_packs(options)) if kept else 0.0
+        step = flops.training_step(shape, tokens, placement, checkpointing=options.activation_checkpointing)
+        total += once + stage.epochs * (step - once)
         n_layers = shape.n_layers - (placement.lowest_layer if kept else 0)
-        layer_passes += stage.epochs * stage.work.passes * n_layers
+        layer_passes += stage.epochs * stage.work.passes * n_layers / at_once
     seconds = device.training_seconds(total, layer_passes, b, machine.portion)
     return Cost(total, seconds, work.trained_tokens)
 
 
 def _answers(
-    shape: ModelShape, machine: Machine, work: UserWork, placement: Placement | None, batch_size: int
+    shape: ModelShape,
+    machine: Machine,
+    work: UserWork,
+    placement: Placement | None,
+    batch_size: int,
+    n_users: int,
 ) -> Cost:
+    """One user's share of answering the queries of ``n_users``, whose rows share batches."""
     queries = work.validation_queries
     if not queries.queries:
         return Cost()
@@ -228,7 +253,7 @@ def _answers(
         new_tokens=queries.new_tokens,
         placement=placement,
     )
-    steps = math.ceil(queries.queries / batch_size) * queries.longest_answer
+    steps = math.ceil(n_users * queries.queries / batch_size) * queries.longest_answer / n_users
     seconds = machine.device.decoding_seconds(
         total,
         steps * shape.n_layers,

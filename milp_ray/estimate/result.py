@@ -13,6 +13,7 @@ from milp_ray.estimate.cost import (
     Machine,
     Work,
     answering_memory,
+    in_packs,
     pack_size,
     placements,
     training_memory,
@@ -25,6 +26,7 @@ from milp_ray.memory.layout import spread
 from milp_ray.memory.space import SearchSpace
 from milp_ray.training.device_speed import Device, cpu_memory, device, measured_peak
 from milp_ray.training.flops import Placement, Tokens, forward, training_step
+from milp_ray.training.pack_size import ON_CPU
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -146,6 +148,10 @@ def make_estimate(config: Config, options: Options) -> Estimate:
             pack_size(shape, users.batch, placement, deepspeed, memory_bytes),
         )
 
+    at_once = 1
+    if in_packs(deepspeed):
+        found = pack_size(shape, users.batch, heaviest, deepspeed, memory_bytes)
+        at_once = config.training.pack_size or (max(1, found) if of_device.is_gpu else ON_CPU)
     a_trial = trial_cost(
         shape,
         searching,
@@ -154,8 +160,9 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         n_probe_users=config.search.n_probe_users,
         batch_size=config.evaluation.batch_size,
         options=deepspeed,
+        at_once=at_once,
     )
-    a_user = user_cost(shape, making, users.batch, assumed, deepspeed)
+    a_user = user_cost(shape, making, users.batch, assumed, deepspeed, min(at_once, users.n_users))
     row = users.batch.largest.longest_row
     return Estimate(
         name=config.name,
@@ -169,7 +176,7 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         heaviest=layout_cost(heaviest),
         answering=answering_memory(shape, users.batch, assumed, config.evaluation.batch_size),
         forward_a_token=forward(shape, Tokens(1, row, 1)),
-        training_a_token=training_step(shape, Tokens(1, row, 1), assumed, states_kept=False),
+        training_a_token=training_step(shape, Tokens(1, row, 1), assumed),
         rank_rows=rank_rows(shape, config.space.ranks),
         curve=_curve(config, base, users),
     )
@@ -221,7 +228,7 @@ def _device_name(config: Config, options: Options) -> str:
     """As asked for; else a GPU where the configuration wants one, the paper's."""
     if options.device is not None:
         return options.device
-    wants_gpu = config.search.gpus_per_trial > 0 or config.personalize.gpus_per_worker > 0
+    wants_gpu = config.search.held_gpus > 0 or config.personalize.gpus_per_worker > 0
     return "a100" if wants_gpu or config.base.device.startswith("cuda") else "cpu"
 
 
@@ -245,7 +252,7 @@ def _n_devices(config: Config, of_device: Device) -> int:
 def _machine(config: Config, of_device: Device, n_devices: int, *, searching: bool) -> Machine:
     if searching:
         section = config.search
-        asked = section.gpus_per_trial if of_device.is_gpu else section.cpus_per_trial
+        asked = (section.held_gpus if of_device.is_gpu else section.cpus_per_trial) / section.n_sharing
         most = section.max_concurrent_trials
     else:
         batch = config.personalize

@@ -7,58 +7,42 @@ data only the users that it concerns are trained again.
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.pool import MOST_AT_ONCE, Outcome, WorkerPool
-from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterStore, hash_id, run_store
-from milp_ray.progress import Progress, progress
+from milp_ray.personalize.intake import Intake, Item
+from milp_ray.personalize.making import load_worker_base, make_adapters
+from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
+from milp_ray.personalize.recipe import Recipe
+from milp_ray.personalize.store import AdapterStore, run_store
+from milp_ray.personalize.tally import BatchSummary, Tally
+from milp_ray.progress import progress
 from milp_ray.telemetry import log_event, ray_session
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection, PersonalizeSection, RaySection, TrainingSection
+    from milp_ray.config import BaseSection, PersonalizeSection, RaySection, SplitSection, TrainingSection
+    from milp_ray.personalize.governance.consent import Gate
     from milp_ray.rundir import RunFolder
-    from milp_ray.training.base import Base
-    from milp_ray.training.job import JobResult
+    from milp_ray.users.problems import Problem
     from milp_ray.users.records import UserSplit
+    from milp_ray.users.stream import UserStream
+
+__all__ = [
+    "BatchInterrupted",
+    "BatchSummary",
+    "StreamedSplits",
+    "personalize",
+    "users_at_once",
+    "worker_pool",
+]
 
 STAGE = "personalize"
 _PACKS_AT_ONCE = 4
-
-
-@dataclass(slots=True)
-class BatchSummary:
-    """Counts of one call: users made anew, users that were finished before, and users that failed."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    retried: int = 0  # users whose worker was lost and that were tried again
-    steps: int = 0
-    tokens: int = 0
-    bytes: int = 0  # of the adapters made
-    training_seconds: float = 0.0  # of all workers together
-    seconds: float = 0.0  # on the clock
-    peak_rss_mib: float = 0.0  # of the largest worker
-    interrupted: bool = False
-
-    @property
-    def n_users(self) -> int:
-        """Users that were looked at."""
-        return self.done + self.skipped + self.failed
-
-    def to_dict(self) -> dict[str, Any]:
-        """The counts in plain types."""
-        return {"n_users": self.n_users, **asdict(self)}
+_RECORDS_BETWEEN_ESTIMATES = 100
 
 
 class BatchInterrupted(KeyboardInterrupt):
@@ -72,9 +56,43 @@ class BatchInterrupted(KeyboardInterrupt):
         self.summary = summary
 
 
+class StreamedSplits:
+    """The users of a stream, each split in time order when its turn comes and checked to leak nothing.
+
+    Args:
+        stream: where they come from; it is read once.
+        section: the shares of a user's examples.
+        gate: who may be trained; who may not be is counted there, and noted if ``store`` has their adapter.
+        store: the run's.
+    """
+
+    def __init__(self, stream: UserStream, section: SplitSection, gate: Gate, store: AdapterStore) -> None:
+        self.stream = stream
+        self.n_unserved = 0  # users that have an adapter and may not be served
+        self._section = section
+        self._gate, self._store = gate, store
+
+    def __iter__(self) -> Iterator[UserSplit | Problem]:
+        from milp_ray.users.problems import Problem
+        from milp_ray.users.splits import check_no_leak, split_user
+
+        for user in self.stream:
+            if isinstance(user, Problem):
+                self.n_unserved += self._gate.note_file([], [user], self._store)
+                yield user
+                continue
+            self.n_unserved += self._gate.note_file([user], [], self._store)
+            for admitted in self._gate.admit([user]):
+                split = self._gate.trimmed(split_user(admitted, self._section))
+                check_no_leak(split)
+                yield split
+
+
 def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection) -> WorkerPool:
     """A pool whose workers hold the base: for this stage and, left open, for the ones after it."""
-    return WorkerPool(partial(_load_base, base), section=section, threads=ray.threads_per_worker, name="milp")
+    return WorkerPool(
+        partial(load_worker_base, base), section=section, threads=ray.threads_per_worker, name="milp"
+    )
 
 
 def users_at_once(training: TrainingSection) -> int:
@@ -84,7 +102,7 @@ def users_at_once(training: TrainingSection) -> int:
 
 def personalize(
     run: RunFolder,
-    splits: Iterable[UserSplit],
+    splits: Iterable[UserSplit | Problem],
     recipe: Recipe,
     *,
     section: PersonalizeSection,
@@ -96,14 +114,16 @@ def personalize(
     Args:
         run: adapters go to ``section.store``, or ``run.adapters``; users that fail to ``run.failed_file``
             with the reason, which never quotes their text.
-        splits: users; an iterator is read at most a few thousand ahead of the workers.
+        splits: users, and records that are none; an iterator is read at most a few thousand ahead of the
+            workers (:data:`milp_ray.personalize.hands.LOOKAHEAD`).
         recipe: layout, base, training, prompts and seed, the same for everybody.
         section: how many workers, what each is given, how often a lost worker's user is tried again.
         ray: the cluster; a session that is open is used.
         pool: one of :func:`worker_pool` that is open, to pay once for several stages.
 
     Raises:
-        MilpError: the layout is empty, the store cannot be written, or no worker can load the base.
+        MilpError: the layout is empty, no worker can load the base, the store cannot be written, or the users
+            cannot be read.
         BatchInterrupted: on Ctrl-C; what is done is kept.
     """
     if recipe.layout.is_empty:
@@ -114,10 +134,10 @@ def personalize(
     store = run_store(run.adapters, section)
     store.check()
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(STAGE, _length(splits), unit="users"))
-        failures = stack.enter_context(_Failures(run.failed_file))
-        batch = _Batch(store, recipe, bar, failures)
-        pending = batch.pending(splits)
+        bar = stack.enter_context(progress(STAGE, _length(splits), unit="users", pace=True))
+        tally = stack.enter_context(Tally(run.failed_file, bar))
+        intake = Intake(store, recipe, tally, max_characters=section.max_characters)
+        pending = intake.items(_with_progress(splits, tally))
         started = time.perf_counter()
         try:
             first = next(pending, None)
@@ -128,214 +148,42 @@ def personalize(
                 # One worker loads its base while the other users are looked through; how many are needed
                 # is known only then.
                 pool.start(1)
-                batch.run(pool, _chain(first, pending))
+                outcomes = pool.map(
+                    partial(make_adapters, store, recipe),
+                    _chain(first, pending),
+                    key=lambda item: item.split.user_id,
+                    size=lambda item: item.size,
+                    at_once=users_at_once(recipe.training),
+                )
+                for outcome in outcomes:
+                    tally.ended(outcome)
+            for user_id in intake.revoked:
+                store.delete(user_id)
         except KeyboardInterrupt:
-            batch.summary.interrupted = True
-            raise BatchInterrupted(batch.summary) from None
+            tally.summary.interrupted = True
+            raise BatchInterrupted(tally.summary) from None
         finally:
-            batch.summary.seconds = time.perf_counter() - started
-            log_event("personalized", **batch.summary.to_dict())
-    return batch.summary
+            tally.summary.seconds = time.perf_counter() - started
+            counts = tally.summary.to_dict()
+            log_event("personalized", **{name: n for name, n in counts.items() if name != "reasons"})
+    return tally.summary
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One user on the way to a worker."""
-
-    split: UserSplit
-    fingerprint: str
-    parts: frozenset[str]
-
-    @property
-    def size(self) -> int:
-        """Characters to train on: longer users are begun first."""
-        turns = sum(len(turn.text) for turn in self.split.history)
-        return turns + sum(len(e.query) + len(e.response) for e in self.split.train)
+def _with_progress(splits: Iterable[UserSplit | Problem], tally: Tally) -> Iterator[UserSplit | Problem]:
+    """The users as they are; how many of a stream there will be is told from time to time."""
+    stream = splits.stream if isinstance(splits, StreamedSplits) else None
+    for n, split in enumerate(splits):
+        yield split
+        if stream is not None and n % _RECORDS_BETWEEN_ESTIMATES == 0:
+            tally.expect(stream.expected_records())
+    if stream is not None:
+        tally.expect(stream.expected_records())
 
 
-class _Batch:
-    """The users of one call on their way through, and the counts."""
-
-    def __init__(self, store: AdapterStore, recipe: Recipe, bar: Progress, failures: _Failures) -> None:
-        self.summary = BatchSummary()
-        self._store = store
-        self._recipe = recipe
-        self._bar = bar
-        self._failures = failures
-
-    def pending(self, splits: Iterable[UserSplit]) -> Iterator[_Item]:
-        """Users that are to be trained; the others are counted as they come by."""
-        digest = self._recipe.digest()
-        seen: set[bytes] = set()
-        for split in splits:
-            key = bytes.fromhex(hash_id(split.user_id))
-            parts = self._recipe.parts(split)
-            if key in seen:
-                self._fail(split.user_id, "DuplicateUser", "the user id occurs more than once")
-            elif not parts:
-                self._fail(split.user_id, "NoData", _nothing_to_train(split))
-            elif self._store.has(split.user_id, made_from := fingerprint(digest, split)):
-                self.summary.skipped += 1
-                self._bar.advance(note=self._note())
-            else:
-                yield _Item(split, made_from, parts)
-            seen.add(key)
-
-    def run(self, pool: WorkerPool, items: Iterable[_Item]) -> None:
-        """Train every item and count what becomes of it."""
-        function = partial(_make_adapters, self._store, self._recipe)
-        at_once = users_at_once(self._recipe.training)
-        for outcome in pool.map(
-            function, items, key=lambda i: i.split.user_id, size=lambda i: i.size, at_once=at_once
-        ):
-            self._count(outcome)
-
-    def _count(self, outcome: Outcome) -> None:
-        summary = self.summary
-        summary.retried += outcome.attempts > 1
-        if outcome.failed:
-            self._fail(outcome.key, str(outcome.error), str(outcome.reason), outcome.attempts)
-            return
-        made: dict[str, Any] = outcome.value
-        summary.done += 1
-        summary.steps += made["steps"]
-        summary.tokens += made["tokens"]
-        summary.bytes += made["bytes"]
-        summary.training_seconds += made["seconds"]
-        summary.peak_rss_mib = max(summary.peak_rss_mib, made["peak_rss_mib"])
-        self._bar.advance(note=self._note())
-        log_event("adapter_made", user=outcome.key, worker=outcome.worker, seconds=round(outcome.seconds, 3))
-
-    def _fail(self, user_id: str, error: str, reason: str, attempts: int = 0) -> None:
-        self.summary.failed += 1
-        self._failures.add(user_id, error, reason, attempts)
-        self._bar.advance(note=self._note())
-        log_event("user_failed", user=user_id, error=error, attempts=attempts)
-
-    def _note(self) -> str:
-        counts = {"finished before": self.summary.skipped, "failed": self.summary.failed}
-        return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-
-
-class _Failures:
-    """``failed.jsonl``: the failed users of the latest call, a line each as soon as it is known."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> _Failures:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, user_id: str, error: str, reason: str, attempts: int) -> None:
-        """Write one line."""
-        line = {"user_id": user_id, "error": error, "reason": reason, "attempts": attempts}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-def _load_base(section: BaseSection) -> Base:
-    """Load the base in a worker; what training needs is imported while the worker starts, not by a user."""
-    import milp_ray.training.train  # noqa: F401
-    from milp_ray.training.base import load_base
-
-    return load_base(section)
-
-
-def _make_adapters(
-    store: AdapterStore,
-    recipe: Recipe,
-    base: Base,
-    items: Sequence[_Item],
-    report: Callable[[int, Any], None],
-) -> None:
-    """Train some users' adapters in a worker and publish each as it ends; only small numbers go back."""
-    from milp_ray.training.job import Job
-    from milp_ray.training.train import train
-
-    places: dict[str, int] = {}
-    jobs: list[Job] = []
-    for place, item in enumerate(items):
-        user_id = item.split.user_id
-        if store.has(user_id, item.fingerprint):
-            # An earlier worker was lost after it had published and before its reply arrived.
-            report(place, _made(store, user_id))
-            continue
-        job_id, seed = hash_id(user_id), recipe.seed_of(user_id)
-        places[job_id] = place
-        jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
-
-    def ended(result: JobResult) -> None:
-        place = places[result.job_id]
-        try:
-            _publish(store, recipe, base, items[place], result)
-        except MilpError as error:
-            report(place, error)
-        else:
-            report(place, _made(store, items[place].split.user_id))
-
-    train(
-        base,
-        jobs,
-        recipe.training,
-        recipe.prompt,
-        on_result=ended,
-        on_failure=lambda job_id, error: report(places[job_id], error),
-    )
-
-
-def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: _Item, result: JobResult) -> None:
-    if result.adapter is None:
-        raise RuntimeError("training returned no adapter for a layout that is not empty")
-    if not all(bool(tensor.isfinite().all()) for tensor in result.adapter.tensors.values()):
-        raise MilpError(
-            "training diverged: weights are not finite; lower training.learning_rate or training.lora_alpha"
-        )
-    meta = {
-        "seed": recipe.seed_of(item.split.user_id),
-        "base": base.model_id,
-        "revision": base.revision,
-        "parts": sorted(item.parts),
-        "n_turns": len(item.split.history),
-        "n_train": len(item.split.train),
-        "validation_loss": _finite(result.validation_loss),
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 3),
-        "peak_rss_mib": round(result.peak_rss_mib, 1),
-        "curve": [{k: _finite(v) for k, v in point.items()} for point in result.curve],
-    }
-    store.publish(item.split.user_id, result.adapter, meta, fingerprint=item.fingerprint)
-
-
-def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:
-    manifest = store.manifest(user_id)
-    numbers = {name: manifest.meta[name] for name in ("steps", "tokens", "seconds", "peak_rss_mib")}
-    return {"version": manifest.version, "bytes": manifest.n_bytes, **numbers}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: ``None`` stands for both."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _nothing_to_train(split: UserSplit) -> str:
-    if not split.history and not split.train:
-        return "the user has neither a history nor training examples: there is nothing to train on"
-    return (
-        f"the user has {len(split.history)} turns and {len(split.train)} training examples, but the epochs "
-        "of the parts that they are for are 0; raise training.memory_epochs or training.instruction_epochs"
-    )
-
-
-def _length(splits: Iterable[UserSplit]) -> int | None:
+def _length(splits: Iterable[UserSplit | Problem]) -> int | None:
     return len(splits) if isinstance(splits, Sized) else None
 
 
-def _chain(first: _Item, rest: Iterator[_Item]) -> Iterator[_Item]:
+def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
     yield first
     yield from rest

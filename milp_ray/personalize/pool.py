@@ -17,69 +17,38 @@ The function is a :data:`~milp_ray.personalize.worker.PackFunction`: it is calle
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.personalize.cluster import alive_nodes, no_room, room_for, this_node
+from milp_ray.personalize.hands import MOST_AT_ONCE, Item, Outcome, Queue, Task
 from milp_ray.personalize.worker import PackFunction, Reply, UserWorker
 from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
     from milp_ray.config import PersonalizeSection
 
-Item = TypeVar("Item")
+__all__ = ["MOST_AT_ONCE", "Outcome", "WorkerPool"]
 
-# Items looked at ahead of the workers when the longest is picked: bounds the memory of a long iterator.
-LOOKAHEAD = 4096
-# Items a worker is given at once: several packs of them, so that slots that become free are filled again.
-MOST_AT_ONCE = 64
 _numbers = itertools.count(1)  # of workers of this process, so that no two actors share a name
+_LOOK_AGAIN = 5.0  # seconds between two looks at the cluster, for nodes that came or went
 _PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
 _LOST_WHILE_STARTING = 3  # workers lost in a row before one starts: the machine cannot hold them
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one item."""
-
-    key: str  # the user's id
-    status: Literal["done", "failed"]
-    value: Any = None  # what the function returned; None for a failed item
-    error: str | None = None  # class of the exception, "WorkerLost" for a lost worker
-    reason: str | None = None  # never holds a user's text
-    attempts: int = 1
-    seconds: float = 0.0  # inside the function, of the last attempt
-    worker: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the item has no result."""
-        return self.status == "failed"
-
-
-@dataclass(order=True, slots=True)
-class _Task(Generic[Item]):
-    """One item in the queue: the largest first, then in the order given."""
-
-    rank: tuple[float, int]
-    key: str = field(compare=False)
-    item: Item = field(compare=False)
-    attempts: int = field(default=0, compare=False)
-    lost: int = field(default=0, compare=False)  # workers lost while they worked on it alone
-    alone: bool = field(default=False, compare=False)  # something went wrong with it in company
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Handle:
-    """One actor and its name."""
+    """One actor, its name, and where it is."""
 
     name: str
     actor: Any
+    nodes: frozenset[str]  # that were alive when it was made
+    node: str = ""  # its own, once it has started
 
 
 class WorkerPool:
@@ -107,11 +76,16 @@ class WorkerPool:
         self._lost_in_a_row = 0
         self._handles: dict[Any, _Handle] = {}  # pending reply → its worker
         self._idle: list[_Handle] = []
+        self._looked = 0.0  # when the cluster was looked at
         self.max_workers = 0
         self.n_lost = 0
 
     def __enter__(self) -> WorkerPool:
-        self.max_workers = self._section.n_workers or _room_for(self._section)
+        self.max_workers = self._section.n_workers or room_for(self._section)
+        if not self.max_workers:
+            raise no_room(self._section)
+        self._looked = time.monotonic()
+        log_event("workers_planned", workers=self.max_workers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,23 +119,30 @@ class WorkerPool:
         Args:
             function: called as ``function(state, items, report)`` in a worker; picklable. Items that it
                 reports an error for, or cannot do even alone, fail; the others do not.
-            items: read as workers become free, at most :data:`LOOKAHEAD` ahead.
+            items: read as workers become free, and not far ahead of them
+                (:data:`~milp_ray.personalize.hands.LOOKAHEAD`).
             key: the item's name in its outcome.
-            size: larger items are begun first.
-            at_once: most items of a call. An item whose worker was lost is tried again alone.
+            size: larger items are begun first; in characters, or what costs about as much memory.
+            at_once: most items of a call. An item whose worker was lost is tried again alone, or in company
+                as before where the worker's node went with it.
+
+        Workers are started as nodes join the cluster, unless ``section.n_workers`` says how many.
 
         Raises:
-            MilpError: the factory failed, or workers die before their state is loaded.
+            MilpError: the factory failed, workers die before their state is loaded, a function found that no
+                item can be done, or the Ray node of this process has died.
         """
         import ray
 
         if not self.max_workers:
             raise RuntimeError("the pool is not open: use it in a `with` block")
         shared_function = ray.put(function)
-        queue = _Queue(items, key, size)
-        working: dict[Any, list[_Task[Item]]] = {}
+        queue = Queue(items, key, size)
+        working: dict[Any, list[Task[Item]]] = {}
+        waiting_since = time.monotonic()
         try:
             while queue or working:
+                self._look_around()
                 self.start(min(len(queue) + len(working), self.max_workers))
                 while self._idle and queue:
                     handle, tasks = self._idle.pop(), queue.deal(self.max_workers, at_once)
@@ -170,9 +151,13 @@ class WorkerPool:
                     reply = handle.actor.run.remote(shared_function, [task.item for task in tasks])
                     self._handles[reply] = handle
                     working[reply] = tasks
-                done, _ = ray.wait(list(self._handles), num_returns=1, timeout=None if working else _PATIENCE)
-                if not done:
+                done, _ = ray.wait(list(self._handles), num_returns=1, timeout=_LOOK_AGAIN)
+                if done or working:
+                    waiting_since = time.monotonic()
+                elif time.monotonic() - waiting_since > _PATIENCE:
+                    waiting_since = time.monotonic()
                     self._warn_of_waiting()
+                if not done:
                     continue
                 handle = self._handles.pop(done[0])
                 finished = working.pop(done[0], None)
@@ -187,6 +172,27 @@ class WorkerPool:
                     _kill(self._handles.pop(reply))
 
     # ---------------------------------------------------------------------------------------- internals
+
+    @cached_property
+    def _own_node(self) -> str:
+        return this_node()
+
+    def _look_around(self) -> None:
+        """Every few seconds: has the room for workers changed, and is there a way to reach them?"""
+        if time.monotonic() - self._looked < _LOOK_AGAIN:
+            return
+        self._looked = time.monotonic()
+        if self._own_node not in alive_nodes():
+            raise MilpError(
+                "the Ray node of this process has died (its raylet was killed, or the machine is out of "
+                "memory). What was done is kept; the same command goes on from there"
+            )
+        if self._section.n_workers is not None:
+            return
+        room = max(1, room_for(self._section))
+        if room != self.max_workers:
+            log_event("workers_planned", workers=room, before=self.max_workers)
+            self.max_workers = room
 
     def _warn_of_waiting(self) -> None:
         logger.warning(
@@ -208,20 +214,23 @@ class WorkerPool:
             num_gpus=self._section.gpus_per_worker,
             max_restarts=0,  # the pool replaces a lost worker itself, and knows what it worked on
         ).remote(name)
-        self._handles[actor.start.remote(self._factory, self._threads)] = _Handle(name, actor)
+        started = actor.start.remote(self._factory, self._threads, this_node)
+        self._handles[started] = _Handle(name, actor, alive_nodes())
 
     def _after_start(self, handle: _Handle, reply: Any) -> None:
         """A worker has loaded its state, or has failed to."""
         import ray
 
         try:
-            seconds = ray.get(reply)
+            seconds, handle.node = ray.get(reply)
         except ray.exceptions.RayTaskError as error:
             _kill(handle)
             cause = error.cause
             raise cause if isinstance(cause, Exception) else error from None
         except ray.exceptions.RayError as error:
             _kill(handle)
+            if not handle.nodes <= alive_nodes():
+                return  # it may have gone with a node
             self._lost_in_a_row += 1
             if self._lost_in_a_row >= _LOST_WHILE_STARTING:
                 raise MilpError(
@@ -235,8 +244,8 @@ class WorkerPool:
         log_event("worker_started", worker=handle.name, seconds=round(seconds, 3))
 
     def _after_run(
-        self, handle: _Handle, reply: Any, tasks: list[_Task[Item]], queue: _Queue[Item]
-    ) -> list[Outcome]:
+        self, handle: _Handle, reply: Any, tasks: list[Task[Item]], queue: Queue[Item]
+    ) -> Iterator[Outcome]:
         """A worker has replied, or was lost; the outcomes of the items that are not to be tried again."""
         import ray
 
@@ -247,124 +256,69 @@ class WorkerPool:
             self._idle.append(handle)
             cause = type(error.cause).__name__
             if len(tasks) > 1:
-                return self._again(tasks, queue)
-            return [_failed(tasks[0], handle, cause, f"{cause} while the user's data or result was sent")]
-        except ray.exceptions.RayError:
+                _again(tasks, queue, alone=True)
+            else:
+                reason = f"{cause} while the user's data or result was sent"
+                yield _failed(tasks[0], handle, cause, reason)
+            return
+        except ray.exceptions.RayError as error:
             # Killed, out of memory, node gone, or not to be reached: in every case not to be relied on.
             _kill(handle)
             self.n_lost += 1
-            log_event("worker_lost", worker=handle.name, n_users=len(tasks), attempt=tasks[0].attempts)
-            if len(tasks) > 1:  # any of them may have been the cause, and most were not
-                return self._again(tasks, queue)
-            tasks[0].lost += 1
-            if tasks[0].lost <= self._section.max_retries:
-                return self._again(tasks, queue)
-            reason = f"its worker was lost {tasks[0].lost} times (killed or out of memory)"
-            return [_failed(tasks[0], handle, "WorkerLost", reason)]
+            yield from self._after_loss(handle, error, tasks, queue)
+            return
         self._idle.append(handle)
-        return [
-            Outcome(
-                task.key,
-                "done" if answer.error is None else "failed",
-                answer.value,
-                answer.error,
-                answer.reason,
-                task.attempts,
-                answer.seconds,
-                handle.name,
-            )
-            for task, answer in zip(tasks, answers, strict=True)
-        ]
+        for task, answer in zip(tasks, answers, strict=True):
+            if not answer.ends_all:
+                status: Any = "done" if answer.error is None else "failed"
+                about = (answer.value, answer.error, answer.reason)
+                yield Outcome(task.key, status, *about, task.attempts, answer.seconds, handle.name)
+        if ending := next((answer for answer in answers if answer.ends_all), None):
+            raise MilpError(str(ending.reason))
 
-    def _again(self, tasks: list[_Task[Item]], queue: _Queue[Item]) -> list[Outcome]:
-        for task in tasks:
-            task.alone = True
-            queue.push_back(task)
-        return []
+    def _after_loss(
+        self, handle: _Handle, error: Exception, tasks: list[Task[Item]], queue: Queue[Item]
+    ) -> Iterator[Outcome]:
+        """Who is to blame for a lost worker: one item that was alone with it, unless its node was lost, too.
 
-
-def _failed(task: _Task[Item], handle: _Handle, error: str, reason: str) -> Outcome:
-    return Outcome(task.key, "failed", error=error, reason=reason, attempts=task.attempts, worker=handle.name)
-
-
-class _Queue(Generic[Item]):
-    """Items by size, the largest of those looked at first; reads its source only as it is emptied."""
-
-    def __init__(
-        self, items: Iterable[Item], key: Callable[[Item], str], size: Callable[[Item], float]
-    ) -> None:
-        self._source = iter(items)
-        self._key = key
-        self._size = size
-        self._order = itertools.count()
-        self._heap: list[_Task[Item]] = []
-        self._fill()
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def deal(self, n_hands: int, most: int) -> list[_Task[Item]]:
-        """Take a hand: every ``n_hands``-th of the largest tasks, so that what is left makes equal hands.
-
-        At most ``most`` tasks; one that has to be done alone makes a hand of its own.
+        A node that is preempted may take its workers with it some seconds before the cluster knows of it, so
+        an item's earlier losses are judged anew with each later one.
         """
-        first = heapq.heappop(self._heap)
-        hand = [first]
-        if not first.alone:
-            n_each = min(most, math.ceil((len(self._heap) + 1) / n_hands))
-            left: list[_Task[Item]] = []
-            while self._heap and len(hand) < n_each:
-                task = heapq.heappop(self._heap)
-                goes_along = (len(left) + len(hand)) % n_hands == 0 and not task.alone
-                (hand if goes_along else left).append(task)
-            for task in left:
-                heapq.heappush(self._heap, task)
-        self._fill()
-        return hand
+        import ray
 
-    def push_back(self, task: _Task[Item]) -> None:
-        """Return a task whose worker was lost; it is the next one again where it is the largest."""
-        heapq.heappush(self._heap, task)
-
-    def _fill(self) -> None:
-        for item in itertools.islice(self._source, max(0, LOOKAHEAD - len(self._heap))):
-            rank = (-self._size(item), next(self._order))
-            heapq.heappush(self._heap, _Task(rank, self._key(item), item))
-
-
-def _room_for(section: PersonalizeSection) -> int:
-    """How many workers the cluster's nodes hold at once.
-
-    Raises:
-        MilpError: not a single one.
-    """
-    import ray
-
-    started = time.perf_counter()
-    room = 0
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        resources = node["Resources"]
-        fits = resources.get("CPU", 0.0) / section.cpus_per_worker
-        if section.gpus_per_worker:
-            fits = min(fits, resources.get("GPU", 0.0) / section.gpus_per_worker)
-        room += math.floor(fits + 1e-9)
-    if not room:
-        raise MilpError(
-            f"no node has personalize.cpus_per_worker {section.cpus_per_worker:g} and gpus_per_worker "
-            f"{section.gpus_per_worker:g} free for a worker (the cluster has {_resources()}); lower them, or "
-            "set personalize.n_workers where nodes are added on demand"
+        alive = alive_nodes()
+        of_its_own = isinstance(error, ray.exceptions.ActorDiedError) and not error.preempted
+        with_node = not of_its_own or handle.node not in alive
+        log_event(
+            "worker_lost",
+            worker=handle.name,
+            n_users=len(tasks),
+            attempt=tasks[0].attempts,
+            with_node=with_node,
         )
-    log_event("workers_planned", workers=room, seconds=round(time.perf_counter() - started, 3))
-    return room
+        if with_node:
+            _again(tasks, queue, alone=tasks[0].alone)
+            return
+        if len(tasks) > 1:  # any of them may have been the cause, and most were not
+            _again(tasks, queue, alone=True)
+            return
+        [task] = tasks
+        task.lost_on = [node for node in [*task.lost_on, handle.node] if node in alive]
+        if len(task.lost_on) <= self._section.max_retries:
+            _again(tasks, queue, alone=True)
+            return
+        reason = f"its worker was lost {len(task.lost_on)} times while it worked on this user alone"
+        yield _failed(task, handle, "WorkerLost", f"{reason} (killed or out of memory)")
 
 
-def _resources() -> str:
-    import ray
+def _again(tasks: list[Task[Item]], queue: Queue[Item], *, alone: bool) -> None:
+    for task in tasks:
+        task.alone = alone
+        queue.push_back(task)
 
-    total = ray.cluster_resources()
-    return f"{total.get('CPU', 0.0):g} CPUs and {total.get('GPU', 0.0):g} GPUs in all"
+
+def _failed(task: Task[Item], handle: _Handle, error: str, reason: str) -> Outcome:
+    return Outcome(task.key, "failed", error=error, reason=reason, attempts=task.attempts, worker=handle.name)
 
 
 def _kill(handle: _Handle) -> None:

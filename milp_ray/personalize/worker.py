@@ -22,6 +22,14 @@ PackFunction = Callable[[Any, Sequence[Any], Callable[[int, Any], None]], None]
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
+class CannotGoOnError(Exception):
+    """What no item is to blame for and every other would meet as well, such as a full disk.
+
+    A function raises it to end the whole map. The message, which is for users, becomes that of a
+    :class:`MilpError` in the driver.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A function's value, or the class and the safe reason of its exception."""
@@ -30,6 +38,7 @@ class Reply:
     error: str | None = None
     reason: str | None = None
     seconds: float = 0.0
+    ends_all: bool = False  # the error is a CannotGoOnError
 
 
 class UserWorker:
@@ -46,12 +55,14 @@ class UserWorker:
     def __repr__(self) -> str:
         return self._name
 
-    def start(self, factory: Callable[[], Any], threads: int) -> float:
-        """Cap the threads and load the state; the seconds it took."""
+    def start(
+        self, factory: Callable[[], Any], threads: int, where: Callable[[], str] = str
+    ) -> tuple[float, str]:
+        """Cap the threads and load the state; the seconds it took, and what ``where`` says of the place."""
         started = time.perf_counter()
         prepare_worker(threads)
         self._state = factory()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, where()
 
     def run(self, function: PackFunction, items: Sequence[Any]) -> list[Reply]:
         """Apply a function to some items together; a reply each.
@@ -71,6 +82,9 @@ class UserWorker:
 
         try:
             function(self._state, items, report)
+        except CannotGoOnError as error:
+            reply = Reply(error=type(error).__name__, reason=str(error), ends_all=True)
+            return [replies.get(index, reply) for index in range(len(items))]
         except Exception as error:
             if len(items) == 1 and not replies:
                 report(0, error)
@@ -79,6 +93,8 @@ class UserWorker:
         for index, item in enumerate(items):
             if index not in replies:
                 [replies[index]] = self.run(function, [item])
+                if replies[index].ends_all:
+                    return [replies.get(other, replies[index]) for other in range(len(items))]
         return [replies[index] for index in range(len(items))]
 
 

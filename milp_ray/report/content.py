@@ -195,8 +195,9 @@ def failed_reasons(path: Path) -> dict[str, int]:
     """How many users failed for each reason, the most frequent first; none where there is no file."""
     if not path.is_file():
         return {}
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return dict(Counter(str(line.get("reason")) for line in lines).most_common())
+    with path.open(encoding="utf-8") as lines:
+        reasons = Counter(str(json.loads(line).get("reason")) for line in lines if line.strip())
+    return dict(reasons.most_common())
 
 
 def summary_of(content: ReportContent) -> dict[str, Any]:
@@ -223,6 +224,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "scores": comparison["scores"] if comparison else None,
         "differences": comparison["differences"] if comparison else None,
         "confidence": comparison["confidence"] if comparison else None,
+        "personalize": content.versions.get("personalize"),
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),
         "peak_rss_mib": content.peak_rss_mib,

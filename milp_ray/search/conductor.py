@@ -55,8 +55,9 @@ class Conductor:
     """Hands out trials and records what becomes of them.
 
     Trials that an earlier process suggested and did not finish are handed out again, with the same index
-    and layout. ``n_slots`` is how many trials can run at once; ``portfolio`` are raw points, all different,
-    that take the place of the first initial ones.
+    and layout. ``n_slots`` is how many trials can run at once, ``n_processes`` (as many unless given) in how
+    many processes; ``portfolio`` are raw points, all different, that take the place of the first initial
+    ones.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Conductor:
         on_progress: Callable[[StudyProgress], None] | None = None,
         n_slots: int = 1,
         portfolio: Sequence[Mapping[str, Any]] = (),
+        *,
+        n_processes: int | None = None,
     ) -> None:
         self._journal = journal
         self._space = space
@@ -76,6 +79,7 @@ class Conductor:
         self._proposer = proposer
         self._on_progress = on_progress
         self._n_slots = n_slots
+        self._n_processes = n_slots if n_processes is None else n_processes
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
@@ -144,7 +148,7 @@ class Conductor:
 
     def begin_session(self) -> None:
         """Record that this process takes the study up."""
-        self._journal.append("session_started", n_slots=self._n_slots)
+        self._journal.append("session_started", n_slots=self._n_slots, n_processes=self._n_processes)
 
     def end_session(self, max_block_seconds: float) -> None:
         """Record the longest time that Tune's controller waited for the searcher in this process."""

@@ -93,7 +93,8 @@ class StudyStatus:
 
     ``trials`` counts by status: completed, stopped, failed, running, waiting. ``seconds_left`` is an
     estimate, ``None`` before a trial has ended. ``trial_seconds`` is the trials' own work and ``cpu_seconds``
-    and ``gpu_seconds`` that times what each holds. ``idle_share``, ``utilisation`` and ``n_slots`` are
+    and ``gpu_seconds`` that times what each holds; trials that share a process share out its time.
+    ``idle_share``, ``utilisation``, ``n_slots`` and ``n_processes`` are
     ``None`` before Tune has started, ``max_block_seconds`` before a session has ended.
     """
 
@@ -107,6 +108,7 @@ class StudyStatus:
     best: Mapping[str, BestValue]
     n_sessions: int
     n_slots: int | None  # of the last session
+    n_processes: int | None  # that those slots are in
     seconds: float  # of all sessions
     seconds_left: float | None
     trial_seconds: float
@@ -185,11 +187,12 @@ def study_status(study: Study) -> StudyStatus:
         best=_best(study),
         n_sessions=len(parts),
         n_slots=parts[-1].n_slots if parts else None,
+        n_processes=parts[-1].n_processes if parts else None,
         seconds=working_seconds(study.events, event_times(study.events)[-1:])[0],
         seconds_left=_seconds_left(study, lives, idle or 0.0),
         trial_seconds=work,
         cpu_seconds=work * study.section.cpus_per_trial,
-        gpu_seconds=work * study.section.gpus_per_trial,
+        gpu_seconds=work * study.section.held_gpus,
         idle_share=idle,
         utilisation=utilisation(study.events),
         max_block_seconds=max(blocks) if blocks else None,

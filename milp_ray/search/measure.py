@@ -8,13 +8,9 @@ loss is taken, which is cheap; answers are generated at the end alone. Free of R
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +19,7 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation.metrics import persona_f1, rouge_1, rouge_l
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.search.rungs import RUNG
+from milp_ray.search.trainers import OwnTrainer, Trainer
 
 if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
@@ -30,9 +27,6 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job, JobResult
     from milp_ray.users.records import UserSplit
-
-# What the name of a measurement's temporary folder begins with; the process's id follows.
-SCRATCH_PREFIX = "milp-ray-trial-"
 
 # Averaged over the probe users, with a standard error each.
 _BY_USER = ("validation_loss", "rouge_l", "rouge_1", "persona_f1")
@@ -71,19 +65,25 @@ class Measurement:
     adapters and optimizers are kept in a temporary folder that only this process's user may read; it is
     removed by :meth:`close`, or when the process ends (not when it is killed). Without a rung nothing is
     written. Of several processes that measure together (:mod:`milp_ray.training.distributed`) one
-    ``scores_texts``; the others say 0, which nobody reads.
+    ``scores_texts``; the others say 0, which nobody reads. ``trainer``: who trains; nobody else in this
+    process unless given.
     """
 
     def __init__(
-        self, base: Base, layout: CanonicalLayout, task: TrialTask, *, scores_texts: bool = True
+        self,
+        base: Base,
+        layout: CanonicalLayout,
+        task: TrialTask,
+        *,
+        scores_texts: bool = True,
+        trainer: Trainer | None = None,
     ) -> None:
         self._base = base
+        self._trainer = trainer or OwnTrainer(base, task.training, task.prompt)
         self._scores_texts = scores_texts
         self._layout = layout
         self._task = task
         self._n_rungs_done = 0
-        self._seconds = 0.0
-        self._folder: TemporaryDirectory[str] | None = None
 
     @property
     def has_rungs_left(self) -> bool:
@@ -100,21 +100,9 @@ class Measurement:
             IndexError: there is no rung left.
             MilpError: training diverged.
         """
-        from milp_ray.training.train import train_until
-
-        started = time.perf_counter()
         rung = self._n_rungs_done
         epoch = self._task.rungs[rung]
-        if self._folder is None:
-            self._folder = TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-")
-        paused = train_until(
-            self._base,
-            self._jobs(),
-            self._task.training,
-            self._task.prompt,
-            epoch=epoch,
-            checkpoint_dir=Path(self._folder.name),
-        )
+        paused = self._trainer.train_until(self._jobs(), epoch)
         losses = [_required(part.validation_loss, place) for place, part in enumerate(paused)]
         for place, part in enumerate(paused):
             if not math.isfinite(losses[place]):
@@ -123,7 +111,6 @@ class Measurement:
                     f"is no longer a number; lower training.learning_rate or training.lora_alpha.value"
                 )
         self._n_rungs_done += 1
-        self._seconds += time.perf_counter() - started
         return {
             RUNG: rung,
             "epoch": epoch,
@@ -131,7 +118,7 @@ class Measurement:
             "validation_loss_at_rung": fmean(losses),
             "validation_loss_at_rung_sem": _standard_error(losses),
             "validation_loss_at_rung_by_user": losses,
-            "seconds_at_rung": self._seconds,
+            "seconds_at_rung": self._trainer.seconds,
             "tokens_at_rung": sum(part.tokens for part in paused),
             "steps_at_rung": sum(part.steps for part in paused),
         }
@@ -150,31 +137,20 @@ class Measurement:
         Raises:
             MilpError: training diverged.
         """
-        from milp_ray.training.train import train
-
-        started = time.perf_counter()
-        results = train(
-            self._base,
-            self._jobs(),
-            self._task.training,
-            self._task.prompt,
-            checkpoint_dir=None if self._folder is None else Path(self._folder.name),
-            checkpoint_every_epoch=False,
-        )
+        results = self._trainer.train(self._jobs())
         losses = [_required(result.validation_loss, place) for place, result in enumerate(results)]
         scores = {name: [0.0] * len(results) for name in _BY_USER}
         if self._scores_texts:
-            scores |= _text_scores(self._base, results, self._task)
+            scores |= _text_scores(self._trainer, results, self._task)
         per_user = scores | {"validation_loss": losses}
         summary: dict[str, Any] = {}
         for name in _BY_USER:
             values = per_user[name]
             summary[name] = fmean(values)
             summary[f"{name}_sem"] = _standard_error(values)
-        self._seconds += time.perf_counter() - started
         return summary | {
             "adapter_parameters": adapter_parameters(self._layout, self._base.shapes),
-            "seconds": self._seconds,
+            "seconds": self._trainer.seconds,
             "tokens": sum(result.tokens for result in results),
             "steps": sum(result.steps for result in results),
             "peak_rss_mib": max(result.peak_rss_mib for result in results),
@@ -183,9 +159,7 @@ class Measurement:
 
     def close(self) -> None:
         """Remove what was kept between rungs; the measurement cannot be gone on with."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._trainer.close()
 
     def __enter__(self) -> Measurement:
         return self
@@ -218,16 +192,16 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def _text_scores(base: Base, results: Sequence[JobResult], task: TrialTask) -> dict[str, list[float]]:
+def _text_scores(trainer: Trainer, results: Sequence[JobResult], task: TrialTask) -> dict[str, list[float]]:
     """For each user the means over the validation queries."""
-    from milp_ray.training.generation import Questions, generate
+    from milp_ray.training.generation import Questions
     from milp_ray.training.text import query_prompt
 
     asked = [
         Questions([query_prompt(example.query, task.prompt) for example in split.validation], result.adapter)
         for split, result in zip(task.splits, results, strict=True)
     ]
-    answers = generate(base, asked, max_new_tokens=task.max_new_tokens, batch_size=task.batch_size)
+    answers = trainer.answers(asked, max_new_tokens=task.max_new_tokens, batch_size=task.batch_size)
     scores: dict[str, list[float]] = {"rouge_l": [], "rouge_1": [], "persona_f1": []}
     for own, split in zip(answers, task.splits, strict=True):
         persona = [turn.text for turn in split.history] + ([split.profile] if split.profile else [])

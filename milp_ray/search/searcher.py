@@ -21,6 +21,7 @@ from milp_ray.search.trial import FAILED, TrialFailed
 
 if TYPE_CHECKING:
     from milp_ray.search.conductor import Conductor
+    from milp_ray.search.trial_host import Seats
 
 _PER_USER = "per_user"
 
@@ -29,12 +30,14 @@ class LayoutSearcher(Searcher):
     """Hands the conductor's trials to Tune and their ends back; never computes a proposal itself.
 
     No metric is declared: a failed trial reports none, and what is optimised is the conductor's business.
-    Trials that Tune names but this process did not suggest are ignored, as is a second end of one.
+    Trials that Tune names but this process did not suggest are ignored, as is a second end of one. Where
+    trials share processes, ``seats`` says at which of them a trial is.
     """
 
-    def __init__(self, conductor: Conductor) -> None:
+    def __init__(self, conductor: Conductor, seats: Seats | None = None) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
+        self._seats = seats
         self._index: dict[str, int] = {}  # Tune's trial id → ours
         self._unexplained: set[str] = set()  # errored; the reason comes by another way, a moment later
         self.max_block_seconds = 0.0  # the longest that Tune's controller, which calls this, had to wait
@@ -53,7 +56,8 @@ class LayoutSearcher(Searcher):
         if trial == "finished":
             return Searcher.FINISHED
         self._index[trial_id] = trial.index
-        return {"trial": trial.index, "key": trial.layout.key, "layout": trial.layout.to_dict()}
+        config = {"trial": trial.index, "key": trial.layout.key, "layout": trial.layout.to_dict()}
+        return config if self._seats is None else {**config, "host": self._seats.take(trial.index)}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -61,6 +65,8 @@ class LayoutSearcher(Searcher):
         """Record the end of a trial; ``error`` comes once, after Tune's last retry."""
         if trial_id not in self._index:
             return
+        if self._seats is not None:
+            self._seats.leave(self._index[trial_id])
         if error or result is None:
             self._unexplained.add(trial_id)
             return

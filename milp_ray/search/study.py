@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -55,6 +56,8 @@ _OPERATIONAL = {
     "cpus_per_trial",
     "gpus_per_trial",
     "processes_per_trial",
+    "trials_per_gpu",
+    "trials_per_process",
     "max_failures",
 }
 
@@ -144,6 +147,7 @@ def _search(
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run
         n_slots = _n_slots(settings.search)
+        n_processes = math.ceil(n_slots / settings.search.n_sharing)
         conductor = Conductor(
             journal,
             space,
@@ -153,9 +157,10 @@ def _search(
             on_progress,
             n_slots,
             portfolio(earlier, space, settings.search.n_initial),
+            n_processes=n_processes,
         )
         conductor.begin_session()
-        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots, trainable)
+        _run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots, trainable, stack)
     if not conductor.is_over:
         progress = _progress(journal.state, settings.search)
         raise MilpError(f"Tune ended before the search: {progress}; the same command goes on from there")
@@ -168,25 +173,30 @@ def _run_tune(
     task: TrialTask,
     n_slots: int,
     trainable: type[Trainable] | None,
+    stack: ExitStack,
 ) -> None:
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
     from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
-    from milp_ray.search.trial_group import GroupSpec
+    from milp_ray.search.trial_group import GroupSpec, no_resources
+    from milp_ray.search.trial_host import HostSpec, Seats, trial_hosts
 
-    searcher = LayoutSearcher(conductor)
-    group = GroupSpec.of(section)
-    if group is None:
-        prepared = tune.with_resources(
-            tune.with_parameters(trainable or MeasureLayout, task=task),
-            {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
-        )
-    else:
-        prepared = tune.with_resources(
-            tune.with_parameters(trainable or MeasureLayout, task=task, group=group), group.trial_resources()
-        )
+    group, spec = GroupSpec.of(section), HostSpec.of(section)
+    more: dict[str, Any] = {}
+    seats = None
+    if group is not None:
+        more["group"] = group
+    elif spec is not None:
+        n_hosts = math.ceil(n_slots / spec.n_trials)
+        seats = Seats(n_hosts)
+        more["hosts"] = stack.enter_context(trial_hosts(task, spec, n_hosts))
+    prepared = tune.with_resources(
+        tune.with_parameters(trainable or MeasureLayout, task=task, **more),
+        no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
+    )
+    searcher = LayoutSearcher(conductor, seats)
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
     with _tune_environment():
@@ -242,25 +252,31 @@ def _n_slots(section: SearchSection) -> int:
 
     resources = ray.cluster_resources()
     counts = [resources.get("CPU", 1.0) / section.cpus_per_trial]
-    if section.gpus_per_trial:
-        counts.append(resources.get("GPU", 0.0) / section.gpus_per_trial)
+    if section.held_gpus:
+        counts.append(resources.get("GPU", 0.0) / section.held_gpus)
+    n_slots = max(1, int(min(counts))) * section.n_sharing
     if section.max_concurrent_trials is not None:
-        counts.append(section.max_concurrent_trials)
-    elif section.n_processes > 1 and min(counts) < 1:
+        return min(n_slots, section.max_concurrent_trials)
+    if (section.n_processes > 1 or section.n_sharing > 1) and min(counts) < 1:
+        who = (
+            f"the {section.n_processes} processes of a trial"
+            if section.n_processes > 1
+            else f"{section.n_sharing} trials that share a process"
+        )
         raise MilpError(
-            f"the {section.n_processes} processes of a trial take search.cpus_per_trial "
-            f"{section.cpus_per_trial:g} and gpus_per_trial {section.gpus_per_trial:g}, but the cluster has "
+            f"{who} take {section.cpus_per_trial:g} CPUs (search.cpus_per_trial) and {section.held_gpus:g} "
+            "GPUs (search.gpus_per_trial or trials_per_gpu), but the cluster has "
             f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
             "or set search.max_concurrent_trials where nodes are added on demand"
         )
-    return max(1, int(min(counts)))
+    return n_slots
 
 
 def _limited(section: SearchSection, n_slots: int) -> SearchSection:
-    """The section with the limit that Tune cannot keep for trials whose processes Ray Train reserves."""
-    return (
-        section if section.n_processes == 1 else section.model_copy(update={"max_concurrent_trials": n_slots})
-    )
+    """The section with the limit that Tune cannot keep for trials that hold no resources themselves."""
+    if section.n_processes == 1 and section.n_sharing == 1:
+        return section
+    return section.model_copy(update={"max_concurrent_trials": n_slots})
 
 
 def _trial_name(trial: Any) -> str:

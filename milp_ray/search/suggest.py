@@ -93,7 +93,8 @@ class Suggester:
         if self._section.surrogate.inference != "nuts":
             # Only NUTS samples with JAX, yet BoTorch imports it, memory and all, wherever it is installed. It
             # does without where the import fails.
-            sys.modules.setdefault("jax", None)  # type: ignore[arg-type]  # what Python takes for "is not there"
+            modules: dict[str, Any] = sys.modules
+            modules.setdefault("jax", None)  # what Python takes for "is not there"
         from milp_ray.search import surrogate
 
         surrogate.warm_up(self._section.surrogate)

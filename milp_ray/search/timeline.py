@@ -3,7 +3,8 @@
 Beside the events of a trial (:mod:`milp_ray.search.journal`) these tell of time, and any of them may be
 missing:
 
-    session_started  n_slots: trials that can run at once; Tune has started
+    session_started  n_slots: trials that can run at once; n_processes: in how many processes, as many where
+                     it is missing; Tune has started
     trial_rung       index, rung, epoch, values: a trial has reached a rung
     trial_stopped    index, rung, epoch, seconds: a trial was stopped at a rung and has no values
     batch_proposed   batch, seconds: the surrogate has proposed a batch
@@ -39,7 +40,8 @@ class TrialLife:
     suggested: float
     started: float | None = None
     ended: float | None = None
-    seconds: float | None = None  # of work, as the trial itself measured them; a failed one tells none
+    # Of work, as the trial measured them: its part, where a process is shared; a failed one tells none.
+    seconds: float | None = None
     rung: int | None = None  # the last one reached
     epoch: int | None = None  # of that rung
 
@@ -51,6 +53,7 @@ class Session:
     start: float
     end: float
     n_slots: int
+    n_processes: int  # fewer than slots where trials share them
     has_ended: bool = False
     max_block_seconds: float | None = None
 
@@ -88,7 +91,8 @@ def sessions(events: Sequence[Event]) -> list[Session]:
     found: list[Session] = []
     for event, time in zip(events, event_times(events), strict=True):
         if event["event"] == "session_started":
-            found.append(Session(time, time, int(event["n_slots"])))
+            n_slots = int(event["n_slots"])
+            found.append(Session(time, time, n_slots, int(event.get("n_processes", n_slots))))
         elif found and not found[-1].has_ended:
             found[-1] = replace(found[-1], end=time)
             if event["event"] == "session_ended":
@@ -195,12 +199,14 @@ def trial_seconds(lives: Sequence[TrialLife]) -> float:
 
 
 def utilisation(events: Sequence[Event]) -> float | None:
-    """Seconds of trials over slot-seconds of the sessions; ``None`` where there are none.
+    """Seconds of trials over those of the sessions' processes; ``None`` where there are none.
+
+    A trial that shares a process counts with its part of that process's time.
 
     What is missing to 1: idle slots, starting workers, and trials whose work was lost with a session.
     """
-    slot_seconds = sum(session.n_slots * session.seconds for session in sessions(events))
-    return trial_seconds(trial_lives(events)) / slot_seconds if slot_seconds > 0 else None
+    seconds = sum(session.n_processes * session.seconds for session in sessions(events))
+    return trial_seconds(trial_lives(events)) / seconds if seconds > 0 else None
 
 
 def most_at_once(lives: Sequence[TrialLife], until: float) -> int:

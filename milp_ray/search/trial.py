@@ -12,9 +12,12 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.worker import safe_reason
 from milp_ray.search.measure import Measurement, TrialTask
 from milp_ray.search.trial_group import GroupFailed, GroupMeasurement, GroupSpec, TrialGroup
+from milp_ray.search.trial_host import HostFailed, HostMeasurement
 from milp_ray.telemetry import prepare_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from milp_ray.config import BaseSection
     from milp_ray.training.base import Base
 
@@ -30,17 +33,24 @@ class MeasureLayout(tune.Trainable):
 
     A rung's result has the key :data:`milp_ray.search.rungs.RUNG` and no value under the name of a final one;
     the last result has the final values only. ``reset_config`` says that the actor may be given another
-    trial, which saves its imports and its base. With a ``group`` the work is done by processes of its own.
+    trial, which saves its imports and its base. With a ``group`` the work is done by processes of its own,
+    with ``hosts`` by the one that the trial's config names, which other trials share.
     """
 
-    _measurement: Measurement | GroupMeasurement | None = None  # between the steps of a trial
+    # between the steps of a trial
+    _measurement: Measurement | GroupMeasurement | HostMeasurement | None = None
     _group: TrialGroup | None = None
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], task: TrialTask, group: GroupSpec | None = None
+        self,
+        config: dict[str, Any],
+        task: TrialTask,
+        group: GroupSpec | None = None,
+        hosts: Sequence[Any] = (),
     ) -> None:
         """Called once an actor; ``task`` comes through the object store (``tune.with_parameters``)."""
         self._task = task
+        self._hosts = hosts
         self._group = None if group is None else TrialGroup(task, group)
         prepare_worker(task.threads)
 
@@ -55,7 +65,7 @@ class MeasureLayout(tune.Trainable):
         except MilpError as error:
             self._forget()
             return {FAILED: str(error), tune.result.DONE: True}
-        except GroupFailed as error:
+        except (GroupFailed, HostFailed) as error:
             self.cleanup()
             reason = str(error)
         except Exception as error:
@@ -82,17 +92,20 @@ class MeasureLayout(tune.Trainable):
 
     def _advance(self) -> dict[str, Any]:
         if self._measurement is None:
-            layout = CanonicalLayout.from_dict(self.config["layout"])
-            self._measurement = (
-                Measurement(_base(self._task.base), layout, self._task)
-                if self._group is None
-                else self._group.measurement(layout)
-            )
+            self._measurement = self._begin(CanonicalLayout.from_dict(self.config["layout"]))
         if self._measurement.has_rungs_left:
             return self._measurement.next_rung()
         result = self._measurement.finish()
         self._forget()
         return {**result, tune.result.DONE: True}
+
+    def _begin(self, layout: CanonicalLayout) -> Measurement | GroupMeasurement | HostMeasurement:
+        if self._hosts:
+            host = self._hosts[self.config["host"]]
+            return HostMeasurement(host, self.config["trial"], layout, len(self._task.rungs))
+        if self._group is not None:
+            return self._group.measurement(layout)
+        return Measurement(_base(self._task.base), layout, self._task)
 
 
 @lru_cache(maxsize=1)

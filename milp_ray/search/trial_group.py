@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.worker import safe_reason
-from milp_ray.search.measure import SCRATCH_PREFIX, Measurement, TrialTask
+from milp_ray.search.measure import Measurement, TrialTask
+from milp_ray.search.trainers import SCRATCH_PREFIX
 from milp_ray.telemetry import log_event, prepare_worker
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ class GroupSpec:
             return None
         return cls(n, section.cpus_per_trial / n, section.gpus_per_trial / n)
 
-    def trial_resources(self) -> PlacementGroupFactory:
-        """What Tune reserves for the trial's own process: the least that it can."""
-        from ray.tune import PlacementGroupFactory
 
-        return PlacementGroupFactory([{"memory": 1.0}])  # a byte
+def no_resources() -> PlacementGroupFactory:
+    """What Tune reserves for the process of a trial that others compute: the least that it can."""
+    from ray.tune import PlacementGroupFactory
+
+    return PlacementGroupFactory([{"memory": 1.0}])  # a byte
 
 
 class TrialGroup:

@@ -123,7 +123,7 @@ def injected(base: Base, config: LoraConfig, seed: int) -> Iterator[PeftModel]:
     import torch
     from peft import get_peft_model
 
-    with _quiet_peft():
+    with quiet_peft():
         with torch.random.fork_rng(devices=_cuda_devices(base)):
             torch.manual_seed(seed)
             model = get_peft_model(base.model, config, adapter_name=_NAME)
@@ -179,16 +179,25 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     parameters = lora_parameters(model)
     with _gathered(list(parameters.values()), modify=True):
         ours = {name: tuple(p.shape) for name, p in parameters.items()}
-        theirs = {name: tuple(t.shape) for name, t in tensors.items()}
-        if ours != theirs:
-            differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-            raise MilpError(
-                f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown "
-                f"or of another shape, the first is {differing[0]}; use the base that the adapter names"
-            )
+        check_shapes(tensors, ours)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(tensors[name])
+
+
+def check_shapes(tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter whose weights are not those that the base wants.
+
+    Raises:
+        MilpError: a name or shape differs.
+    """
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        differing = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        raise MilpError(
+            f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown or of "
+            f"another shape, the first is {differing[0]}; use the base that the adapter names"
+        )
 
 
 @contextmanager
@@ -224,7 +233,8 @@ def _cuda_devices(base: Base) -> list[int]:
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
+    """Keep PEFT's warnings about transformers' names to itself."""
     with warnings.catch_warnings():
         # PEFT reads an attribute that transformers has renamed; the old name still answers.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")

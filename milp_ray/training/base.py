@@ -75,6 +75,7 @@ def load_base(section: BaseSection) -> Base:
             transformers knows, its tokenizer has no end token, or the device or context cannot be had.
     """
     import torch
+    from torch import nn
 
     source, model_id = _source(section)
     device = _device(section.device)
@@ -89,7 +90,7 @@ def load_base(section: BaseSection) -> Base:
         )
         tokenizer = _tokenizer(source, section.revision)
     kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
-    model.to(kept_on)  # type: ignore[arg-type]  # its stub is off
+    nn.Module.to(model, kept_on)
     engine_device = torch.device(device)
     return base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
 

@@ -54,14 +54,15 @@ class Device:
         return max(arithmetic, reading) + layer_passes * self.layer_seconds / 3
 
 
-# Of the peak: a third is what well-fed training of a few billion parameters reaches, batches of one user are
-# smaller, and the gradient of a frozen map is the same kind of product.
+# Assumed, of the peak: users' batches are smaller than those of pretraining, and the gradient of a frozen map
+# is the same kind of product. experiments/benchmarks/training.py prints the share that a machine reaches.
 _GPU_SHARE = 0.35
 _CPU_SHARE = 0.25
 _BANDWIDTH_SHARE = 0.6
-# About sixty kernel launches a layer and pass at some 15 µs each, forward and backward.
+# Assumed, not measured: what launching a layer's kernels costs, forward and backward.
 _GPU_LAYER_SECONDS = 1.5e-3
-# Measured on one core with the embedded base: 30 ms a pass of 8 layers.
+# Measured on one core with the embedded base; `milp-ray estimate experiments/demo.yaml` beside what the demo
+# prints shows how well it fits.
 _CPU_LAYER_SECONDS = 3.75e-3
 _GIB = 2**30
 

@@ -25,7 +25,7 @@ Owner = TypeVar("Owner")
 class Texts:
     """A job's sequences, one after the other.
 
-    ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest layer with LoRA.
+    ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest block with LoRA.
     """
 
     def __init__(self, sequences: SequenceOf[Sequence]) -> None:
@@ -50,8 +50,8 @@ class FlatBatch:
     """The line of tokens of one pass.
 
     ids (n_tokens,) int64; rows: how they lie; targets (n_targets,): the tokens whose *next* one counts, and
-    labels (n_targets,): that next one; states (n_tokens, hidden): what enters the lowest layer with LoRA,
-    where it is kept; segments: whose tokens.
+    labels (n_targets,): that next one; states (n_tokens, hidden): what enters the lowest block with
+    LoRA; segments: whose tokens.
     """
 
     ids: Tensor

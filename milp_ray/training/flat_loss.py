@@ -55,12 +55,15 @@ class _LinearNll(torch.autograd.Function):
             part = slice(start, start + rows)
             logits = functional.linear(states[part], weight, bias).float()
             own = labels[part, None]
-            total = torch.logsumexp(logits, dim=1, keepdim=True)
-            nll[part] = (total - logits.gather(1, own)).squeeze(1)
+            largest, wanted = logits.amax(1, keepdim=True), logits.gather(1, own)
+            # One exponential serves both: softmax × total.
+            shares = logits.sub_(largest).exp_()
+            total = shares.sum(1, keepdim=True)
+            nll[part] = total.log().add_(largest).sub_(wanted).squeeze(1)
             if back is not None:
-                shares = logits.sub_(total).exp_()
-                shares.scatter_add_(1, own, shares.new_full((1, 1), -1.0).expand_as(own))
+                shares.scatter_add_(1, own, -total)
                 torch.mm(shares.to(weight.dtype), weight, out=back[part])
+                back[part].div_(total.to(back.dtype))
         if back is not None:
             ctx.save_for_backward(back)
         return nll

@@ -1,15 +1,16 @@
-"""The layers below the lowest LoRA of a pack, run once a sequence instead of once an epoch.
+"""What lies below the lowest feed-forward block with LoRA, run once a sequence instead of once an epoch.
 
-The same idea as :mod:`milp_ray.training.frozen`, for lines of tokens: a job's states are worked out when it
-gets its slot. What does not fit the allowance is worked out anew in every step, which is what an ordinary
-forward pass would do.
+Nothing there changes while a pack trains: the layers below, and the attention of the lowest layer itself, as
+LoRA is on feed-forward maps alone. A job's states are worked out when it gets its slot. What does not fit the
+allowance is worked out anew in every step, which is what an ordinary forward pass would do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,18 +23,49 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.flat import FlatView
 
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Names, from a layer, of what stands before its feed-forward block.
+
+    ``norm`` (``None``: there is none) and ``attention`` are left out; ``behind`` reads what they and the
+    residual have made. ``adds``: the layer itself adds what enters it to attention's answer.
+    """
+
+    norm: str | None
+    attention: str
+    behind: str
+    adds: bool
+
+
+_LLAMA = _Block("input_layernorm", "self_attn", "post_attention_layernorm", adds=True)
+_ROBERTA = _Block(None, "attention", "intermediate", adds=False)
+_BLOCKS = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    "gpt2": _Block("ln_1", "attn", "ln_2", adds=True),
+    **dict.fromkeys(("roberta", "xlm-roberta"), _ROBERTA),
+}
 _MOST_BYTES = {"cpu": 2**30, "cuda": 2**33}  # of kept hidden states, of all jobs that have a slot
 
 
 class FlatPrefix:
-    """Hidden states that enter layer ``first_layer``."""
+    """Hidden states that enter the feed-forward block of layer ``first_layer``, the residual included."""
 
-    def __init__(self, base: Base, view: FlatView, first_layer: int, tokens_a_pass: int) -> None:
-        self._base, self._view, self._first_layer = base, view, first_layer
+    def __init__(self, base: Base, view: FlatView, tokens_a_pass: int) -> None:
+        self._base, self._view = base, view
+        self.first_layer = 0
+        self._block = _BLOCKS[base.spec.model_type]
+        self.adds = self._block.adds
         self._tokens_a_pass = tokens_a_pass
         self._most = _MOST_BYTES.get(base.device.type, 2**30)
         self._kept = 0
         self.shown: Tensor | None = None
+
+    def move(self, first_layer: int, kept: SequenceOf[Texts]) -> None:
+        """From now on for another layer: the states of the texts ``kept``, all that are, are forgotten."""
+        for texts in kept:
+            self.drop(texts)
+        self.first_layer = first_layer
 
     def keep(self, several: SequenceOf[Texts]) -> None:
         """Work out the states of jobs' sequences together, as far as there is room for them."""
@@ -76,7 +108,8 @@ class FlatPrefix:
         ]
         states = []
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
-        handle = layers[self._first_layer].register_forward_pre_hook(stop_here)
+        behind = layers[self.first_layer].get_submodule(self._block.behind)
+        handle = behind.register_forward_pre_hook(stop_here)
         try:
             with torch.no_grad():
                 for some in together(pieces, self._tokens_a_pass):
@@ -91,32 +124,66 @@ class FlatPrefix:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let the layers below hand on :attr:`shown` wherever it is set."""
+        """Wherever :attr:`shown` is set, let it stand in for everything below that block."""
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
-        whole = [layers[i] for i in range(self._first_layer)]
-        try:
-            for i, layer in enumerate(whole):
-                layers[i] = _Below(layer, self)
+        with ExitStack() as stack:
+            for index, layer in enumerate(list(layers)):
+                attention = self._block.attention
+                stack.enter_context(_in_place_of(layer, attention, _Attention(layer, attention, index, self)))
+                if self._block.norm is not None:
+                    norm = self._block.norm
+                    stack.enter_context(_in_place_of(layer, norm, _Norm(layer, norm, index, self)))
+                name = str(index)
+                stack.enter_context(_in_place_of(layers, name, _Layer(layers, name, index, self)))
             yield
-        finally:
-            for i, layer in enumerate(whole):
-                layers[i] = layer
 
 
-class _Below(nn.Module):
-    """Stands in for a layer below the lowest LoRA; other attributes are the layer's own."""
+class _StandIn(nn.Module):
+    """Stands in for a module of a layer; other attributes are the module's own."""
 
-    def __init__(self, layer: nn.Module, prefix: FlatPrefix) -> None:
+    def __init__(self, owner: nn.Module, name: str, index: int, prefix: FlatPrefix) -> None:
         super().__init__()
         # Beside the registry of modules: the layer must not be seen, moved or wrapped through here.
-        self.__dict__["_layer"] = layer
-        self.__dict__["_prefix"] = prefix
+        self.__dict__.update(own=getattr(owner, name), index=index, prefix=prefix)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_layer"], name)
+        return getattr(self.__dict__["own"], name)
 
+    @property
+    def is_lowest(self) -> bool:
+        """Whether the module's layer is the one whose block reads what is shown."""
+        prefix: FlatPrefix = self.__dict__["prefix"]
+        return prefix.shown is not None and self.__dict__["index"] == prefix.first_layer
+
+
+class _Layer(_StandIn):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        shown = self.__dict__["_prefix"].shown
-        if shown is None:
-            return self.__dict__["_layer"](hidden_states, *args, **kwargs)
-        return shown[None]
+        prefix: FlatPrefix = self.__dict__["prefix"]
+        if prefix.shown is not None:
+            if self.__dict__["index"] < prefix.first_layer:
+                return hidden_states
+            if self.is_lowest:
+                hidden_states = prefix.shown[None]
+        return self.__dict__["own"](hidden_states, *args, **kwargs)
+
+
+class _Norm(_StandIn):
+    def forward(self, hidden_states: Tensor) -> Any:
+        return hidden_states if self.is_lowest else self.__dict__["own"](hidden_states)
+
+
+class _Attention(_StandIn):
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_lowest:
+            return self.__dict__["own"](hidden_states, *args, **kwargs)
+        return (hidden_states.new_zeros(()) if self.__dict__["prefix"].adds else hidden_states), None
+
+
+@contextmanager
+def _in_place_of(owner: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
+    own = getattr(owner, name)
+    setattr(owner, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)

@@ -11,7 +11,7 @@ kernel's saving on causal rows is not taken off, as torch's ``FlopCounterMode`` 
 * the head: 2 · t · (in · out), forward and backward each.
 
 Backward stops at the lowest LoRA: of that layer only the feed-forward maps behind its first LoRAs are passed
-through. Layers below it run forward only; where their states are kept, once a job instead of once an epoch.
+through. What lies below it runs forward only; where its states are kept, once a job instead of once an epoch.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class Placement:
 
 def layers_forward(shape: ModelShape, work: Tokens, n_layers: int) -> float:
     """FLOPs of ``n_layers`` layers without LoRA, forward."""
-    maps = 2.0 * work.tokens * (shape.attention_size + shape.ffn_size)
-    return n_layers * (maps + 4.0 * shape.attention_width * work.pairs)
+    return n_layers * (_attention_forward(shape, work) + 2.0 * work.tokens * shape.ffn_size)
 
 
 def forward(shape: ModelShape, work: Tokens, placement: Placement | None = None) -> float:
@@ -51,9 +50,13 @@ def forward(shape: ModelShape, work: Tokens, placement: Placement | None = None)
     return total + (0.0 if placement is None else _lora(shape, work, placement))
 
 
-def below(shape: ModelShape, work: Tokens, placement: Placement) -> float:
-    """FLOPs of the layers below the lowest LoRA, forward: what kept states save."""
-    return layers_forward(shape, work, placement.lowest_layer)
+def below(shape: ModelShape, work: Tokens, placement: Placement, *, attention_too: bool) -> float:
+    """FLOPs of the layers below the lowest LoRA, forward: what kept states save.
+
+    ``attention_too`` counts the attention of the lowest layer with them, as packs do.
+    """
+    own = _attention_forward(shape, work) if attention_too else 0.0
+    return layers_forward(shape, work, placement.lowest_layer) + own
 
 
 def backward(shape: ModelShape, work: Tokens, placement: Placement) -> float:
@@ -70,16 +73,10 @@ def backward(shape: ModelShape, work: Tokens, placement: Placement) -> float:
 
 
 def training_step(
-    shape: ModelShape, work: Tokens, placement: Placement, *, states_kept: bool, checkpointing: bool = False
+    shape: ModelShape, work: Tokens, placement: Placement, *, checkpointing: bool = False
 ) -> float:
-    """FLOPs of forward and backward over ``work``.
-
-    ``states_kept`` leaves out the layers below the lowest LoRA, whose states stand in for them;
-    ``checkpointing`` adds the layers above once more.
-    """
+    """FLOPs of forward and backward over ``work``; ``checkpointing`` adds the layers above once more."""
     total = forward(shape, work, placement) + backward(shape, work, placement)
-    if states_kept:
-        total -= below(shape, work, placement)
     if checkpointing:
         total += layers_forward(shape, work, shape.n_layers - placement.lowest_layer)
     return total
@@ -100,6 +97,10 @@ def generation(
     pairs = n_prompts * new_tokens * (length + prompt_tokens) / 2
     written = Tokens(n_prompts * new_tokens, pairs, n_prompts * new_tokens)
     return forward(shape, read, placement) + forward(shape, written, placement)
+
+
+def _attention_forward(shape: ModelShape, work: Tokens) -> float:
+    return 2.0 * work.tokens * shape.attention_size + 4.0 * shape.attention_width * work.pairs
 
 
 def _lora(shape: ModelShape, work: Tokens, placement: Placement) -> float:

@@ -1,7 +1,7 @@
 """A transformer's small operations in fewer passes over memory.
 
-Beside a small base's matrix products, most of a step goes into root-mean-square norms and rotary positions,
-which transformers writes as a dozen elementwise operations each, and autograd doubles. Their weights are
+Root-mean-square norms and rotary positions do little arithmetic, but transformers writes them as a dozen
+elementwise operations each, and autograd doubles those: in a small base's steps it shows. Their weights are
 frozen, so that each is one node here, with its backward pass written out. The values are those of
 transformers but for rounding.
 """

@@ -60,99 +60,63 @@ class MemoryParts:
         return sum(getattr(self, field.name) for field in fields(self)) - min(momentary)
 
 
-def memory_of_pack(
-    shape: ModelShape,
-    *,
-    n_jobs: int,
-    rank: int,
-    n_lora_layers: int,
-    lowest_layer: int,
-    tokens_per_step: int,
-    targets_per_step: int,
-    longest_row: int,
-    kept_tokens: int = 0,
-    lora_bytes: int | None = None,
-    activation_checkpointing: bool = False,
-    fused_attention: bool = True,
-) -> MemoryParts:
-    """Peak memory of training ``n_jobs`` adapters at once.
+@dataclass(frozen=True, slots=True)
+class JobLoad:
+    """What one job of a pack puts on the device; where jobs differ, the largest of each.
 
     Args:
-        shape: the base.
-        n_jobs: jobs of the pack; 0 gives what is there before any job.
         rank: the largest rank of the pack.
         n_lora_layers: layers of one job that carry a LoRA.
         lowest_layer: index of the lowest layer of the pack that carries one.
-        tokens_per_step: tokens of *one job's* rows in one pass, padding included.
-        targets_per_step: tokens of those that count in the loss.
+        tokens_per_step: tokens of the job's rows in one pass, padding included.
+        targets_per_step: tokens of those that keep logits.
         longest_row: tokens of the longest row; it matters for attention that is not fused.
-        kept_tokens: tokens of one job whose states below ``lowest_layer`` are kept between epochs.
+        kept_tokens: tokens of the job whose states below the lowest LoRA are kept between epochs.
         lora_bytes: bytes a number that LoRA is computed in; ``None``: as the base.
         activation_checkpointing: layers are computed again in the backward pass.
         fused_attention: without it every head keeps its (tokens × longest row) weights.
     """
+
+    rank: int
+    n_lora_layers: int
+    lowest_layer: int
+    tokens_per_step: int
+    targets_per_step: int
+    longest_row: int
+    kept_tokens: int = 0
+    lora_bytes: int | None = None
+    activation_checkpointing: bool = False
+    fused_attention: bool = True
+
+
+def memory_of_pack(shape: ModelShape, job: JobLoad, *, n_jobs: int) -> MemoryParts:
+    """Peak memory of training ``n_jobs`` adapters at once; 0 of them gives what is there before any job."""
     b = shape.dtype_bytes
-    lora_b = b if lora_bytes is None else lora_bytes
-    trainable = n_jobs * shape.adapter_parameters(rank, n_lora_layers)
+    lora_b = b if job.lora_bytes is None else job.lora_bytes
+    trainable = n_jobs * shape.adapter_parameters(job.rank, job.n_lora_layers)
     working_copy = trainable * lora_b if lora_b < _MASTER_BYTES else 0
-    attention_row = 0 if fused_attention else longest_row
-    tokens = n_jobs * tokens_per_step
-    activations = tokens * _kept_a_token(
-        shape, rank, n_lora_layers, lowest_layer, lora_b, attention_row, activation_checkpointing
-    )
+    attention_row = 0 if job.fused_attention else job.longest_row
+    tokens = n_jobs * job.tokens_per_step
     return MemoryParts(
         base=shape.n_parameters * b,
         adapters=trainable * _MASTER_BYTES + working_copy,
         gradients=trainable * _MASTER_BYTES,
         optimizer=2 * trainable * _MASTER_BYTES,
-        activations=activations if trainable else 0,
-        states=n_jobs * kept_tokens * shape.hidden * b if lowest_layer else 0,
-        logits=n_jobs * targets_per_step * shape.vocabulary * _LOGIT_BYTES,
+        activations=tokens * _kept_a_token(shape, job, lora_b, attention_row) if trainable else 0,
+        states=n_jobs * job.kept_tokens * shape.hidden * b,
+        logits=n_jobs * job.targets_per_step * shape.vocabulary * _LOGIT_BYTES,
         working=tokens * _backward_of_a_layer(shape, max(b, lora_b), attention_row),
     )
 
 
-def largest_pack(
-    shape: ModelShape,
-    budget_bytes: int,
-    *,
-    rank: int,
-    n_lora_layers: int,
-    lowest_layer: int,
-    tokens_per_step: int,
-    targets_per_step: int,
-    longest_row: int,
-    kept_tokens: int = 0,
-    lora_bytes: int | None = None,
-    activation_checkpointing: bool = False,
-    fused_attention: bool = True,
-    headroom: float = 0.1,
-) -> int:
+def largest_pack(shape: ModelShape, job: JobLoad, budget_bytes: int, *, headroom: float = 0.1) -> int:
     """How many jobs fit ``budget_bytes`` of device memory; 0 where not even one does.
 
-    ``headroom`` is the share of the budget that is left alone, for the CUDA context and fragments. The other
-    arguments are those of :func:`memory_of_pack`.
+    ``headroom`` is the share of the budget that is left alone, for the CUDA context and fragments.
     """
-
-    def total(n_jobs: int) -> int:
-        return memory_of_pack(
-            shape,
-            n_jobs=n_jobs,
-            rank=rank,
-            n_lora_layers=n_lora_layers,
-            lowest_layer=lowest_layer,
-            tokens_per_step=tokens_per_step,
-            targets_per_step=targets_per_step,
-            longest_row=longest_row,
-            kept_tokens=kept_tokens,
-            lora_bytes=lora_bytes,
-            activation_checkpointing=activation_checkpointing,
-            fused_attention=fused_attention,
-        ).total
-
     # Every part but the base grows with the number of jobs, in proportion.
-    fixed = total(0)
-    return max(0, int((1.0 - headroom) * budget_bytes) - fixed) // max(1, total(1) - fixed)
+    fixed, with_one = (memory_of_pack(shape, job, n_jobs=n).total for n in (0, 1))
+    return max(0, int((1.0 - headroom) * budget_bytes) - fixed) // max(1, with_one - fixed)
 
 
 def memory_of_generation(
@@ -185,15 +149,7 @@ def kv_bytes_a_token(shape: ModelShape) -> int:
     return 2 * shape.n_layers * shape.kv_width * shape.dtype_bytes
 
 
-def _kept_a_token(
-    shape: ModelShape,
-    rank: int,
-    n_lora_layers: int,
-    lowest_layer: int,
-    lora_b: int,
-    attention_row: int,
-    checkpointing: bool,
-) -> int:
+def _kept_a_token(shape: ModelShape, job: JobLoad, lora_b: int, attention_row: int) -> int:
     """Bytes that one token leaves in all layers for the backward pass."""
     b, d = shape.dtype_bytes, shape.hidden
     block = shape.inner_copies * shape.inner * b
@@ -204,12 +160,12 @@ def _kept_a_token(
     inputs = [n_in for _, n_in, _ in shape.ffn.modules]
     if lora_b == b:
         inputs = list(set(inputs))  # maps that read the same tensor share it
-    lora = lora_b * (sum(inputs) + rank * len(shape.ffn.modules))
-    n_above = shape.n_layers - lowest_layer - 1
+    lora = lora_b * (sum(inputs) + job.rank * len(shape.ffn.modules))
+    n_above = shape.n_layers - job.lowest_layer - 1
     # The model's last normalisation is behind every layer.
-    if checkpointing:
+    if job.activation_checkpointing:
         return (n_above + 1) * d * b + whole + lora + norm
-    return n_above * whole + block + n_lora_layers * lora + norm
+    return n_above * whole + block + job.n_lora_layers * lora + norm
 
 
 def _backward_of_a_layer(shape: ModelShape, widest_bytes: int, attention_row: int) -> int:

@@ -4,16 +4,17 @@ Every job sits in a slot of a rack (:mod:`milp_ray.training.rack`). A step takes
 puts their sequences on one line of tokens without padding (:mod:`milp_ray.training.flat`), runs the base once
 over it, and steps each job by its own mean loss, clipping, learning rate and moments. A job that ends is
 measured and handed out at once, and its slot goes to the next one. No job's result depends on its neighbours
-beyond rounding.
+beyond rounding. Jobs may come and be taken out while the pack runs.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,7 @@ from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import plan_job
 from milp_ray.training.pack_module import PackModule
 from milp_ray.training.pack_optimizer import SlotAdamW
-from milp_ray.training.packed_lora import PackContext, packed
+from milp_ray.training.packed_lora import packed
 from milp_ray.training.rack import Rack, initial_weights, pairs_of
 from milp_ray.training.slot_job import SlotJob
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
 
+_TOO_LARGE = (
+    "one job's batch alone does not fit the device's memory; lower training.batch_size or training.max_length"
+)
 _TOKENS_A_PASS = {"cpu": 4096, "cuda": 32768}  # of a pass that only measures
 
 
@@ -86,84 +90,145 @@ def train_packed(
     if not jobs:
         return
     modules = {name for job in jobs for name in target_modules(job.layout, base.spec)}
-    with ExitStack() as stack:
-        stack.enter_context(fused_operations(base))
-        view = stack.enter_context(flat_attention(base))
-        context = stack.enter_context(packed(base, modules))
-        prefix = None
-        first_layer = min(job.layout.layers[0] for job in jobs)
-        if first_layer > 0:
-            prefix = FlatPrefix(base, view, first_layer, _tokens_a_pass(base))
-            stack.enter_context(prefix.aside())
-        pack = _Pack(base, jobs, section, prompt, hooks, view, context, prefix)
-        pack.run(pack_size, on_ended, on_failure)
+    pack = Pack(base, section, prompt, hooks, on_ended=on_ended, on_failure=on_failure, size=pack_size)
+    pack.add(jobs, hooks.until_epoch)
+    with pack.on_base(modules):
+        while pack.has_jobs:
+            pack.step()
 
 
-class _Pack:
-    """The loop over steps, and everything between them."""
+class Pack:
+    """The loop over steps, to be driven from outside, and everything between them.
+
+    ``size`` is the most slots in use at once; it may be changed between two steps. The callbacks are those of
+    :func:`train_packed`.
+    """
 
     def __init__(
         self,
         base: Base,
-        jobs: SequenceOf[Job],
         section: TrainingSection,
         prompt: PromptSection,
         hooks: Hooks,
-        view: FlatView,
-        context: PackContext,
-        prefix: FlatPrefix | None,
-    ) -> None:
-        self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
-        self._prefix = prefix
-        self._module = PackModule(base, view, context, prefix)
-        self._queue = deque(jobs)
-        self._waiting = Counter(job.layout for job in jobs)
-        self._active: list[SlotJob] = []
-        self._racks: dict[CanonicalLayout, Rack] = {}
-        self._jobs_a_pass = len(jobs)
-
-    def run(
-        self,
-        pack_size: int,
+        *,
         on_ended: Callable[[Ended], None],
         on_failure: Callable[[Job, MilpError], None],
+        size: int,
     ) -> None:
-        """Until no job is left."""
-        self._pack_size, self._on_ended, self._on_failure = pack_size, on_ended, on_failure
-        # DeepSpeed wants something to step from the beginning; racks come and go.
-        self._rack_for(self._queue[0].layout)
-        self._optimizer = SlotAdamW(self._racks.values(), self._section)
-        with engine_around(self._module, self._optimizer, self._base) as engine:
-            while self._queue or self._active:
-                self._fill()
-                if self._active:
-                    self._step(engine)
-                    self._close_epochs()
+        self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
+        self._on_ended, self._on_failure = on_ended, on_failure
+        self.size = size
+        self._queue: list[tuple[Job, int | None]] = []
+        self._waiting: Counter[CanonicalLayout] = Counter()  # jobs that have a slot, too
+        self._active: list[SlotJob] = []
+        self._racks: dict[CanonicalLayout, Rack] = {}
+        self._jobs_a_pass = sys.maxsize
+        self._view: FlatView | None = None  # while the pack has hold of the base
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether a job waits or has a slot."""
+        return bool(self._queue or self._active)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that have a slot, and those that wait."""
+        return [*(slot_job.plan.job for slot_job in self._active), *(job for job, _ in self._queue)]
+
+    def add(self, jobs: Iterable[Job], until_epoch: int | None = None) -> None:
+        """Let jobs wait for slots, to be trained to their end or until ``until_epoch`` epochs are done."""
+        for job in jobs:
+            self._queue.append((job, until_epoch))
+            self._waiting[job.layout] += 1
+
+    def take_out(self, job_ids: Collection[str]) -> None:
+        """Forget jobs, wherever they are; nobody is told of them any more."""
+        for job, _ in self._queue:
+            self._waiting[job.layout] -= job.job_id in job_ids
+        self._queue = [entry for entry in self._queue if entry[0].job_id not in job_ids]
+        for slot_job in [one for one in self._active if one.plan.job.job_id in job_ids]:
+            self._active.remove(slot_job)
+            self._leave(slot_job)
+
+    @contextmanager
+    def on_base(self, modules: Iterable[str]) -> Iterator[None]:
+        """Take hold of the base, whose maps ``modules`` may carry LoRA; a job must be waiting."""
+        base = self._base
+        with ExitStack() as stack:
+            stack.enter_context(fused_operations(base))
+            view = stack.enter_context(flat_attention(base))
+            context = stack.enter_context(packed(base, modules))
+            self._prefix = FlatPrefix(base, view, _tokens_a_pass(base))
+            stack.enter_context(self._prefix.aside())
+            self._module = PackModule(base, view, context, self._prefix)
+            # DeepSpeed wants something to step from the beginning; racks come and go.
+            self._rack_for(self._queue[0][0].layout)
+            self._optimizer = SlotAdamW(self._racks.values(), self._section)
+            self._engine = stack.enter_context(engine_around(self._module, self._optimizer, base))
+            self._view = view
+            yield
+
+    @contextmanager
+    def lent_base(self) -> Iterator[None]:
+        """Between two steps, the base for other uses than the pack's: to generate, or to measure it alone."""
+        with self._view.aside() if self._view is not None else nullcontext():
+            yield
+
+    def step(self) -> None:
+        """Fill the slots, and take one optimizer step of every job that has one."""
+        self._fill()
+        if self._active:
+            self._step(self._engine)
+            self._close_epochs()
 
     # ------------------------------------------------------------------------------------------- slots
 
     def _fill(self) -> None:
         """Give free slots to the jobs that wait."""
         begun: list[SlotJob] = []
-        while self._queue and len(self._active) + len(begun) < self._pack_size:
+        while len(self._active) + len(begun) < self.size and (found := self._next_waiting()) is not None:
             started = time.perf_counter()
-            job = self._queue.popleft()
+            job, until_epoch = found
             try:
-                slot_job = self._seat(job)
+                slot_job = self._seat(job, until_epoch)
             except MilpError as error:
                 self._waiting[job.layout] -= 1
                 self._on_failure(job, error)
                 continue
             slot_job.seconds += time.perf_counter() - started
             begun.append(slot_job)
-        if self._prefix is not None:
-            self._prefix.keep([t for job in begun for t in (*job.texts, job.validation) if len(t)])
+        self._run_below(begun)
         self._active += self._advance(begun)
         # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
         order = {id(rack): i for i, rack in enumerate(self._racks.values())}
         self._active.sort(key=lambda j: (order[id(j.rack)], j.slot))
 
-    def _seat(self, job: Job) -> SlotJob:
+    def _next_waiting(self) -> tuple[Job, int | None] | None:
+        """The first that waits and finds room in the rack of its layout."""
+        for i, (job, _) in enumerate(self._queue):
+            rack = self._racks.get(job.layout)
+            if rack is None or rack.free:
+                return self._queue.pop(i)
+        return None
+
+    def _run_below(self, begun: list[SlotJob]) -> None:
+        """Run what lies below the lowest LoRA for jobs that begin; for all, where another layer is lowest."""
+        if not begun:
+            return
+        started = time.perf_counter()
+        seated = [*self._active, *begun]
+        lowest = min(slot_job.plan.job.layout.layers[0] for slot_job in seated)
+        if lowest != self._prefix.first_layer:
+            self._prefix.move(lowest, [t for slot_job in self._active for t in slot_job.all_texts])
+        else:
+            seated = begun
+        self._prefix.keep([t for slot_job in seated for t in slot_job.all_texts if len(t)])
+        seconds = time.perf_counter() - started
+        n_tokens = sum(slot_job.n_tokens for slot_job in seated)
+        for slot_job in seated:
+            slot_job.seconds += seconds * slot_job.n_tokens / max(1, n_tokens)
+
+    def _seat(self, job: Job, until_epoch: int | None) -> SlotJob:
         plan = plan_job(job, self._base, self._section, self._prompt)
         rack = self._rack_for(job.layout)
         slot = rack.free.pop()
@@ -171,7 +236,7 @@ class _Pack:
         if self._hooks.checkpoint_dir is not None:
             found = CheckpointFile(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
         progress, tensors = found or (Progress(plan.fingerprint), {})
-        slot_job = SlotJob(plan, rack, slot, progress, self._hooks.until_epoch)
+        slot_job = SlotJob(plan, rack, slot, progress, until_epoch)
         if found is None:
             rack.load(slot, initial_weights(tuple(rack.pairs.values()), job.seed))
             rack.forget(slot)
@@ -188,7 +253,7 @@ class _Pack:
                 layout,
                 pairs_of(layout, self._base.spec, self._base.shapes),
                 float(lora_alpha(layout.rank, self._section.lora_alpha)) / layout.rank,
-                min(self._pack_size, self._waiting[layout]),
+                max(1, min(self.size, self._waiting[layout])),
                 device=self._base.device,
                 dtype=self._base.dtype,
             )
@@ -201,13 +266,16 @@ class _Pack:
     def _leave(self, slot_job: SlotJob) -> None:
         rack, layout = slot_job.rack, slot_job.plan.job.layout
         rack.free.append(slot_job.slot)
-        if self._prefix is not None:
-            for texts in (*slot_job.texts, slot_job.validation):
-                self._prefix.drop(texts)
+        for texts in slot_job.all_texts:
+            self._prefix.drop(texts)
         self._waiting[layout] -= 1
         if not self._waiting[layout] and len(self._racks) > 1:
             del self._racks[layout], self._module.racks[layout.key]
             self._optimizer.remove(rack)
+
+    def _fail(self, slot_job: SlotJob, error: MilpError) -> None:
+        self._leave(slot_job)
+        self._on_failure(slot_job.plan.job, error)
 
     # -------------------------------------------------------------------------------------------- steps
 
@@ -222,8 +290,11 @@ class _Pack:
             self._optimizer.steps = [slot_job.next_step() for slot_job in jobs]
             try:
                 self._pass(engine, jobs, some)
-            except torch.OutOfMemoryError as error:
-                self._make_room(jobs, error)
+            except torch.OutOfMemoryError:
+                self._make_room(jobs)
+                if n == 1:
+                    del parts[done]
+                    self._fail(self._active.pop(done), MilpError(_TOO_LARGE))
             else:
                 done += n
         seconds = time.perf_counter() - started
@@ -243,23 +314,19 @@ class _Pack:
         loss = engine(batch, torch.repeat_interleave(1.0 / sizes, sizes), self._section.dropout)
         engine.backward(loss)
         engine.step()
-        for slot_job, nll in zip(jobs, self._module.last_nll.split(n_targets), strict=True):
-            slot_job.epoch_nll += float(nll.double().sum())
+        # Fetched in one go: each fetch waits for the device.
+        sums = torch.stack([nll.double().sum() for nll in self._module.last_nll.split(n_targets)]).tolist()
+        for slot_job, own in zip(jobs, sums, strict=True):
+            slot_job.epoch_nll += own
 
     def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
-        states = self._prefix.states_of(parts) if self._prefix is not None else None
-        return flat_batch(parts, self._base.device, states)
+        return flat_batch(parts, self._base.device, self._prefix.states_of(parts))
 
-    def _make_room(self, jobs: list[SlotJob], error: torch.OutOfMemoryError) -> None:
+    def _make_room(self, jobs: list[SlotJob]) -> None:
         """After a pass that did not fit: as if it had not been begun, and fewer jobs in the next ones."""
         for slot_job in jobs:
             slot_job.rack.gradients[slot_job.slot].zero_()
-        if len(jobs) == 1:
-            raise MilpError(
-                "one job's batch alone does not fit the device's memory; lower training.batch_size or "
-                "training.max_length"
-            ) from error
-        self._jobs_a_pass = len(jobs) // 2
+        self._jobs_a_pass = max(1, len(jobs) // 2)
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -277,8 +344,7 @@ class _Pack:
             try:
                 slot_job.check_finite(slot_job.epoch_nll / slot_job.epoch_targets)
             except MilpError as error:
-                self._leave(slot_job)
-                self._on_failure(slot_job.plan.job, error)
+                self._fail(slot_job, error)
             else:
                 finite.append(slot_job)
         self._validate(finite)
@@ -336,7 +402,7 @@ class _Pack:
                 slot_job.begin_epoch()
                 return True
             stops = slot_job.pauses_here or progress.stage + 1 == len(slot_job.plan.stages)
-            if stops and slot_job.has_trained and self._hooks.until_epoch is not None:
+            if stops and slot_job.has_trained and slot_job.until_epoch is not None:
                 self._write(slot_job)
             if slot_job.best:
                 slot_job.rack.load(slot_job.slot, slot_job.best)
@@ -364,8 +430,9 @@ class _Pack:
                 parts = [part for _, part in some]
                 nll = self._module.nll(self._batch(parts), 0.0).double()
                 sizes = [part.n_targets for part in parts]
-                for (i, _), own, n in zip(some, nll.split(sizes), sizes, strict=True):
-                    sums[i] += float(own.sum())
+                own = torch.stack([nll_of.sum() for nll_of in nll.split(sizes)]).tolist()
+                for (i, _), total, n in zip(some, own, sizes, strict=True):
+                    sums[i] += total
                     counts[i] += n
         seconds = (time.perf_counter() - started) / max(1, len(jobs))
         for slot_job in jobs:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PackModule(nn.Module):
     """The base stays beside the registry of modules: only ``racks`` concern DeepSpeed."""
 
-    def __init__(self, base: Base, view: FlatView, context: PackContext, prefix: FlatPrefix | None) -> None:
+    def __init__(self, base: Base, view: FlatView, context: PackContext, prefix: FlatPrefix) -> None:
         super().__init__()
         self.racks = nn.ParameterDict()
         self.__dict__.update(view=view, context=context, prefix=prefix, loss=FlatLoss(base))
@@ -29,14 +29,12 @@ class PackModule(nn.Module):
         """Negative log-likelihood of each target in nats, (n_targets,) float32."""
         context, prefix = self.__dict__["context"], self.__dict__["prefix"]
         context.segments, context.dropout = batch.segments, dropout
-        if prefix is not None:
-            prefix.shown = batch.states
+        prefix.shown = batch.states
         try:
             states = self.__dict__["view"].hidden_states(batch.ids, batch.rows)
         finally:
             context.segments = []
-            if prefix is not None:
-                prefix.shown = None
+            prefix.shown = None
         found: Tensor = self.__dict__["loss"](states[batch.targets], batch.labels)
         return found
 

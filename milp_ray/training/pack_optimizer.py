@@ -58,7 +58,7 @@ class SlotAdamW(torch.optim.Optimizer):
                 [rack.first_moments[slot]],
                 [rack.second_moments[slot]],
                 [],
-                [torch.tensor(float(step.number), device=weights.device)],
+                [torch.full((), float(step.number), device=weights.device)],
                 lr=step.learning_rate,
                 beta1=_BETAS[0],
                 beta2=_BETAS[1],

@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from milp_ray.training.job import plan_job
-from milp_ray.training.memory_model import largest_pack
+from milp_ray.training.memory_model import JobLoad, largest_pack
 from milp_ray.training.model_shape import shape_of_model
 
 if TYPE_CHECKING:
@@ -18,27 +18,46 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
 
-_ON_CPU = 16
+ON_CPU = 16
 _LOOKED_AT = 4  # of the largest jobs
 
 
-def pack_size(base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection) -> int:
+def pack_size(
+    base: Base,
+    jobs: SequenceOf[Job],
+    section: TrainingSection,
+    prompt: PromptSection,
+    *,
+    free_bytes: int | None = None,
+) -> int:
     """Slots for ``jobs`` (at least one): ``section.pack_size``, or as many as memory allows.
 
     What does not fit after all is found out and mended while training (:mod:`milp_ray.training.pack`).
+
+    Args:
+        base: the base that they are trained over.
+        jobs: all jobs that may have slots at the same time.
+        section: the recipe.
+        prompt: the fixed phrases.
+        free_bytes: :func:`free_beside` the base before any of the jobs was begun; ``None``: now.
     """
     wanted = section.pack_size
+    if wanted is None and base.device.type == "cpu":
+        wanted = ON_CPU
     if wanted is None:
-        wanted = _ON_CPU if base.device.type == "cpu" else _by_memory(base, jobs, section, prompt)
+        free = free_beside(base) if free_bytes is None else free_bytes
+        wanted = slots_that_fit(base, jobs, section, prompt, free_bytes=free)
     return max(1, min(wanted, len(jobs)))
 
 
-def _by_memory(base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection) -> int:
+def free_beside(base: Base) -> int:
+    """Bytes of the device's memory that nothing uses now; 0 on a CPU, where nobody asks."""
+    if base.device.type == "cpu":
+        return 0
     import torch
 
     free, _ = torch.cuda.mem_get_info(base.device)
-    unused = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    return slots_that_fit(base, jobs, section, prompt, free_bytes=free + unused)
+    return int(free + torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device))
 
 
 def slots_that_fit(
@@ -51,17 +70,16 @@ def slots_that_fit(
     longest = max((len(sequence.ids) for own in texts for sequence in own), default=1)
     lowest = min(job.layout.layers[0] for job in jobs)
     widest = max(jobs, key=lambda job: job.layout.rank * len(job.layout.layers))
-    return largest_pack(
-        shape,
-        free_bytes + shape.n_parameters * shape.dtype_bytes,
+    load = JobLoad(
         rank=widest.layout.rank,
         n_lora_layers=len(widest.layout.layers),
         lowest_layer=lowest,
         tokens_per_step=section.batch_size * section.gradient_accumulation * longest,
         targets_per_step=0,  # the loss keeps no logits
         longest_row=longest,
-        kept_tokens=max(sum(len(s.ids) for s in own) for own in texts) if lowest else 0,
+        kept_tokens=max(sum(len(s.ids) for s in own) for own in texts),
     )
+    return largest_pack(shape, load, free_bytes + shape.n_parameters * shape.dtype_bytes)
 
 
 def _size(job: Job) -> int:

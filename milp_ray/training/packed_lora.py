@@ -100,13 +100,12 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Module, name: str, context: PackContext) -> None:
         super().__init__()
-        # Beside the registry of modules: the base's weights must not be seen through here.
-        self.__dict__["linear"] = linear
         self.name, self.context = name, context
         self.number = zlib.crc32(name.encode())  # the same whatever other maps are replaced
-        self.is_transposed = type(linear).__name__ == "Conv1D"
         weight, bias = linear.get_parameter("weight"), linear._parameters.get("bias")
-        self.__dict__["weight"] = weight.mT if self.is_transposed else weight
+        # Beside the registry of modules: the base's weights must not be seen through here.
+        self.__dict__["linear"] = linear  # for a pack within this one
+        self.__dict__["weight"] = weight.mT if type(linear).__name__ == "Conv1D" else weight
         self.__dict__["bias"] = bias
         # Something that asks for a gradient, so that the lowest map of the pack is gone back to.
         self.__dict__["anchor"] = torch.zeros((), device=weight.device, requires_grad=True)
@@ -235,7 +234,8 @@ def _stacks_of(segments: list[Segment], device: torch.device) -> tuple[list[Stac
 
 
 def _padding(segments: list[Segment], length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    gather = torch.zeros(len(segments), length, dtype=torch.long)
+    # Padding reads the segment's own first token: a neighbour's times zero may still be no number.
+    gather = torch.tensor([one.start for one in segments]).repeat_interleave(length).view(-1, length)
     real = torch.zeros(len(segments), length, 1)
     for i, one in enumerate(segments):
         n = one.end - one.start
@@ -273,7 +273,10 @@ def _dropout_mask(states: Tensor, dropout: float, seed: int) -> Tensor:
 
 @contextmanager
 def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
-    """Replace the named maps of the base for the time; what it yields says whose tokens are where."""
+    """Replace the named maps of the base for the time; what it yields says whose tokens are where.
+
+    Inside a pack these maps take the place of the pack's.
+    """
     context = PackContext()
     replaced: list[tuple[Any, str, nn.Module]] = []
     try:
@@ -282,7 +285,9 @@ def packed(base: Base, modules: Iterable[str]) -> Iterator[PackContext]:
             parent = base.model.get_submodule(path)
             linear = getattr(parent, last)
             replaced.append((parent, last, linear))
-            setattr(parent, last, PackedLinear(linear, name, context))
+            # Inside another pack, which stands aside meanwhile, the map itself is under that one's.
+            plain = linear.__dict__["linear"] if isinstance(linear, PackedLinear) else linear
+            setattr(parent, last, PackedLinear(plain, name, context))
         yield context
     finally:
         for parent, last, linear in replaced:

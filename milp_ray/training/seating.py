@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milp_ray.errors import MilpError
+from milp_ray.training.adapters import check_shapes
 from milp_ray.training.packed_lora import PackContext, Segment, packed
 from milp_ray.training.rack import Rack, pairs_of
 
@@ -93,10 +93,4 @@ def _check_fits(adapter: Adapter, base: Base) -> None:
         for pair in pairs_of(adapter.layout, base.spec, base.shapes):
             a, b = pair.names
             ours |= {a: (pair.rank, pair.n_in), b: (pair.n_out, pair.rank)}
-    theirs = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
-    if ours != theirs:
-        differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-        raise MilpError(
-            f"the adapter does not fit this base: {len(differing)} of its weights are missing, unknown or of "
-            f"another shape, the first is {differing[0]}; use the base that the adapter names"
-        )
+    check_shapes(adapter.tensors, ours)

@@ -46,9 +46,23 @@ class SlotJob:
     has_trained: bool = False  # in this call
 
     def __post_init__(self) -> None:
-        self.section: TrainingSection = self.plan.section
         self.texts = [Texts(stage.sequences) for stage in self.plan.stages]
         self.validation = Texts(self.plan.validation)
+
+    @property
+    def section(self) -> TrainingSection:
+        """The job's own recipe."""
+        return self.plan.section
+
+    @property
+    def all_texts(self) -> list[Texts]:
+        """The sequences of all stages, and those to validate with."""
+        return [*self.texts, self.validation]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all sequences, each counted once."""
+        return sum(sum(texts.lengths) for texts in self.all_texts)
 
     @property
     def stage(self) -> Stage:

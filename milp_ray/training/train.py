@@ -83,7 +83,7 @@ def train(
     def ended(job: Ended) -> None:
         if checkpoint_dir is not None:
             CheckpointFile(checkpoint_dir, job.job.job_id).remove()
-        result = _result(base, job, section)
+        result = result_of(base, job, section)
         if on_result is None:
             found[result.job_id] = result
         else:
@@ -136,10 +136,7 @@ def train_until(
     found: dict[str, PausedJob] = {}
 
     def ended(job: Ended) -> None:
-        progress, name = job.progress, job.job.job_id
-        # The curve has one entry an epoch.
-        done = len(progress.curve)
-        found[name] = PausedJob(name, done, job.validation_loss, progress.steps, progress.tokens, job.seconds)
+        found[job.job.job_id] = paused_of(job)
 
     hooks = Hooks(checkpoint_dir, on_progress, checkpoint_every_epoch=False, until_epoch=epoch)
     _check_ids(jobs)
@@ -182,7 +179,7 @@ def _train_all(
         (together if packs and not job.layout.is_empty else alone).append(job)
     for job in alone:
         try:
-            ended = _train_alone(base, job, section, prompt, hooks)
+            ended = train_alone(base, job, section, prompt, hooks)
         except MilpError as error:
             failed(job, error)
         else:
@@ -194,9 +191,7 @@ def _train_all(
         )
 
 
-def _train_alone(
-    base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks
-) -> Ended:
+def train_alone(base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks) -> Ended:
     """One job with the base to itself; of the empty layout, the base as it is is measured."""
     start = time.perf_counter()
     if job.layout.is_empty:
@@ -238,7 +233,8 @@ def _training(
         )
 
 
-def _result(base: Base, ended: Ended, section: TrainingSection) -> JobResult:
+def result_of(base: Base, ended: Ended, section: TrainingSection) -> JobResult:
+    """What is handed out of a job that has come to its end."""
     job, adapter = ended.job, None
     if not job.layout.is_empty:
         config = lora_config(job.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
@@ -255,17 +251,25 @@ def _result(base: Base, ended: Ended, section: TrainingSection) -> JobResult:
     )
 
 
+def paused_of(ended: Ended) -> PausedJob:
+    """What is handed out of a job that has paused."""
+    progress, name = ended.progress, ended.job.job_id
+    # The curve has one entry an epoch.
+    done = len(progress.curve)
+    return PausedJob(name, done, ended.validation_loss, progress.steps, progress.tokens, ended.seconds)
+
+
 def _in_order(jobs: SequenceOf[Job], found: dict[str, Result]) -> list[Result]:
     return [found[job.job_id] for job in jobs if job.job_id in found]
 
 
 def _loss_of_base(base: Base, job: Job, section: TrainingSection, prompt: PromptSection) -> float | None:
     """Validation loss of the base as it is: what the empty layout gives."""
-    from milp_ray.training.loss import TargetLoss, mean_token_loss, sequence_losses
+    from milp_ray.training.loss import mean_token_loss
+    from milp_ray.training.response_loss import Wanted, response_losses
 
-    validation = base.tokens.of(job.split, base, section, prompt).validation
-    loss = TargetLoss(base.model, base.first_position)
-    return mean_token_loss(sequence_losses(base, loss, validation, section.batch_size))
+    [losses] = response_losses(base, [Wanted(job.split.validation)], prompt, batch_size=section.batch_size)
+    return mean_token_loss(losses)
 
 
 def _peak_rss_mib() -> float:

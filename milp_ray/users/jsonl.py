@@ -19,11 +19,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
 from milp_ray.users.records import Example, Turn, User
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 _USER_FIELDS = frozenset({"user_id", "profile", "consent", "history", "examples"})
 _TURN_FIELDS = frozenset({"role", "text", "time"})
@@ -44,13 +48,8 @@ def read_jsonl(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, 
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-                yield number, parse_user(record, unknown_fields)
-            except RecordRefused as refusal:
-                yield number, Problem(path, number, str(refusal), refusal.user_id)
+            if line.strip():
+                yield number, parse_line(path, number, line, unknown_fields)
 
 
 def read_parquet(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
@@ -60,10 +59,9 @@ def read_parquet(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int
         MilpError: the file is not Parquet.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = parquet_file(path)
     except pa.ArrowException as error:
         raise MilpError(
             f"users.paths: {path} is no Parquet file; give one, or set users.format to what it is"
@@ -73,12 +71,35 @@ def read_parquet(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int
         for batch in file.iter_batches(batch_size=256):
             for row in range(batch.num_rows):
                 number += 1
-                try:
-                    yield number, parse_user(batch.slice(row, 1).to_pylist()[0], unknown_fields)
-                except RecordRefused as refusal:
-                    yield number, Problem(path, number, str(refusal), refusal.user_id)
-                except UnicodeDecodeError:
-                    yield number, Problem(path, number, "a text is no valid UTF-8")
+                yield number, parse_row(path, number, batch, row, unknown_fields)
+
+
+def parquet_file(source: Path | IO[bytes]) -> ParquetFile:
+    """A Parquet file opened for reading a batch of rows at a time."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source)
+
+
+def parse_line(path: Path | str, number: int, line: bytes, unknown_fields: Counter[str]) -> User | Problem:
+    """The user of one line of JSON, or what is wrong with it; ``number`` is the line's, from 1."""
+    try:
+        record = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+        return parse_user(record, unknown_fields)
+    except RecordRefused as refusal:
+        return Problem(path, number, str(refusal), refusal.user_id)
+
+
+def parse_row(
+    path: Path | str, number: int, batch: RecordBatch, row: int, unknown_fields: Counter[str]
+) -> User | Problem:
+    """The user of one row of a Parquet batch, or what is wrong with it; ``number`` is the file's row."""
+    try:
+        return parse_user(batch.slice(row, 1).to_pylist()[0], unknown_fields)
+    except RecordRefused as refusal:
+        return Problem(path, number, str(refusal), refusal.user_id)
+    except UnicodeDecodeError:
+        return Problem(path, number, "a text is no valid UTF-8")
 
 
 def parse_user(record: Any, unknown_fields: Counter[str]) -> User:
@@ -218,7 +239,9 @@ def _tags(value: Any, place: str) -> dict[str, str]:
         return {}
     # Parquet fills the columns of a struct that a row lacks with nulls.
     present = {name: tag for name, tag in _object(value, place).items() if tag is not None}
-    return {name: _text(tag, f"a value of {place}") for name, tag in present.items()}
+    return {
+        _text(name, f"a name in {place}"): _text(tag, f"a value of {place}") for name, tag in present.items()
+    }
 
 
 def _count_unknown(

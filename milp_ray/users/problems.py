@@ -15,7 +15,7 @@ class Problem:
     ``user_id`` is there where it could be read.
     """
 
-    path: Path
+    path: Path | str  # a string where it is a URI
     line: int
     reason: str
     user_id: str | None = None

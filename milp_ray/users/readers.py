@@ -16,6 +16,7 @@ from milp_ray.users.jsonl import read_jsonl, read_parquet
 from milp_ray.users.malp import read_malp
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
 from milp_ray.users.records import Example, User
+from milp_ray.users.sources import check_file
 
 if TYPE_CHECKING:
     from milp_ray.config import UsersSection
@@ -77,7 +78,7 @@ def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterat
         MilpError: a path is missing or of another format.
     """
     for path in section.paths:
-        _check_file(path)
+        check_file(path)
     first_seen: dict[str, str] = {}
     withdrawn: set[str] = set()
     for path in section.paths:
@@ -140,16 +141,6 @@ def _embedded(section: UsersSection, seed: int) -> list[User]:
     if not users:
         raise MilpError("users.persona_world makes no user: set n_short_users or n_long_users to at least 1")
     return users
-
-
-def _check_file(path: Path) -> None:
-    if path.is_file():
-        return
-    what = "is a folder" if path.is_dir() else "does not exist"
-    raise MilpError(
-        f"users.paths: {path} {what}; name files, relative to the working directory or in full "
-        "(or set users.format to persona_world for the embedded users)"
-    )
 
 
 def _no_users(section: UsersSection, problems: list[Problem]) -> str:

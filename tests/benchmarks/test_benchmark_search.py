@@ -107,6 +107,15 @@ def test_the_table_names_every_algorithm_best_first(runs: summary.Runs) -> None:
     assert names == ["ours_map", "ax_default", "optuna_motpe"]
 
 
+def test_algorithms_of_more_trials_are_printed_after_as_many_as_the_others_had(runs: summary.Runs) -> None:
+    shorter = run("optuna_gp", 0, [0.5, 0.7], 9.0)
+    every = summary.by_problem([*(run for named in runs["p"].values() for run in named), shorter])
+    lines = summary.table_of(summary.figures_of(every, n_trials=3)).splitlines()
+    after_two = {line.split()[0]: line.split()[-1] for line in lines if line.startswith("  o")}
+    assert lines[2].endswith("after 2")
+    assert after_two == {"ours_map": "0.9650", "optuna_motpe": "0.5000", "optuna_gp": "0.7000"}
+
+
 def test_the_figure_is_written(runs: summary.Runs, tmp_path: Path) -> None:
     path = summary.draw(runs, 3, tmp_path / "regret.png")
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,8 @@ import pytest
 
 from milp_ray.config import PersonalizeSection
 from milp_ray.errors import MilpError
-from milp_ray.personalize.pool import Outcome, WorkerPool, _Queue
+from milp_ray.personalize.hands import Queue
+from milp_ray.personalize.pool import Outcome, WorkerPool
 from milp_ray.personalize.worker import PackFunction, UserWorker, safe_reason
 
 SECRET = "my pin is 4711"
@@ -217,7 +218,7 @@ def test_a_function_that_forgets_an_item_fails_it() -> None:
 
 @pytest.mark.parametrize(("n", "n_hands", "most"), [(13, 2, 64), (13, 2, 4), (5, 8, 64), (1, 1, 1)])
 def test_items_are_dealt_in_even_hands(n: int, n_hands: int, most: int) -> None:
-    queue: _Queue[int] = _Queue(range(n), key=str, size=float)
+    queue: Queue[int] = Queue(range(n), key=str, size=float)
     hands = []
     while queue:
         hands.append([task.item for task in queue.deal(n_hands, most)])

@@ -179,6 +179,25 @@ def test_writers_of_one_user_at_the_same_time_all_publish(store: AdapterStore, a
         assert store.verify("u-1", version=version).fingerprint == f"f{number}"
 
 
+def test_a_manifest_whose_answer_is_lost_does_not_outlive_its_files(
+    store: AdapterStore, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.publish("u-1", adapter, {}, fingerprint="old")
+    plain = ObjectBackend._write
+
+    def answerless(self: ObjectBackend, path: str, content: bytes) -> None:
+        plain(self, path, content)
+        if "/v2-" in path:
+            raise StoreUnavailableError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectBackend, "_write", answerless)
+        with pytest.raises(StoreUnavailableError):
+            store.publish("u-1", adapter, {}, fingerprint="new")
+    assert store.has("u-1", "old")
+    assert len(objects(store)) == 3
+
+
 # ------------------------------------------------------------------------------------------ what goes wrong
 
 

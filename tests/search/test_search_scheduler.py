@@ -17,9 +17,10 @@ from ray.tune.schedulers import TrialScheduler
 from milp_ray.config import BaseSection, EarlyStoppingSection, PromptSection, TrainingSection
 from milp_ray.environment import environment
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.search.measure import SCRATCH_PREFIX, TrialTask, measure
+from milp_ray.search.measure import TrialTask, measure
 from milp_ray.search.rungs import RUNG, RungRecord
 from milp_ray.search.scheduler import RungScheduler
+from milp_ray.search.trainers import SCRATCH_PREFIX
 from milp_ray.search.trial import FAILED, MeasureLayout
 from milp_ray.training.base import load_base
 from milp_ray.users.records import UserSplit

@@ -28,9 +28,10 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.journal import read_events
-from milp_ray.search.measure import SCRATCH_PREFIX, TrialTask, measure
+from milp_ray.search.measure import TrialTask, measure
 from milp_ray.search.study import StudySettings, run_study
-from milp_ray.search.trial_group import GroupFailed, GroupSpec, TrialGroup
+from milp_ray.search.trainers import SCRATCH_PREFIX
+from milp_ray.search.trial_group import GroupFailed, GroupSpec, TrialGroup, no_resources
 from milp_ray.training.base import load_base
 from milp_ray.users.records import UserSplit
 
@@ -56,7 +57,7 @@ def test_a_trial_of_several_gpus_has_a_process_on_each() -> None:
 
 
 def test_the_trials_own_process_reserves_neither_cpus_nor_gpus() -> None:
-    [bundle] = PAIR.trial_resources().bundles
+    [bundle] = no_resources().bundles
     assert set(bundle) == {"memory"}
 
 

@@ -8,6 +8,7 @@ SOCKET is where the test listens, STORE the file through which the processes fin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from functools import lru_cache
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -62,11 +64,10 @@ def run_job(
     base = base_at(folder, dtype)
     before = digest(base)
     told: list[int] = []
-    step = stages.JobTraining._step
+    step, numbers = stages.JobTraining._step, itertools.count(1)
 
     def dies(self: Any, engine: Any, window: Any) -> torch.Tensor:
-        dies.steps += 1  # type: ignore[attr-defined]
-        if dies.steps == kill_at_step:  # type: ignore[attr-defined]
+        if next(numbers) == kill_at_step:
             if sigkill_rank is not None:
                 if sigkill_rank == dist.get_rank():
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -74,28 +75,25 @@ def run_job(
                 raise Killed
         return step(self, engine, window)
 
-    dies.steps = 0  # type: ignore[attr-defined]
-    stages.JobTraining._step = dies  # type: ignore[method-assign]
     options["on_progress"] = lambda _, done, __: told.append(done)
     known: dict[str, Any] = {}
-    try:
-        if until is not None:
-            [part] = train_until(base, [job], section, PromptSection(), epoch=until, **options)
-            known["paused"] = part
-        else:
-            [result] = train(base, [job], section, PromptSection(), **options)
-            adapter = result.adapter
-            known["loss"] = result.validation_loss
-            known["curve"] = result.curve
-            known["steps"], known["tokens"] = result.steps, result.tokens
-            if adapter is not None:
-                known["tensors"] = {name: t.numpy() for name, t in adapter.tensors.items()}
-                if save_to is not None and dist.get_rank() == 0:
-                    save_adapter(adapter, save_to)
-    except Killed:
-        known["killed"] = True
-    finally:
-        stages.JobTraining._step = step  # type: ignore[method-assign]
+    with patch.object(stages.JobTraining, "_step", dies):
+        try:
+            if until is not None:
+                [part] = train_until(base, [job], section, PromptSection(), epoch=until, **options)
+                known["paused"] = part
+            else:
+                [result] = train(base, [job], section, PromptSection(), **options)
+                adapter = result.adapter
+                known["loss"] = result.validation_loss
+                known["curve"] = result.curve
+                known["steps"], known["tokens"] = result.steps, result.tokens
+                if adapter is not None:
+                    known["tensors"] = {name: t.numpy() for name, t in adapter.tensors.items()}
+                    if save_to is not None and dist.get_rank() == 0:
+                        save_adapter(adapter, save_to)
+        except Killed:
+            known["killed"] = True
     return known | {"told": told, "untouched": digest(base) == before}
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.jobs import MakeSplit, make_job
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
-from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, injected, load_adapter
 from milp_ray.training.base import Base, load_base
@@ -22,11 +21,8 @@ from milp_ray.training.job import Job
 from milp_ray.training.loss import mean_token_loss
 from milp_ray.training.response_loss import Wanted, response_losses
 from milp_ray.training.train import train
-from milp_ray.users.records import UserSplit
 
 PROMPT = PromptSection()
-BOTH = frozenset({"memory", "instruction"})
-Split = Callable[..., UserSplit]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +52,6 @@ def section(**changes: Any) -> TrainingSection:
     return TrainingSection(**{**settings, **changes})
 
 
-def job(split: UserSplit, bits: str = "0101", **changes: Any) -> Job:
-    layout = CanonicalLayout(tuple(bit == "1" for bit in bits), 4 if "1" in bits else 0)
-    return replace(Job("job", split, layout, BOTH, seed=0), **changes)
-
-
 def furthest(adapter: Adapter | None, tensors: dict[str, np.ndarray]) -> float:
     assert adapter is not None
     assert adapter.tensors.keys() == tensors.keys()
@@ -84,13 +75,13 @@ ENGINES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("deepspeed", ENGINES, ids=str)
 def test_two_processes_give_the_adapter_of_one(
     base: Base,
-    make_split: Split,
+    make_split: MakeSplit,
     together: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
     deepspeed: dict[str, Any],
 ) -> None:
     # Four examples in batches of three: the second batch holds one row for two processes.
-    a_job, training = job(make_split(n_train=4, n_val=3)), section(gradient_accumulation=2)
+    a_job, training = make_job(make_split(n_train=4, n_val=3)), section(gradient_accumulation=2)
     [alone] = train(base, [a_job], training, PROMPT, validate_every_epoch=True)
     first, second = together(
         a_job,
@@ -117,10 +108,10 @@ def test_two_processes_give_the_adapter_of_one(
 
 
 def test_every_process_counts_in_a_step(
-    base: Base, make_split: Split, together: Callable[..., list[dict[str, Any]]]
+    base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]]
 ) -> None:
     """AdamW forgives a wrong factor on all gradients; with clipping at their usual size it does not."""
-    a_job, training = job(make_split(n_train=4)), section(max_grad_norm=0.05, batch_size=4)
+    a_job, training = make_job(make_split(n_train=4)), section(max_grad_norm=0.05, batch_size=4)
     [alone] = train(base, [a_job], training, PROMPT)
     [unclipped] = train(base, [a_job], section(max_grad_norm=0.1, batch_size=4), PROMPT)
     tensors = together(a_job, training)[0]["tensors"]
@@ -130,10 +121,10 @@ def test_every_process_counts_in_a_step(
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_batch_with_fewer_rows_than_processes(
-    base: Base, make_split: Split, together: Callable[..., list[dict[str, Any]]], zero_stage: int
+    base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], zero_stage: int
 ) -> None:
     """One row a step: the second process never has one of its own."""
-    a_job = job(make_split(n_turns=1, n_train=2, n_val=1))
+    a_job = make_job(make_split(n_turns=1, n_train=2, n_val=1))
     training = section(batch_size=1, deepspeed={"zero_stage": zero_stage})
     [alone] = train(base, [a_job], section(batch_size=1), PROMPT)
     first, _ = together(a_job, training)
@@ -143,9 +134,9 @@ def test_a_batch_with_fewer_rows_than_processes(
 
 
 def test_the_empty_layout_is_the_base_alone(
-    base: Base, make_split: Split, together: Callable[..., list[dict[str, Any]]]
+    base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    a_job = job(make_split(), "0000")
+    a_job = make_job(make_split(), "0000")
     [alone] = train(base, [a_job], section(), PROMPT)
     for told in together(a_job, section()):
         assert "tensors" not in told
@@ -154,9 +145,9 @@ def test_the_empty_layout_is_the_base_alone(
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_early_stopping_ends_every_process_at_once_with_the_best_weights(
-    base: Base, make_split: Split, together: Callable[..., list[dict[str, Any]]], zero_stage: int
+    base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], zero_stage: int
 ) -> None:
-    a_job = job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
+    a_job = make_job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
     patient = {"instruction_epochs": 40, "learning_rate": 0.1, "early_stopping_patience": 2, "batch_size": 2}
     [alone] = train(base, [a_job], section(**patient), PROMPT)
     first, second = together(a_job, section(**patient, deepspeed={"zero_stage": zero_stage}))
@@ -171,10 +162,10 @@ def test_early_stopping_ends_every_process_at_once_with_the_best_weights(
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_killed_processes_go_on_with_the_same_bits(
-    make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
+    make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
 ) -> None:
     """Killed in the second epoch of the second stage; dropout draws go on as well."""
-    a_job, training = job(make_split()), section(dropout=0.1, deepspeed={"zero_stage": zero_stage})
+    a_job, training = make_job(make_split()), section(dropout=0.1, deepspeed={"zero_stage": zero_stage})
     never_killed, _ = together(a_job, training)
     killed = together(a_job, training, checkpoint_dir=tmp_path, kill_at_step=6)
     assert [told["killed"] for told in killed] == [True, True]
@@ -191,9 +182,9 @@ def test_killed_processes_go_on_with_the_same_bits(
 
 
 def test_another_number_of_processes_begins_the_job_anew(
-    base: Base, make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path
+    base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    a_job, training = job(make_split()), section()
+    a_job, training = make_job(make_split()), section()
     together(a_job, training, checkpoint_dir=tmp_path, kill_at_step=5)
     steps: list[int] = []
     [alone] = train(
@@ -207,13 +198,13 @@ def test_another_number_of_processes_begins_the_job_anew(
 
 @pytest.mark.parametrize(("zero_stage", "rungs"), [(2, (1, 3)), (3, (3,))])
 def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
-    make_split: Split,
+    make_split: MakeSplit,
     together: Callable[..., list[dict[str, Any]]],
     tmp_path: Path,
     zero_stage: int,
     rungs: tuple[int, ...],
 ) -> None:
-    a_job, training = job(make_split()), section(deepspeed={"zero_stage": zero_stage})
+    a_job, training = make_job(make_split()), section(deepspeed={"zero_stage": zero_stage})
     whole, _ = together(a_job, training, validate_every_epoch=True)
     for epoch in rungs:
         parts = [told["paused"] for told in together(a_job, training, until=epoch, checkpoint_dir=tmp_path)]
@@ -229,9 +220,9 @@ def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_bfloat16_trains_on_scattered_master_weights(
-    make_split: Split, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
+    make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
 ) -> None:
-    a_job = job(make_split())
+    a_job = make_job(make_split())
     training = section(memory_epochs=1, instruction_epochs=1, deepspeed={"zero_stage": zero_stage})
     whole, _ = together(a_job, training)
     half, _ = together(a_job, training, dtype="bfloat16")
@@ -242,30 +233,30 @@ def test_bfloat16_trains_on_scattered_master_weights(
 
 
 def test_no_engine_compiles_anything(
-    pair: Any, make_split: Split, together: Callable[..., list[dict[str, Any]]]
+    pair: Any, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]]
 ) -> None:
     """The processes find neither a compiler nor ninja: what wants one would fail."""
     offload = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"}
-    assert together(job(make_split()), section(deepspeed=offload))[0]["steps"]
+    assert together(make_job(make_split()), section(deepspeed=offload))[0]["steps"]
     assert pair.compiled is not None
     assert not pair.compiled.exists()
 
 
 def test_a_base_in_main_memory_is_trained_all_the_same(
-    base: Base, tiny_llama_dir: Path, make_split: Split
+    base: Base, tiny_llama_dir: Path, make_split: MakeSplit
 ) -> None:
     """With ZeRO-3, in one process; here main memory and the device are the same."""
     kept = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu", keep_on="cpu"))
-    a_job = job(make_split())
+    a_job = make_job(make_split())
     [plain] = train(base, [a_job], section(), PROMPT)
     [other] = train(kept, [a_job], section(deepspeed={"zero_stage": 3}), PROMPT)
     assert other.adapter is not None
     assert furthest(plain.adapter, {n: t.numpy() for n, t in other.adapter.tensors.items()}) < 1e-4
 
 
-def test_the_copy_for_zero_3_shares_the_frozen_weights(base: Base, make_split: Split) -> None:
+def test_the_copy_for_zero_3_shares_the_frozen_weights(base: Base, make_split: MakeSplit) -> None:
     config = lora_config(
-        job(make_split()).layout, base.spec, TrainingSection().lora_alpha, 0.0, base.model_id
+        make_job(make_split()).layout, base.spec, TrainingSection().lora_alpha, 0.0, base.model_id
     )
     with injected(base, config, seed=0) as model:
         own = dict(copy_to_scatter(model).named_parameters())
@@ -275,8 +266,8 @@ def test_the_copy_for_zero_3_shares_the_frozen_weights(base: Base, make_split: S
             assert own[name] is not parameter
 
 
-def test_zero_3_leaves_no_copy_of_the_base_behind(base: Base, make_split: Split) -> None:
-    a_job = job(make_split(n_turns=2, n_train=1))
+def test_zero_3_leaves_no_copy_of_the_base_behind(base: Base, make_split: MakeSplit) -> None:
+    a_job = make_job(make_split(n_turns=2, n_train=1))
     training = section(memory_epochs=1, instruction_epochs=1, deepspeed={"zero_stage": 3})
     counts = []
     for _ in range(3):
@@ -291,14 +282,14 @@ def test_zero_3_leaves_no_copy_of_the_base_behind(base: Base, make_split: Split)
 def test_processes_one_of_which_was_killed_go_on_in_others(
     base: Base,
     tiny_llama_dir: Path,
-    make_split: Split,
+    make_split: MakeSplit,
     process_group: Callable[..., Any],
     tmp_path: Path,
     killed_rank: int,
 ) -> None:
     """SIGKILL in the middle of a stage; the other process ends with an error and does not wait for ever."""
     kept = tmp_path / "kept"
-    a_job, training = job(make_split()), section(deepspeed={"zero_stage": 2})
+    a_job, training = make_job(make_split()), section(deepspeed={"zero_stage": 2})
     [alone] = train(base, [a_job], training, PROMPT)
     what: dict[str, Any] = {"folder": str(tiny_llama_dir), "job": a_job, "section": training}
     for name in ("first", "second"):

@@ -76,11 +76,12 @@ def test_a_higher_lowest_layer_costs_less_and_kept_states_save_what_lies_below()
     work = Tokens(100, 4000, 50)
     high, low = Placement(RANK, 1, 3), Placement(RANK, 1, 0)
     assert flops.backward(shape, work, high) < flops.backward(shape, work, low)
-    whole = flops.training_step(shape, work, high, states_kept=False)
-    assert flops.training_step(shape, work, high, states_kept=True) == pytest.approx(
-        whole - flops.layers_forward(shape, work, 3)
-    )
-    again = flops.training_step(shape, work, high, states_kept=False, checkpointing=True)
+    below = flops.below(shape, work, high, attention_too=False)
+    assert below == flops.layers_forward(shape, work, 3)
+    assert below < flops.below(shape, work, high, attention_too=True) < flops.layers_forward(shape, work, 4)
+    assert flops.below(shape, work, low, attention_too=False) == 0
+    whole = flops.training_step(shape, work, high)
+    again = flops.training_step(shape, work, high, checkpointing=True)
     assert again - whole == pytest.approx(flops.layers_forward(shape, work, 1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from milp_ray.memory.architecture import ffn_spec
 from milp_ray.training.memory_model import (
+    JobLoad,
     MemoryParts,
     kv_bytes_a_token,
     largest_pack,
@@ -22,14 +24,9 @@ from milp_ray.training.published import published_config
 
 N_ROWS, LENGTH, RANK = 2, 64, 4
 LLAMA_7B = shape_of_config(published_config("meta-llama/Llama-2-7b-hf"), dtype_bytes=2)
-JOB: dict[str, Any] = {
-    "rank": 32,
-    "n_lora_layers": 16,
-    "lowest_layer": 4,
-    "tokens_per_step": 1024,
-    "targets_per_step": 512,
-    "longest_row": 256,
-}
+JOB = JobLoad(
+    rank=32, n_lora_layers=16, lowest_layer=4, tokens_per_step=1024, targets_per_step=512, longest_row=256
+)
 
 
 def small(kind: str, vocabulary: int) -> Any:
@@ -112,14 +109,16 @@ def peak_of_a_step(model: Any, n_targets: int) -> int:
 def parts_of(shape: ModelShape, layers: list[int], n_targets: int) -> MemoryParts:
     return memory_of_pack(
         shape,
+        JobLoad(
+            rank=RANK,
+            n_lora_layers=len(layers),
+            lowest_layer=layers[0],
+            tokens_per_step=N_ROWS * LENGTH,
+            targets_per_step=n_targets,
+            longest_row=LENGTH,
+            lora_bytes=4,  # PEFT's
+        ),
         n_jobs=1,
-        rank=RANK,
-        n_lora_layers=len(layers),
-        lowest_layer=layers[0],
-        tokens_per_step=N_ROWS * LENGTH,
-        targets_per_step=n_targets,
-        longest_row=LENGTH,
-        lora_bytes=4,  # PEFT's
     )
 
 
@@ -146,33 +145,34 @@ def test_the_peak_of_a_step_is_as_expected(
 
 def test_what_stays_is_the_base_once_and_sixteen_bytes_a_trainable_number() -> None:
     trainable = LLAMA_7B.adapter_parameters(32, 16)
-    three = memory_of_pack(LLAMA_7B, n_jobs=3, lora_bytes=4, **JOB)
+    three = memory_of_pack(LLAMA_7B, replace(JOB, lora_bytes=4), n_jobs=3)
     assert three.base == 2 * 6_738_415_616
     assert three.adapters == three.gradients == 3 * 4 * trainable
     assert three.optimizer == 2 * three.gradients
-    with_copy = memory_of_pack(LLAMA_7B, n_jobs=3, **JOB)
+    with_copy = memory_of_pack(LLAMA_7B, JOB, n_jobs=3)
     assert with_copy.adapters == 3 * (4 + 2) * trainable, "a copy in the base's precision to compute with"
-    assert memory_of_pack(LLAMA_7B, n_jobs=0, **JOB).total == three.base
+    assert memory_of_pack(LLAMA_7B, JOB, n_jobs=0).total == three.base
 
 
 @pytest.mark.parametrize(
-    ("name", "more"),
+    "changes",
     [
-        ("rank", 64),
-        ("n_lora_layers", 20),
-        ("tokens_per_step", 2048),
-        ("targets_per_step", 5000),
-        ("kept_tokens", 9000),
+        {"rank": 64},
+        {"n_lora_layers": 20},
+        {"tokens_per_step": 2048},
+        {"targets_per_step": 5000},
+        {"kept_tokens": 9000},
     ],
+    ids=str,
 )
-def test_more_of_anything_takes_more(name: str, more: int) -> None:
-    less = memory_of_pack(LLAMA_7B, n_jobs=2, **JOB).total
-    assert memory_of_pack(LLAMA_7B, n_jobs=2, **{**JOB, name: more}).total > less
+def test_more_of_anything_takes_more(changes: dict[str, Any]) -> None:
+    less = memory_of_pack(LLAMA_7B, JOB, n_jobs=2).total
+    assert memory_of_pack(LLAMA_7B, replace(JOB, **changes), n_jobs=2).total > less
 
 
 def test_layers_below_the_lowest_lora_keep_nothing() -> None:
     kept = [
-        memory_of_pack(LLAMA_7B, n_jobs=1, **{**JOB, "lowest_layer": lowest}).activations
+        memory_of_pack(LLAMA_7B, replace(JOB, lowest_layer=lowest), n_jobs=1).activations
         for lowest in (0, 8, 16)
     ]
     assert kept[0] > kept[1] > kept[2]
@@ -180,19 +180,19 @@ def test_layers_below_the_lowest_lora_keep_nothing() -> None:
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_alone() -> None:
-    whole = memory_of_pack(LLAMA_7B, n_jobs=1, **JOB)
-    less = memory_of_pack(LLAMA_7B, n_jobs=1, activation_checkpointing=True, **JOB)
+    whole = memory_of_pack(LLAMA_7B, JOB, n_jobs=1)
+    less = memory_of_pack(LLAMA_7B, replace(JOB, activation_checkpointing=True), n_jobs=1)
     assert less.activations < 0.3 * whole.activations
 
 
 def test_attention_that_is_not_fused_grows_with_the_longest_row() -> None:
     short, long = (
-        memory_of_pack(LLAMA_7B, n_jobs=1, fused_attention=False, **{**JOB, "longest_row": length})
+        memory_of_pack(LLAMA_7B, replace(JOB, fused_attention=False, longest_row=length), n_jobs=1)
         for length in (256, 512)
     )
     assert long.activations > short.activations
-    fused = memory_of_pack(LLAMA_7B, n_jobs=1, **{**JOB, "longest_row": 512})
-    assert fused.activations == memory_of_pack(LLAMA_7B, n_jobs=1, **JOB).activations
+    fused = memory_of_pack(LLAMA_7B, replace(JOB, longest_row=512), n_jobs=1)
+    assert fused.activations == memory_of_pack(LLAMA_7B, JOB, n_jobs=1).activations
 
 
 def test_the_larger_of_two_moments_counts() -> None:
@@ -203,14 +203,14 @@ def test_the_larger_of_two_moments_counts() -> None:
 @pytest.mark.parametrize("budget", [20, 40, 80])
 def test_the_largest_pack_fits_and_one_job_more_does_not(budget: int) -> None:
     n_bytes = budget * 2**30
-    n_jobs = largest_pack(LLAMA_7B, n_bytes, headroom=0.1, **JOB)
+    n_jobs = largest_pack(LLAMA_7B, JOB, n_bytes, headroom=0.1)
     assert n_jobs >= 1
-    assert memory_of_pack(LLAMA_7B, n_jobs=n_jobs, **JOB).total <= 0.9 * n_bytes
-    assert memory_of_pack(LLAMA_7B, n_jobs=n_jobs + 1, **JOB).total > 0.9 * n_bytes
+    assert memory_of_pack(LLAMA_7B, JOB, n_jobs=n_jobs).total <= 0.9 * n_bytes
+    assert memory_of_pack(LLAMA_7B, JOB, n_jobs=n_jobs + 1).total > 0.9 * n_bytes
 
 
 def test_a_device_that_the_base_alone_fills_takes_no_job() -> None:
-    assert largest_pack(LLAMA_7B, 10 * 2**30, **JOB) == 0
+    assert largest_pack(LLAMA_7B, JOB, 10 * 2**30) == 0
 
 
 def test_the_cache_of_a_prompt_is_keys_and_values_of_every_layer() -> None:

@@ -44,9 +44,14 @@ Split = Callable[..., UserSplit]
 Tensors = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
+TINY = ("tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir")
+ON_GPU = [pytest.param((folder, "cuda"), marks=pytest.mark.gpu) for folder in TINY]
+
+
+@pytest.fixture(scope="module", params=[*((folder, "cpu") for folder in TINY), *ON_GPU], ids=str)
 def any_base(request: pytest.FixtureRequest) -> Base:
-    return load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
+    folder, device = request.param
+    return load_base(BaseSection(model=str(request.getfixturevalue(folder)), device=device, dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Ten
                 for chosen in epoch_plan(stage.sequences, section.batch_size, section.order, rng):
                     nll = padded_nll(base, model, [stage.sequences[i] for i in chosen])
                     nll.mean().backward()
-                    total, count = total + float(nll.sum()), count + len(nll)
+                    total, count = total + float(nll.detach().sum()), count + len(nll)
                     torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
                     factor = linear_schedule(done, n_steps, section.warmup_ratio)
                     optimizer.param_groups[0]["lr"] = rate * factor
@@ -117,7 +122,9 @@ def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
         mask[i, :n] = 1
         labels[i, row.target_from : n] = ids[i, row.target_from : n]
     positions = (torch.arange(length) + base.first_position).expand(len(rows), -1)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    logits = model(**{name: tensor.to(base.device) for name, tensor in inputs.items()}).logits[:, :-1]
+    labels = labels.to(base.device)
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
     )
@@ -288,6 +295,20 @@ def test_a_job_that_diverges_fails_alone(base: Base, make_split: Split) -> None:
         train(base, [wild], RECIPE, PROMPT)
 
 
+def test_a_job_that_diverges_spreads_to_no_neighbour_wherever_it_lies_on_the_line(
+    base: Base, make_split: Split
+) -> None:
+    """The first on the line is the one that padding would read from."""
+    first, *jobs = mixed_jobs(base, make_split)[:3]
+    wild = replace(first, job_id="wild", learning_rate=1e30)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [wild, *jobs], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["wild"]
+    for job, result in zip(jobs, results, strict=True):
+        [alone] = train(base, [job], RECIPE, PROMPT)
+        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
+
+
 def test_jobs_need_ids_of_their_own(base: Base, make_split: Split) -> None:
     job = mixed_jobs(base, make_split)[0]
     with pytest.raises(MilpError, match="share ids"):
@@ -356,13 +377,32 @@ def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
 def test_rows_lie_one_after_the_other_and_buckets_hold_each_token_once(lengths: list[int]) -> None:
     rows = flat_rows(lengths, torch.device("cpu"))
     assert rows.positions[0].tolist() == [i for length in lengths for i in range(length)]
-    tokens = torch.cat([bucket.tokens for bucket in rows.buckets])
-    assert sorted(tokens.tolist()) == list(range(sum(lengths)))
+    assert torch.equal(rows.gather[rows.places], torch.arange(sum(lengths)))
+    first = 0
     for bucket in rows.buckets:
-        assert bucket.gather.shape == (bucket.n_rows * bucket.length,)
-        assert torch.equal(bucket.gather[bucket.places], bucket.tokens)
-        # A row's tokens stand in order from the beginning of its padded row.
-        assert torch.equal(bucket.places % bucket.length, rows.positions[0][bucket.tokens])
+        n_places = bucket.n_rows * bucket.length
+        # A row's tokens stand in order from the beginning of its padded row, and what is behind is padding.
+        tokens = torch.nonzero((rows.places >= first) & (rows.places < first + n_places)).squeeze(1)
+        places = rows.places[tokens] - first
+        assert torch.equal(places % bucket.length, rows.positions[0][tokens])
+        assert sorted([*places.tolist(), *bucket.padding.tolist()]) == list(range(n_places))
+        first += n_places
+    assert rows.gather.shape == (first,)
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6), n_heads=st.integers(1, 4))
+def test_heads_are_taken_row_by_row_and_put_back(lengths: list[int], n_heads: int) -> None:
+    rows = flat_rows(lengths, torch.device("cpu")).by_heads(n_heads)
+    line = torch.randn(sum(lengths), n_heads, 2)
+    parts = rows.take(line)
+    assert torch.equal(rows.put(parts), line)
+    by_row = sorted(line.split(lengths), key=lambda row: (padded_length(len(row)),))
+    padded = [row for part in parts for row in part]
+    for row, found in zip(by_row, padded, strict=True):
+        assert torch.equal(found[:, : len(row)], row.transpose(0, 1))
+    for part, padding in zip(parts, rows.padding, strict=True):
+        part.view(-1, 2).index_fill_(0, padding, 7.0)
+    assert torch.equal(rows.put(parts), line), "no token lies where the padding is"
 
 
 @given(length=st.integers(1, 20000))

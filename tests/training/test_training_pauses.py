@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.jobs import MakeSplit, make_job
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
-from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.checkpoint import CheckpointFile
 from milp_ray.training.job import Job, JobResult, PausedJob, planned_epochs
 from milp_ray.training.train import train, train_until
-from milp_ray.users.records import UserSplit
 
 PROMPT = PromptSection()
-BOTH = frozenset({"memory", "instruction"})
-Split = Callable[..., UserSplit]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +34,6 @@ def section(**changes: Any) -> TrainingSection:
         "memory_block_turns": 2,
     }
     return TrainingSection(**{**settings, **changes})
-
-
-def job(split: UserSplit, bits: str = "0101", **changes: Any) -> Job:
-    layout = CanonicalLayout(tuple(bit == "1" for bit in bits), 4 if "1" in bits else 0)
-    return replace(Job("job", split, layout, BOTH, seed=0), **changes)
 
 
 def whole(base: Base, a_job: Job, training: TrainingSection, **options: Any) -> JobResult:
@@ -78,9 +69,9 @@ def same(a: JobResult, b: JobResult) -> bool:
     ],
 )
 def test_a_paused_job_ends_with_the_same_bits(
-    base: Base, make_split: Split, tmp_path: Path, pauses: tuple[int, ...], changes: dict[str, Any]
+    base: Base, make_split: MakeSplit, tmp_path: Path, pauses: tuple[int, ...], changes: dict[str, Any]
 ) -> None:
-    a_job, training = job(make_split()), section(**changes)
+    a_job, training = make_job(make_split()), section(**changes)
     for epoch in pauses:
         part = until(base, a_job, training, epoch, tmp_path)
         assert part.epoch <= epoch
@@ -91,9 +82,9 @@ def test_a_paused_job_ends_with_the_same_bits(
 
 
 def test_a_pause_tells_the_validation_loss_of_that_epoch(
-    base: Base, make_split: Split, tmp_path: Path
+    base: Base, make_split: MakeSplit, tmp_path: Path
 ) -> None:
-    a_job, training = job(make_split()), section()
+    a_job, training = make_job(make_split()), section()
     curve = whole(base, a_job, training, validate_every_epoch=True).curve
     for epoch in (1, 3, 4, 5):
         part = until(base, a_job, training, epoch, tmp_path)
@@ -102,10 +93,10 @@ def test_a_pause_tells_the_validation_loss_of_that_epoch(
 
 
 def test_under_early_stopping_a_pause_tells_the_best_loss_so_far(
-    base: Base, make_split: Split, tmp_path: Path
+    base: Base, make_split: MakeSplit, tmp_path: Path
 ) -> None:
     training = section(early_stopping_patience=9, learning_rate=0.3, instruction_epochs=9)
-    a_job = job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
+    a_job = make_job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
     losses = [row["validation_loss"] for row in whole(base, a_job, training).curve]
     n = next(i for i in range(1, len(losses)) if losses[i] > min(losses[:i])) + 1
     part = until(base, a_job, training, n, tmp_path)
@@ -114,7 +105,7 @@ def test_under_early_stopping_a_pause_tells_the_best_loss_so_far(
 
 
 def test_each_epoch_is_trained_once_and_kept_only_where_the_job_pauses(
-    base: Base, make_split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, make_split: MakeSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes: list[int] = []
     write = CheckpointFile.write
@@ -129,7 +120,7 @@ def test_each_epoch_is_trained_once_and_kept_only_where_the_job_pauses(
         "checkpoint_dir": tmp_path,
         "on_progress": lambda _, done, n: steps.append(done),
     }
-    jobs, training = [job(make_split())], section()
+    jobs, training = [make_job(make_split())], section()
     train_until(base, jobs, training, PROMPT, epoch=2, **options)
     train_until(base, jobs, training, PROMPT, epoch=2, **options)
     train(base, jobs, training, PROMPT, checkpoint_every_epoch=False, **options)
@@ -137,36 +128,36 @@ def test_each_epoch_is_trained_once_and_kept_only_where_the_job_pauses(
     assert writes == [4]
 
 
-def test_a_job_that_is_further_is_left_there(base: Base, make_split: Split, tmp_path: Path) -> None:
-    a_job, training = job(make_split()), section()
+def test_a_job_that_is_further_is_left_there(base: Base, make_split: MakeSplit, tmp_path: Path) -> None:
+    a_job, training = make_job(make_split()), section()
     later = until(base, a_job, training, 4, tmp_path)
     earlier = until(base, a_job, training, 1, tmp_path)
     assert replace(earlier, seconds=later.seconds) == later
 
 
 def test_the_empty_layout_and_a_user_without_texts_have_nothing_to_pause(
-    base: Base, make_split: Split, tmp_path: Path
+    base: Base, make_split: MakeSplit, tmp_path: Path
 ) -> None:
-    empty = until(base, job(make_split(), "0000"), section(), 1, tmp_path)
+    empty = until(base, make_job(make_split(), "0000"), section(), 1, tmp_path)
     assert (empty.epoch, empty.steps, empty.tokens) == (0, 0, 0)
-    assert empty.validation_loss == whole(base, job(make_split(), "0000"), section()).validation_loss
-    silent = until(base, job(make_split(n_turns=0, n_train=0, n_val=0)), section(), 1, tmp_path)
+    assert empty.validation_loss == whole(base, make_job(make_split(), "0000"), section()).validation_loss
+    silent = until(base, make_job(make_split(n_turns=0, n_train=0, n_val=0)), section(), 1, tmp_path)
     assert (silent.epoch, silent.validation_loss) == (0, None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pause_before_the_first_epoch_is_refused(base: Base, make_split: Split, tmp_path: Path) -> None:
+def test_a_pause_before_the_first_epoch_is_refused(base: Base, make_split: MakeSplit, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="epoch 0"):
-        until(base, job(make_split()), section(), 0, tmp_path)
+        until(base, make_job(make_split()), section(), 0, tmp_path)
 
 
 @pytest.mark.parametrize("stages", ["sequential", "joint"])
 @pytest.mark.parametrize("parts", [{"memory"}, {"instruction"}, {"memory", "instruction"}])
 def test_planned_epochs_are_those_that_a_job_trains(
-    base: Base, make_split: Split, stages: str, parts: set[str]
+    base: Base, make_split: MakeSplit, stages: str, parts: set[str]
 ) -> None:
     training, chosen = section(stages=stages), frozenset(parts)
-    result = whole(base, job(make_split(), parts=chosen), training)
+    result = whole(base, make_job(make_split(), parts=chosen), training)
     assert len(result.curve) == planned_epochs(training, chosen)
 
 
@@ -179,10 +170,10 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("killed_after", [1, 2, 3, 5, 6, 7])
 def test_a_killed_job_that_is_continued_gives_the_same_bits(
-    base: Base, make_split: Split, tmp_path: Path, killed_after: int
+    base: Base, make_split: MakeSplit, tmp_path: Path, killed_after: int
 ) -> None:
     """Two steps an epoch, two epochs a stage: killed within and at the end of epochs of either stage."""
-    a_job, training = job(make_split()), section(memory_epochs=2, dropout=0.1)
+    a_job, training = make_job(make_split()), section(memory_epochs=2, dropout=0.1)
     never_killed = whole(base, a_job, training, validate_every_epoch=True)
 
     def kill(_: str, done: int, __: int) -> None:
@@ -213,9 +204,9 @@ def test_a_killed_job_that_is_continued_gives_the_same_bits(
 
 @pytest.mark.parametrize("killed_after", [2, 4, 6])
 def test_early_stopping_is_continued_as_well(
-    base: Base, make_split: Split, tmp_path: Path, killed_after: int
+    base: Base, make_split: MakeSplit, tmp_path: Path, killed_after: int
 ) -> None:
-    a_job = job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
+    a_job = make_job(make_split(n_train=2, n_val=6), parts=frozenset({"instruction"}))
     training = section(
         instruction_epochs=40, learning_rate=0.1, early_stopping_patience=2, batch_size=1, stages="joint"
     )
@@ -233,28 +224,28 @@ def test_early_stopping_is_continued_as_well(
     assert (never_killed.steps, never_killed.curve) == (resumed.steps, resumed.curve)
 
 
-def test_another_jobs_checkpoint_is_not_continued(base: Base, make_split: Split, tmp_path: Path) -> None:
+def test_another_jobs_checkpoint_is_not_continued(base: Base, make_split: MakeSplit, tmp_path: Path) -> None:
     def kill(_: str, done: int, __: int) -> None:
         if done == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        whole(base, job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
+        whole(base, make_job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
     other = section(learning_rate=2e-3)
     assert same(
-        whole(base, job(make_split()), other, checkpoint_dir=tmp_path),
-        whole(base, job(make_split()), other),
+        whole(base, make_job(make_split()), other, checkpoint_dir=tmp_path),
+        whole(base, make_job(make_split()), other),
     )
 
 
-def test_a_damaged_checkpoint_starts_the_job_anew(base: Base, make_split: Split, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_starts_the_job_anew(base: Base, make_split: MakeSplit, tmp_path: Path) -> None:
     def kill(_: str, done: int, __: int) -> None:
         if done == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        whole(base, job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
+        whole(base, make_job(make_split()), section(), checkpoint_dir=tmp_path, on_progress=kill)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:200])
-    result = whole(base, job(make_split()), section(), checkpoint_dir=tmp_path)
-    assert same(result, whole(base, job(make_split()), section()))
+    result = whole(base, make_job(make_split()), section(), checkpoint_dir=tmp_path)
+    assert same(result, whole(base, make_job(make_split()), section()))

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.problem import Curve, Floats, front_of, signs_of
+from comparison.problem import Curve, Enumerated, Floats
 
 from milp_ray.memory.layout import EMPTY_KEY, CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import ADAPTER_PARAMETERS, ROUGE_L, VALIDATION_LOSS
-from milp_ray.search.front import reference_point
 
 TABLE = Path(__file__).parent.parent / "lora_table" / "table.parquet"
 
 
-class LoraTable:
+class LoraTable(Enumerated):
     """Layouts of the embedded base as they were measured on PersonaWorld (``lora_table/README.md``).
 
     What was measured is the truth here, so that there is no standard error to tell a search of: no values by
@@ -70,28 +69,6 @@ class LoraTable:
         return float(np.mean([row[f"{name}_by_user"][user] for user in self._users]))
 
     @property
-    def signs(self) -> tuple[float, ...]:
-        """Directions of the objectives."""
-        return signs_of(self.objectives)
-
-    @cached_property
-    def front(self) -> Floats:
-        """Values of the non-dominated ones of all measured layouts."""
-        return front_of(self._all_values, self.signs)
-
-    @cached_property
-    def reference(self) -> Floats:
-        """By the rule of a study, over all measured layouts."""
-        return reference_point(self._all_values, self.signs, self._worst)
-
-    @property
-    def _worst(self) -> tuple[float | None, ...]:
-        """The size of the largest adapter, of the full mask at the highest rank."""
-        column = self._all_values.max(axis=0)
-        sizes = zip(self.objectives, column.tolist(), strict=True)
-        return tuple(value if name == ADAPTER_PARAMETERS.name else None for name, value in sizes)
-
-    @property
     def layouts(self) -> tuple[CanonicalLayout, ...]:
         """Those that were measured."""
         return tuple(self._layouts.values())
@@ -110,8 +87,9 @@ class LoraTable:
         """What was measured: the table is the world here."""
         return np.asarray(self.evaluate(layout).values[-1])
 
-    @property
-    def _all_values(self) -> Floats:
+    @cached_property
+    def all_values(self) -> Floats:
+        """Values of all measured layouts."""
         return np.array([curve.values[-1] for curve in self._curves.values()])
 
     def _distance(self, layout: CanonicalLayout, other: CanonicalLayout) -> tuple[int, int]:

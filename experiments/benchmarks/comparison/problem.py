@@ -6,8 +6,10 @@ learning curves, seconds, and values by probe user.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +17,8 @@ from numpy.typing import NDArray
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
-from milp_ray.objectives import KNOWN_OBJECTIVES
-from milp_ray.search.front import hypervolume, pareto_front
+from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES
+from milp_ray.search.front import hypervolume, pareto_front, reference_point
 
 Floats = NDArray[np.float64]
 
@@ -74,6 +76,35 @@ class Problem(Protocol):
 
     def truth(self, layout: CanonicalLayout) -> Floats:
         """The values (m,) of a layout without noise."""
+
+
+class Enumerated(ABC):
+    """What follows from the values of all layouts: of a problem that can list them."""
+
+    objectives: tuple[str, ...]
+
+    @cached_property
+    @abstractmethod
+    def all_values(self) -> Floats:
+        """Values (n, m) of all layouts without noise."""
+
+    @property
+    def signs(self) -> tuple[float, ...]:
+        """Directions of the objectives."""
+        return signs_of(self.objectives)
+
+    @cached_property
+    def front(self) -> Floats:
+        """The non-dominated ones of all values."""
+        return front_of(self.all_values, self.signs)
+
+    @cached_property
+    def reference(self) -> Floats:
+        """By the rule of a study, over all values; the largest adapter's size is known beforehand."""
+        largest = self.all_values.max(axis=0).tolist()
+        sizes = zip(self.objectives, largest, strict=True)
+        worst = [value if name == ADAPTER_PARAMETERS.name else None for name, value in sizes]
+        return reference_point(self.all_values, self.signs, worst)
 
 
 def best_hypervolume(problem: Problem) -> float:

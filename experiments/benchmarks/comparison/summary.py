@@ -93,6 +93,8 @@ def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
     hypervolume over ours, geometric mean over problems (above 1: ours is sooner); a peer whose median run
     never got there counts with the end of that run, which favours it, and the problem is listed under
     peers_never_reached. A problem on which ours never got there has no such number.
+    by_problem: of every algorithm; ``share_median_after`` has its median share after as many trials as any
+    algorithm of the problem was run for, as far as its own go.
     early_stopping: by problem, median simulated seconds until the median final share without early stopping
     is reached up to 5 %, with it, without it, and those that the whole search without it takes.
     """
@@ -114,7 +116,8 @@ def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
 
 
 def _of_problem(algorithms: Mapping[str, Sequence[Mapping[str, Any]]], n_trials: int) -> dict[str, Any]:
-    rows = {name: _of_algorithm(runs, n_trials) for name, runs in algorithms.items()}
+    counts = sorted({min(n_trials, *(len(run["share"]) for run in runs)) for runs in algorithms.values()})
+    rows = {name: _of_algorithm(runs, n_trials, counts) for name, runs in algorithms.items()}
     found: dict[str, Any] = {"algorithms": rows}
     for whom, head in (("ax", "ax_"), ("optuna_best", "optuna_"), ("random", "random")):
         ratios = [
@@ -162,14 +165,18 @@ def _early_stopping(algorithms: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def _of_algorithm(runs: Sequence[Mapping[str, Any]], n_trials: int) -> dict[str, Any]:
+def _of_algorithm(runs: Sequence[Mapping[str, Any]], n_trials: int, counts: Sequence[int]) -> dict[str, Any]:
+    n_run = min(n_trials, *(len(run["share"]) for run in runs))
     shares = [share_after(run, n_trials) for run in runs]
     low, high = np.quantile(shares, [0.25, 0.75])
     reached = median(time_to(run, SHARE) for run in runs)
     return {
         "n_seeds": len(runs),
-        "n_trials": min(n_trials, *(len(run["share"]) for run in runs)),
+        "n_trials": n_run,
         "share_median": median(shares),
+        "share_median_after": {
+            str(n): median(share_after(run, n) for run in runs) for n in counts if n <= n_run
+        },
         "share_quartiles": [float(low), float(high)],
         "seconds_to_95pct_median": reached if math.isfinite(reached) else None,
         "suggestion_seconds_a_trial": median(run["suggestion_seconds"] / len(run["ended"]) for run in runs),
@@ -184,19 +191,26 @@ def _mean(values: Any) -> float | None:
 
 
 def table_of(numbers: Mapping[str, Any]) -> str:
-    """The numbers by problem and algorithm, to be read."""
+    """The numbers by problem and algorithm, to be read.
+
+    Where algorithms were run for fewer trials than others, a column has every median after so many.
+    """
     lines: list[str] = []
     for problem, rows in numbers["by_problem"].items():
+        counts = sorted({row["n_trials"] for row in rows.values()})[:-1]
         lines += ["", f"{problem}: share of the best hypervolume after {numbers['n_trials']} trials"]
-        lines.append(f"  {'':20s} seeds trials  median  quartiles      s to 95 %  s a suggestion")
+        columns = "".join(f"{f'after {n}':>10s}" for n in counts)
+        lines.append(f"  {'':20s} seeds trials  median  quartiles      s to 95 %  s a suggestion{columns}")
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["share_median"]):
             low, high = row["share_quartiles"]
             seconds = row["seconds_to_95pct_median"]
+            shares = [row["share_median_after"].get(str(n)) for n in counts]
             lines.append(
                 f"  {name:20s} {row['n_seeds']:5d}  {row['n_trials']:5d}  {row['share_median']:.4f}  "
                 f"{low:.4f}–{high:.4f}  "
                 f"{'never' if seconds is None else format(seconds, '.0f'):>9s}  "
                 f"{row['suggestion_seconds_a_trial']:14.2f}"
+                + "".join(f"{'' if share is None else format(share, '.4f'):>10s}" for share in shares)
             )
     return "\n".join(lines)
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from comparison.problem import Curve, Floats, front_of, signs_of
+from comparison.problem import Curve, Enumerated, Floats
 from numpy.typing import NDArray
 
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES, ROUGE_L, VALIDATION_LOSS
-from milp_ray.search.front import reference_point
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Enumerated):
     """Objectives that few of many layers decide, with a front known by enumeration.
 
     Raw points have 34 dimensions (32 layers, n, r). A layer without an effect of its own matters through the
@@ -75,27 +74,6 @@ class Synthetic:
     n_epochs: int = 9
     # r × so many numbers a layer: the feed-forward maps of Llama-2 7B.
     parameters_per_rank: int = 3 * (4096 + 11008)
-
-    @property
-    def signs(self) -> tuple[float, ...]:
-        """Directions of the objectives."""
-        return signs_of(self.objectives)
-
-    @cached_property
-    def front(self) -> Floats:
-        """By enumeration; see the class."""
-        return front_of(self._all_values, self.signs)
-
-    @cached_property
-    def reference(self) -> Floats:
-        """By the rule of a study, over all values there are."""
-        return reference_point(self._all_values, self.signs, self._worst)
-
-    @property
-    def _worst(self) -> tuple[float | None, ...]:
-        """The size of the largest adapter."""
-        largest = float(self.space.n_layers * self.space.ranks[-1] * self.parameters_per_rank)
-        return tuple(largest if name == ADAPTER_PARAMETERS.name else None for name in self.objectives)
 
     def measured(self, layout: CanonicalLayout) -> CanonicalLayout:
         """``layout`` itself."""
@@ -145,8 +123,8 @@ class Synthetic:
         return np.stack(columns, axis=1)
 
     @cached_property
-    def _all_values(self) -> Floats:
-        """Values of all layouts, those that are equal by construction once."""
+    def all_values(self) -> Floats:
+        """By enumeration, see the class: values of all layouts, those that are equal by construction once."""
         matters = sorted(set().union(*(effect.layers for effect in self.effects.values())))
         masks = np.array(list(itertools.product((0.0, 1.0), repeat=len(matters))))
         n_others, ranks = self.space.n_layers - len(matters) + 1, len(self.space.ranks)

@@ -131,7 +131,7 @@ def largest_difference(store: AdapterStore, exports: Iterable[Exported], section
     import torch
     from peft import PeftModel
 
-    from milp_ray.training.adapters import attached
+    from milp_ray.training.adapters import attached, quiet_peft
     from milp_ray.training.base import load_base
 
     base = load_base(section.model_copy(update={"dtype": "float32"}))
@@ -141,7 +141,8 @@ def largest_difference(store: AdapterStore, exports: Iterable[Exported], section
         for one in exports:
             with attached(base, store.load(one.user_id, version=one.version)) as model:
                 ours = model(input_ids=ids).logits
-            served = PeftModel.from_pretrained(base.model, one.folder).eval()
+            with quiet_peft():
+                served = PeftModel.from_pretrained(base.model, one.folder).eval()
             try:
                 theirs = served(input_ids=ids).logits
             finally:

@@ -32,7 +32,7 @@ from milp_ray.personalize.store.manifest import MANIFEST
 _MANIFEST = re.compile(r"v([1-9][0-9]*)-([0-9a-f]{16})\.json")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _OPTIONS = {"s3": ("region", "scheme", "endpoint_override"), "gs": ("scheme", "endpoint_override")}
-_CONNECT_SECONDS, _REQUEST_SECONDS = 10.0, 60.0
+_CONNECT_SECONDS, _REQUEST_SECONDS, _RETRY_SECONDS = 10.0, 60.0, 15.0
 
 # Words of the providers' errors (in capitals), and what they mean; the first that fits is told.
 _CAUSES = (
@@ -95,7 +95,7 @@ class ObjectBackend:
 
         options = dict(self._options)
         if self._kind == "gs":
-            return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=_REQUEST_SECONDS))
+            return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=_RETRY_SECONDS))
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if endpoint and "endpoint_override" not in options:
             scheme, _, server = endpoint.rpartition("://")
@@ -136,7 +136,7 @@ class ObjectBackend:
         self, place: str, files: Mapping[str, bytes], manifest_of: Callable[[int], bytes]
     ) -> tuple[int, str]:
         """See :class:`~milp_ray.personalize.store.backend.Backend`."""
-        token, folder = secrets.token_hex(8), self._folder(place)
+        token, folder, version = secrets.token_hex(8), self._folder(place), 0
         try:
             for name, content in files.items():
                 self._write(f"{folder}/{token}/{name}", content)
@@ -150,6 +150,8 @@ class ObjectBackend:
                 version = max([version, *self.find(place)]) + random.SystemRandom().randint(1, 3)
         except BaseException:
             with suppress(Exception):
+                if version:  # a manifest whose answer was lost may be there: it must not outlive its files
+                    self._delete_file(f"{folder}/v{version}-{token}.json")
                 self._delete_folder(f"{folder}/{token}")
             raise
 

@@ -1,0 +1,126 @@
+"""What a worker of the batch does: load the base, train the users it is given, publish each as it ends."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.errors import MilpError
+from milp_ray.personalize.intake import Item
+from milp_ray.personalize.recipe import Recipe
+from milp_ray.personalize.store import AdapterStore, hash_id
+from milp_ray.personalize.worker import CannotGoOnError
+
+if TYPE_CHECKING:
+    from milp_ray.config import BaseSection
+    from milp_ray.training.base import Base
+    from milp_ray.training.job import JobResult
+
+# A store on the network may fail for a moment; one that is full or read-only is no better a moment later,
+# and is told a moment later.
+_SECONDS_BETWEEN_TRIES = (0.5, 2.0)
+
+
+def load_worker_base(section: BaseSection) -> Base:
+    """Load the base in a worker; what training needs is imported while the worker starts, not by a user."""
+    import milp_ray.training.train  # noqa: F401
+    from milp_ray.training.base import load_base
+
+    return load_base(section)
+
+
+def make_adapters(
+    store: AdapterStore,
+    recipe: Recipe,
+    base: Base,
+    items: Sequence[Item],
+    report: Callable[[int, Any], None],
+) -> None:
+    """Train some users' adapters in a worker and publish each as it ends; only small numbers go back.
+
+    Raises:
+        CannotGoOnError: the store cannot be written.
+    """
+    from milp_ray.training.job import Job
+    from milp_ray.training.train import train
+
+    places: dict[str, int] = {}
+    jobs: list[Job] = []
+    for place, item in enumerate(items):
+        user_id = item.split.user_id
+        if store.has(user_id, item.fingerprint):
+            # An earlier worker was lost after it had published and before its reply arrived.
+            report(place, _made(store, user_id))
+            continue
+        job_id, seed = hash_id(user_id), recipe.seed_of(user_id)
+        places[job_id] = place
+        jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
+
+    def ended(result: JobResult) -> None:
+        place = places[result.job_id]
+        try:
+            _publish(store, recipe, base, items[place], result)
+        except MilpError as error:
+            report(place, error)
+        else:
+            report(place, _made(store, items[place].split.user_id))
+
+    train(
+        base,
+        jobs,
+        recipe.training,
+        recipe.prompt,
+        on_result=ended,
+        on_failure=lambda job_id, error: report(places[job_id], error),
+    )
+
+
+def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: Item, result: JobResult) -> None:
+    if result.adapter is None:
+        raise RuntimeError("training returned no adapter for a layout that is not empty")
+    if not all(bool(tensor.isfinite().all()) for tensor in result.adapter.tensors.values()):
+        raise MilpError(
+            "training diverged: weights are not finite; lower training.learning_rate or training.lora_alpha"
+        )
+    user_id = item.split.user_id
+    meta = {
+        "seed": recipe.seed_of(user_id),
+        "base": base.model_id,
+        "revision": base.revision,
+        "parts": sorted(item.parts),
+        "n_turns": len(item.split.history),
+        "n_train": len(item.split.train),
+        "validation_loss": _finite(result.validation_loss),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 3),
+        "peak_rss_mib": round(result.peak_rss_mib, 1),
+        "curve": [{k: _finite(v) for k, v in point.items()} for point in result.curve],
+    }
+    for pause in (*_SECONDS_BETWEEN_TRIES, None):
+        try:
+            # A worker that outlived its batch for a moment may have been first: one version is enough.
+            if not store.has(user_id, item.fingerprint):
+                store.publish(user_id, result.adapter, meta, fingerprint=item.fingerprint)
+            return
+        except OSError as error:
+            if pause is None:
+                cause = error.strerror or type(error).__name__
+                raise CannotGoOnError(
+                    f"the store {store.root} cannot be written: {cause}. Make room or make it writable; what "
+                    "was published is kept, and the same command goes on from there"
+                ) from error
+            time.sleep(pause)
+
+
+def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:
+    manifest = store.manifest(user_id)
+    numbers = {name: manifest.meta[name] for name in ("steps", "tokens", "seconds", "peak_rss_mib")}
+    return {"version": manifest.version, "bytes": manifest.n_bytes, **numbers}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: ``None`` stands for both."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

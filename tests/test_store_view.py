@@ -1,0 +1,143 @@
+"""``milp-ray store``: what it prints, for people and for programs, and how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from milp_ray.cli import app
+from milp_ray.config import Config, PersonalizeSection
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.personalize.store import AdapterStore
+from milp_ray.rundir import RunFolder
+from milp_ray.store_view import size
+from milp_ray.training.adapters import Adapter
+
+MAP = "model.layers.1.mlp.up_proj"
+
+
+def adapter() -> Adapter:
+    name = f"base_model.model.{MAP}.lora_{{}}.weight"
+    tensors = {name.format("A"): torch.ones(2, 6), name.format("B"): torch.ones(8, 2)}
+    config: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": [MAP], "peft_type": "LORA"}
+    return Adapter(config, tensors, CanonicalLayout((False, True), rank=2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder.create(Config(name="a-run", output_dir=tmp_path))
+    store = AdapterStore(run.adapters)
+    for user_id in ("u-1", "u-1", "[bold]\x1b[31m"):
+        store.publish(user_id, adapter(), {"steps": 7}, fingerprint="f")
+    return run
+
+
+def call(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["store", *(str(argument) for argument in arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_users_are_listed_with_their_versions(run: RunFolder) -> None:
+    output = call("ls", run.path).output
+    [line] = [line for line in output.splitlines() if '"u-1"' in line]
+    assert line.split()[:6] == ['"u-1"', "1,", "2", "·#", "2", "float32"]
+    assert r'"[bold]\u001b[31m"' in output
+    listed = json.loads(call("ls", run.path, "--json").output)["users"]
+    assert {user["user_id"]: user["versions"] for user in listed} == {"u-1": [1, 2], "[bold]\x1b[31m": [1]}
+    assert "and more (--limit" in call("ls", run.path, "--limit", "1").output
+
+
+def test_one_user_is_shown(run: RunFolder) -> None:
+    output = call("show", run.path, "u-1").output
+    assert "2 of 1, 2" in output
+    assert "steps" in output
+    assert json.loads(call("show", run.path, "u-1", "--version", "1", "--json").output)["version"] == 1
+    assert "holds no adapter of user" in call("show", run.path, "nobody", code=2).output
+
+
+def test_a_sound_store_verifies_and_a_damaged_one_says_where(run: RunFolder) -> None:
+    assert "3 versions of 2 users" in call("verify", run.path).output
+    [path] = run.adapters.rglob("v2/adapter_model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    output = call("verify", run.path, code=3).output
+    assert "version 2: adapter_model.safetensors has" in output
+    assert "1 damaged" in output
+    found = json.loads(call("verify", run.path, "--json", code=3).output)
+    assert (found["versions"], found["damaged"], len(found["problems"])) == (3, 1, 1)
+    assert "all as they were published" in call("verify", run.path, "--user", "[bold]\x1b[31m").output
+
+
+def test_old_versions_go_when_that_is_asked(run: RunFolder) -> None:
+    assert "would remove 0 unfinished uploads or deletions and 1 versions" in (
+        call("gc", run.path, "--keep", "1", "--dry-run").output
+    )
+    assert AdapterStore(run.adapters).versions("u-1") == [1, 2]
+    call("gc", run.path, "--keep", "1")
+    assert AdapterStore(run.adapters).versions("u-1") == [2]
+
+
+def test_an_export_says_how_to_serve_it(run: RunFolder, tmp_path: Path) -> None:
+    output = call("export", run.path, "--to", tmp_path / "out", "--user", "u-1", "--format", "vllm").output
+    assert "1 adapters of rank 8" in output
+    assert "--max-lora-rank 8 --lora-modules NAME=" in output
+    assert len(list((tmp_path / "out").rglob("adapter_model.safetensors"))) == 1
+    assert "not empty" in call("export", run.path, "--to", tmp_path / "out", code=2).output
+
+
+def test_a_store_without_its_run_is_looked_at_but_cannot_be_measured(run: RunFolder, tmp_path: Path) -> None:
+    assert '"u-1"' in call("ls", run.adapters).output
+    assert "give the run folder" in call("precision", run.adapters, code=2).output
+    assert (
+        "give the run folder"
+        in call("export", run.adapters, "--to", tmp_path / "o", "--check", code=2).output
+    )
+
+
+def test_a_run_says_where_its_store_is_and_how_it_is_written(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MILP_TEST_KEY", "ab" * 32)
+    section = PersonalizeSection.model_validate(
+        {
+            "store": str(run.adapters),
+            "adapter_precision": "int8",
+            "encryption": {"key_env": "MILP_TEST_KEY"},
+        }
+    )
+    other = RunFolder.create(Config(name="other", output_dir=tmp_path, personalize=section))
+    assert "3 versions are not encrypted" in call("verify", other.path).output
+    assert "2 adapters are now stored as int8, encrypted" in call("rewrite", other.path).output
+    assert "int8, key " in call("ls", other.path).output
+    listed = json.loads(call("ls", run.path, "--json").output)["users"]  # without the key
+    assert {user["user_id"] for user in listed} == {None}
+    assert '"u-1"' in call("ls", run.path, "--key-env", "MILP_TEST_KEY").output
+    assert "no key is given" in call("show", run.path, "u-1", code=2).output
+    monkeypatch.setenv("MILP_TEST_KEY", "cd" * 32)
+    assert "holds the key" in call("show", other.path, "u-1", code=2).output
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nowhere", "there is no such run folder, configuration file or store"),
+        ("ftp://x/y", "begins with ftp://"),
+        ("s3://b/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", "does not answer"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(
+    target: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    result = call("ls", target, code=2)
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_sizes_are_short() -> None:
+    assert [size(0), size(1023), size(1536), size(5 * 2**40)] == ["0 B", "1,023 B", "1.5 KiB", "5.0 TiB"]
