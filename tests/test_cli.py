@@ -138,17 +138,41 @@ def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
     assert "Traceback" not in result.output
 
 
-def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may_quote_a_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from milp_ray import pipeline
 
+    text = " ".join(["my", "secret", "text"])
+
     def fail(*_: object) -> None:
-        raise ZeroDivisionError("a defect")
+        try:
+            raise KeyError(text)
+        except KeyError as error:
+            raise ZeroDivisionError(text) from error
 
     monkeypatch.setattr(pipeline, "run_all", fail)
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     result = call("run", config)
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+    assert "in fail" in result.output
+    assert "ZeroDivisionError" in result.output
+    assert "KeyError" in result.output
+    assert text not in result.output
+    monkeypatch.setenv("MILP_TRACEBACK", "1")
+    assert isinstance(call("run", config).exception, ZeroDivisionError)
+
+
+def test_an_error_of_the_system_keeps_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from milp_ray import pipeline
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    (tmp_path / "c.yaml").write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    assert "No space left on device" in call("run", tmp_path / "c.yaml").output
 
 
 @pytest.mark.parametrize(("cause", "said"), [(None, "c.yaml: No space left"), ("the store is full", "store")])

@@ -78,6 +78,8 @@ class StreamedSplits:
 
         for user in self.stream:
             if isinstance(user, Problem):
+                if self._gate.is_about_forgotten(user):
+                    continue  # the list of failures would bring the id back into the run
                 self.n_unserved += self._gate.note_file([], [user], self._store)
                 yield user
                 continue

@@ -17,6 +17,7 @@ from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_
 
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_scores, read_users_scored
+from milp_ray.personalize.batch import StreamedSplits
 from milp_ray.personalize.governance import forget as forgetting
 from milp_ray.personalize.governance.audit import audit_forgotten, audit_user
 from milp_ray.personalize.governance.consent import Gate, NoSuchUserError
@@ -29,6 +30,9 @@ from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 from milp_ray.search.observations import observations, standard_errors
 from milp_ray.training.adapters import Adapter
+from milp_ray.users.problems import Problem
+from milp_ray.users.sources import named_files
+from milp_ray.users.stream import UserStream
 
 STEPS = [
     "record",
@@ -137,6 +141,16 @@ def test_a_forgotten_user_who_is_still_in_the_file_is_not_trained_again(governed
     gate = Gate(Record(governed.run.path), "assumed")
     users = [find_user(governed.config.users, 0, user_id) for user_id in IDS]
     assert [user.user_id for user in gate.admit(u for u in users if u is not None)] == list(IDS[1:])
+    assert gate.refused == {"forgotten": 1}
+
+
+def test_a_broken_record_of_a_forgotten_user_does_not_bring_the_id_back(governed: Governed) -> None:
+    forget(governed, IDS[0])
+    write_users(governed.users, {"user_id": IDS[0], "history": 3}, {"user_id": IDS[1], "history": 3})
+    gate = Gate(Record(governed.run.path), "assumed")
+    stream = UserStream(named_files(governed.config.users))
+    batch = StreamedSplits(stream, governed.config.users.split, gate, governed.store)
+    assert [problem.user_id for problem in batch if isinstance(problem, Problem)] == [IDS[1]]
     assert gate.refused == {"forgotten": 1}
 
 

@@ -63,6 +63,13 @@ class Gate:
             else:
                 self.refused[reason] += 1
 
+    def is_about_forgotten(self, problem: Problem) -> bool:
+        """Whether a record that cannot be used is a forgotten user's; it is counted in :attr:`refused`."""
+        if problem.user_id is None or not self.record.is_forgotten(problem.user_id):
+            return False
+        self.refused["forgotten"] += 1
+        return True
+
     def trimmed(self, split: UserSplit) -> UserSplit:
         """The split without the items that are forgotten."""
         return without_items(split, self.record)

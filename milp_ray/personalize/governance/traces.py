@@ -105,10 +105,12 @@ def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Re
             continue
         renamed = Renamed(finder, pseudonym)
         changed = renamed.apply(data)
-        if path == run.versions_file and isinstance(changed, dict) and changed.get("dataset_hash"):
+        if path == run.versions_file:
             # Made of everybody's texts, the user's too; the next stage that reads users records it anew.
-            changed["dataset_hash"] = None
-            renamed.count += 1
+            for part in (changed, changed.get("batch_users") or {}):
+                if part.get("dataset_hash"):
+                    part["dataset_hash"] = None
+                    renamed.count += 1
         if renamed.count:
             removed.add(path, renamed.count)
             if not dry_run:
