@@ -20,6 +20,7 @@ from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore
 from milp_ray.personalize.tally import BatchSummary, Tally
+from milp_ray.personalize.worker import safe_reason
 from milp_ray.progress import progress
 from milp_ray.telemetry import log_event, ray_session
 
@@ -74,9 +75,13 @@ class StreamedSplits:
         for user in self.stream:
             if isinstance(user, Problem):
                 yield user
-            else:
+                continue
+            try:
                 split = split_user(user, self._section)
                 check_no_leak(split)
+            except Exception as error:  # whatever it is, it is this user's, and the others go on
+                yield Problem("record", self.stream.n_records, safe_reason(error), user.user_id)
+            else:
                 yield split
 
 
