@@ -134,8 +134,10 @@ class Batch:
         elif kind == "raylet":
             victims = [child for child, name in family.items() if name == "raylet"]
         else:
-            victims = [child for child, name in family.items() if name.startswith("ray::milp-worker")]
+            victims = [child for child, name in family.items() if name.startswith("ray::UserWorker")]
             victims = rng.sample(victims, min(1, len(victims))) if kind == "worker" else victims
+        if not victims:
+            raise RuntimeError(f"there is no {kind} to kill")
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
         if kind == "driver":

@@ -20,6 +20,7 @@ from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, run_store
 from milp_ray.personalize.tally import BatchSummary, Tally
+from milp_ray.personalize.worker import safe_reason
 from milp_ray.progress import progress
 from milp_ray.telemetry import log_event, ray_session
 
@@ -85,9 +86,13 @@ class StreamedSplits:
                 continue
             self.n_unserved += self._gate.note_file([user], [], self._store)
             for admitted in self._gate.admit([user]):
-                split = self._gate.trimmed(split_user(admitted, self._section))
-                check_no_leak(split)
-                yield split
+                try:
+                    split = self._gate.trimmed(split_user(admitted, self._section))
+                    check_no_leak(split)
+                except Exception as error:  # whatever it is, it is this user's, and the others go on
+                    yield Problem("record", self.stream.n_records, safe_reason(error), user.user_id)
+                else:
+                    yield split
 
 
 def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection) -> WorkerPool:

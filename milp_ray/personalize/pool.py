@@ -39,6 +39,9 @@ _numbers = itertools.count(1)  # of workers of this process, so that no two acto
 _LOOK_AGAIN = 5.0  # seconds between two looks at the cluster, for nodes that came or went
 _PATIENCE = 60.0  # seconds without any worker, after which a warning says what is waited for
 _LOST_WHILE_STARTING = 3  # workers lost in a row before one starts: the machine cannot hold them
+# Losses with a node blame nobody, but an item may be what fells its nodes (out of memory, say): after five
+# attempts it is tried alone, and after twenty it has failed.
+_MOST_IN_COMPANY, _MOST_ATTEMPTS = 5, 20
 
 
 @dataclass(slots=True)
@@ -287,8 +290,9 @@ class WorkerPool:
         import ray
 
         alive = alive_nodes()
-        of_its_own = isinstance(error, ray.exceptions.ActorDiedError) and not error.preempted
-        with_node = not of_its_own or handle.node not in alive
+        elsewhere = (ray.exceptions.NodeDiedError, ray.exceptions.ActorUnavailableError)
+        preempted = isinstance(error, ray.exceptions.RayActorError) and error.preempted
+        with_node = preempted or isinstance(error, elsewhere) or handle.node not in alive
         log_event(
             "worker_lost",
             worker=handle.name,
@@ -296,24 +300,24 @@ class WorkerPool:
             attempt=tasks[0].attempts,
             with_node=with_node,
         )
-        if with_node:
-            _again(tasks, queue, alone=tasks[0].alone)
-            return
-        if len(tasks) > 1:  # any of them may have been the cause, and most were not
-            _again(tasks, queue, alone=True)
+        if len(tasks) > 1:
+            # Any of them may have been the cause, and most were not.
+            _again(tasks, queue, alone=not with_node)
             return
         [task] = tasks
-        task.lost_on = [node for node in [*task.lost_on, handle.node] if node in alive]
-        if len(task.lost_on) <= self._section.max_retries:
-            _again(tasks, queue, alone=True)
+        if not with_node:
+            task.lost_on = [node for node in [*task.lost_on, handle.node] if node in alive]
+        if len(task.lost_on) <= self._section.max_retries and task.attempts < _MOST_ATTEMPTS:
+            _again(tasks, queue, alone=task.alone or not with_node)
             return
-        reason = f"its worker was lost {len(task.lost_on)} times while it worked on this user alone"
+        n_lost = len(task.lost_on) if not with_node else task.attempts
+        reason = f"its worker was lost {n_lost} times while it worked on this user alone"
         yield _failed(task, handle, "WorkerLost", f"{reason} (killed or out of memory)")
 
 
 def _again(tasks: list[Task[Item]], queue: Queue[Item], *, alone: bool) -> None:
     for task in tasks:
-        task.alone = alone
+        task.alone = alone or task.attempts >= _MOST_IN_COMPANY
         queue.push_back(task)
 
 

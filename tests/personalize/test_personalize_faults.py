@@ -258,8 +258,8 @@ def test_a_full_disk_ends_the_batch_and_with_room_it_goes_on(
     users = write_users(tmp_path / "u.jsonl", *(person(f"u-{i}") for i in range(8)))
     run.adapters.mkdir()
     kept = tmp_path / "kept"
-    # A filesystem with room for three adapters or so; what is on it is copied off before it disappears.
-    script = 'mount -t tmpfs -o size=200k none "$1"; shift; kept=$1; shift; rc=0; "$@" || rc=$?; '
+    # A filesystem with room for half of them or so; what is on it is copied off before it disappears.
+    script = 'mount -t tmpfs -o size=80k none "$1"; shift; kept=$1; shift; rc=0; "$@" || rc=$?; '
     script += 'cp -r "$ADAPTERS" "$kept"; exit $rc'
     os.environ["ADAPTERS"] = str(run.adapters)
     try:
