@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from milp_ray.leakage_command import leakage
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ def generate(
 
     folder = RunFolder.open(target)
     typer.echo(pipeline.generate(folder, folder.config(), user, query, personal=not without))
+
+
+app.command()(leakage)
 
 
 @app.command()

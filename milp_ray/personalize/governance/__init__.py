@@ -1,0 +1,1 @@
+"""The care that personal data needs: consent, retention, forgetting, and showing that nothing is left."""
