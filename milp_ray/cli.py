@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from milp_ray import governance_commands
+from milp_ray.leakage_command import leakage
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def generate(
 
 
 governance_commands.register(app)
+app.command()(leakage)
 
 
 @app.command()

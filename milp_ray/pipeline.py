@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.personalize.batch import BatchSummary, StreamedSplits
     from milp_ray.personalize.governance.consent import Gate
+    from milp_ray.personalize.governance.leakage import LeakageOptions
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.rundir import RunFolder
@@ -267,6 +268,32 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     asked = [Questions([query_prompt(query, config.prompt)], adapter)]
     [[answer]] = respond(base, asked, max_new_tokens=section.max_new_tokens, batch_size=1)
     return answer
+
+
+def leakage(
+    run: RunFolder, config: Config, options: LeakageOptions, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Audit whether users' adapters give other users' secrets away, and write ``leakage.json``.
+
+    ``quiet``: progress and remarks go to standard error.
+    """
+    from milp_ray.personalize.governance.leakage import audit_leakage
+    from milp_ray.rundir import write_json
+
+    with _working(run, config) as work:
+        if quiet:
+            work.console = Console(stderr=True)
+        recipe = work.recipe  # before Ray is started, so that a run without a layout is told at once
+        found = audit_leakage(
+            work.splits,
+            recipe,
+            options,
+            config.evaluation,
+            pool=work.pool,
+            file=sys.stderr if quiet else None,
+        )
+        write_json(run.leakage_file, found)
+    return found
 
 
 def probe_users(splits: Sequence[UserSplit], n: int, seed: int) -> list[UserSplit]:

@@ -10,6 +10,7 @@
       adapters/        the store: one PEFT folder a user
       failed.jsonl     users that could not be personalised, with the reason
       scores.parquet   one row a (user, method, example)
+      leakage.json     the latest leakage audit, where there was one
       report/          index.html and figures
       summary.json     the results, for programs
       governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh
@@ -151,6 +152,11 @@ class RunFolder:
     def scores_file(self) -> Path:
         """Scores, one row a (user, method, example)."""
         return self.path / "scores.parquet"
+
+    @property
+    def leakage_file(self) -> Path:
+        """The latest leakage audit."""
+        return self.path / "leakage.json"
 
     @property
     def report(self) -> Path:

@@ -78,6 +78,7 @@ class ReportContent:
     study: StudyContent | None = None
     chosen: Mapping[str, Any] | None = None  # what chosen.yaml holds
     comparison: Mapping[str, Any] | None = None
+    leakage: Mapping[str, Any] | None = None  # what leakage.json holds
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # stage → reason → users
@@ -110,6 +111,7 @@ def read_content(run: RunFolder) -> ReportContent:
         study=study,
         chosen=chosen,
         comparison=comparison,
+        leakage=json.loads(run.leakage_file.read_text("utf-8")) if run.leakage_file.is_file() else None,
         seconds=run.seconds(),
         peak_rss_mib=run.peak_memory() or None,
         failures={stage: reasons for stage, reasons in failures.items() if reasons},
@@ -225,6 +227,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "differences": comparison["differences"] if comparison else None,
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
+        "leakage": dict(content.leakage) if content.leakage else None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),
         "peak_rss_mib": content.peak_rss_mib,

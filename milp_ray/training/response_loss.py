@@ -1,4 +1,4 @@
-"""How surprised a base is by wanted responses, under many users' adapters at once."""
+"""How surprised a base is by wanted responses, or any texts, under many users' adapters at once."""
 
 from __future__ import annotations
 
@@ -60,11 +60,32 @@ def response_losses(
         instruction_set(one.examples, base, prompt, max_length=base.context_length, contexts=one.contexts)
         for one in wanted
     ]
+    return losses_under(base, [one.adapter for one in wanted], sequences, batch_size=batch_size)
+
+
+def losses_under(
+    base: Base,
+    adapters: SequenceOf[Adapter | None],
+    sequences: SequenceOf[SequenceOf[Sequence]],
+    *,
+    batch_size: int = 16,
+) -> list[list[Loss]]:
+    """How surprised the base is by the targets of each sequence, under the adapter whose sequences they are.
+
+    Args:
+        base: the frozen base, afterwards as it was.
+        adapters: whose turn it is; ``None``: the base alone.
+        sequences: for each of ``adapters`` its own.
+        batch_size: as in :func:`response_losses`.
+
+    Raises:
+        MilpError: an adapter does not fit the base.
+    """
     if can_lie_flat(base):
-        return _flat_losses(base, [one.adapter for one in wanted], sequences)
+        return _flat_losses(base, adapters, sequences)
     found = []
-    for one, own in zip(wanted, sequences, strict=True):
-        with attached(base, one.adapter) as model:
+    for adapter, own in zip(adapters, sequences, strict=True):
+        with attached(base, adapter) as model:
             found.append(sequence_losses(base, TargetLoss(model, base.first_position), own, batch_size))
     return found
 
