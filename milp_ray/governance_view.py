@@ -274,9 +274,9 @@ def _print_outside(console: Console, config: Config, user_id: str, found: Audit 
         return
     _print_audit(console, found)
     console.print(
-        "not touched, as they are not the run's: other runs and copies of this one, backups and old versions "
-        "of objects in a bucket, logs that you keep, and Ray's temporary folder (`milp-ray audit --also "
-        "/tmp/ray` searches it)",
+        "not touched, as they are not the run's: other runs, exports and copies of this one, backups and old "
+        "versions of objects in a bucket, logs that you keep, and Ray's temporary folder (`milp-ray audit "
+        "--also /tmp/ray` searches it)",
         soft_wrap=True,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,10 +33,11 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 @dataclass(frozen=True)
 class Opened:
-    """A store, and the configuration of the run that it belongs to, where it was named by one."""
+    """A store, and the run that it belongs to with its configuration, where it was named by one."""
 
     store: AdapterStore
     config: Config | None
+    run: RunFolder | None = None
 
 
 def opened(target: str, key_env: str | None = None, key_file: Path | None = None) -> Opened:
@@ -77,7 +78,7 @@ def opened(target: str, key_env: str | None = None, key_file: Path | None = None
         if key is not None:
             store = AdapterStore(store.uri, precision=store.precision, key=key, retention=store.retention)
     store.check(writable=False)
-    return Opened(store, config)
+    return Opened(store, config, None if config is None else RunFolder(path))
 
 
 # ------------------------------------------------------------------------------------------------- looking
@@ -223,8 +224,12 @@ def export(
 ) -> None:
     """Write users' adapters for another program, in the clear.
 
+    Of all users those are left out who may not be served: by the run's record, where a run named the store,
+    or because their adapters have expired.
+
     Raises:
-        MilpError: ``check`` is asked for a store that was not named by its run.
+        MilpError: ``check`` is asked for a store that was not named by its run; a user who is named may not
+            be served.
     """
     from milp_ray.personalize.store.export import INDEX, export_users, largest_difference
 
@@ -232,9 +237,14 @@ def export(
         raise MilpError(
             f"--check needs the base, and {opened.store.uri} does not say which it is; give the run folder"
         )
-    users = opened.store.users() if user_ids is None else user_ids
+    refused: list[str] = []
+    users = _servable(opened, refused) if user_ids is None else user_ids
+    for user_id in user_ids or ():
+        _check_serving(opened, user_id)
     written = list(export_users(opened.store, to, users, format))
     console = _console()
+    if refused:
+        console.print(f"[yellow]{len(refused):,} users are left out:[/] without consent, or expired")
     ranks = sorted({one.rank for one in written})
     line = f"{len(written):,} adapters of rank {', '.join(map(str, ranks))} in {escape(str(to))}, float32"
     console.print(f"{line} and in the clear; {INDEX} names their users", soft_wrap=True)
@@ -249,6 +259,31 @@ def export(
         console.print(
             f"loaded with PEFT, their logits differ from the stored adapters' by at most {largest:.1e}"
         )
+
+
+def _servable(opened: Opened, refused: list[str]) -> Iterator[str]:
+    """The users that have an adapter which may be served; the others are added to ``refused``."""
+    from milp_ray.personalize.governance.consent import NoConsentError, NoSuchUserError
+
+    for user_id in opened.store.users():
+        try:
+            _check_serving(opened, user_id)
+        except (NoConsentError, NoSuchUserError):
+            refused.append(user_id)
+            continue
+        if opened.store.is_expired(opened.store.manifest(user_id)):
+            refused.append(user_id)
+        else:
+            yield user_id
+
+
+def _check_serving(opened: Opened, user_id: str) -> None:
+    from milp_ray.personalize.governance.consent import Gate
+    from milp_ray.personalize.governance.record import Record
+
+    if opened.run is not None and opened.config is not None:
+        gate = Gate(Record(opened.run.path), opened.config.users.consent)
+        gate.check_serving(user_id, opened.run.path)
 
 
 def rewrite(opened: Opened) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from governed_run import IDS, Governed, make_governed, user_line, write_users
 
+from milp_ray import store_view
 from milp_ray.config import Config, PersonalizeSection, UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance import retention
@@ -129,6 +131,20 @@ def test_nothing_is_recorded_of_people_who_have_no_adapter(governed: Governed) -
     now = loaded(governed, ann_0001=False)
     assert gate(governed).note_file(now.users, now.problems, governed.store) == 0
     assert Record(governed.run.path).n_lines == 0
+
+
+def test_who_may_not_be_served_is_not_exported(
+    governed: Governed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say(governed, IDS[0], "withdrawn")
+    opened = store_view.opened(str(governed.run.path))
+    store_view.export(opened, tmp_path / "all", None, "peft")
+    lines = (tmp_path / "all" / "index.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["user_id"] for line in lines) == sorted(IDS[1:])
+    assert "1 users are left out" in capsys.readouterr().out
+    with pytest.raises(NoConsentError):
+        store_view.export(opened, tmp_path / "one", [IDS[0]], "peft")
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_forgotten_user_cannot_be_given_consent_again(governed: Governed) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.governance.record import FOLDER
+from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table, write_bytes
 from milp_ray.personalize.governance.scan import walk
 from milp_ray.rundir import RunFolder, write_json
 
@@ -72,7 +73,7 @@ def tables(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
     removed = Removed("rows")
     for path in _files(run):
         if path.suffix == ".parquet":
-            count = _rewrite_table(path, finder, dry_run)
+            count = rewrite_table(path, finder, dry_run)
             if count:
                 removed.add(path, count)
     return removed
@@ -85,7 +86,7 @@ def lines(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
         if path.suffix != ".jsonl" or path == run.journal:
             continue
         content = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in content if not _names(line, finder)]
+        kept = [line for line in content if not names(line, finder)]
         if len(kept) < len(content):
             removed.add(path, len(content) - len(kept))
             if not dry_run:
@@ -183,28 +184,6 @@ def pages(run: RunFolder, dry_run: bool) -> Removed:
     return removed
 
 
-class Renamed:
-    """Decoded JSON with one user's id taken out: a value becomes the pseudonym, a key and its value go."""
-
-    def __init__(self, finder: IdFinder, pseudonym: str) -> None:
-        self._finder = finder
-        self._pseudonym = pseudonym
-        self.count = 0
-
-    def apply(self, data: Any) -> Any:
-        """The data without the id; :attr:`count` says how often it was there."""
-        if isinstance(data, str) and self._finder.in_text(data):
-            self.count += 1
-            return self._pseudonym
-        if isinstance(data, list):
-            return [self.apply(value) for value in data]
-        if isinstance(data, dict):
-            kept = {name: value for name, value in data.items() if not self._finder.in_text(name)}
-            self.count += len(data) - len(kept)
-            return {name: self.apply(value) for name, value in kept.items()}
-        return data
-
-
 def abandoned_scratch() -> Iterator[Path]:
     """Folders of trials under the system's temporary one whose process is gone."""
     for prefix in SCRATCH_PREFIXES:
@@ -217,21 +196,6 @@ def abandoned_scratch() -> Iterator[Path]:
                 and not _is_alive(int(pid))
             ):
                 yield path
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file, whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 # ------------------------------------------------------------------------------------------------ internals
@@ -252,75 +216,6 @@ def _pass_over(run: RunFolder, folder: Path, folders: list[str]) -> None:
 
 def _is_temporary(name: str) -> bool:
     return name.endswith(".part") or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _names(line: bytes, finder: IdFinder) -> bool:
-    try:
-        renamed = Renamed(finder, "")
-        renamed.apply(json.loads(line))
-    except (ValueError, RecursionError):
-        return bool(finder.look(line))
-    return renamed.count > 0
-
-
-def _rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:
-    """Take the user's rows out of a Parquet file; how many there were, mentions in the metadata included."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException:
-        raise MilpError(
-            f"{path} is damaged, so that nothing can be taken out of it; remove it and run the command again"
-        ) from None
-    with file:
-        said = {k: v for k, v in (file.metadata.metadata or {}).items() if k != b"ARROW:schema"}
-        metadata, count = _metadata_without(said, finder)
-        groups = []
-        for index in range(file.num_row_groups):
-            table = file.read_row_group(index)
-            others = pa.array([True] * len(table))
-            for name in table.schema.names:
-                if pa.types.is_string(table.schema.field(name).type):
-                    mentioned = [v for v in pc.unique(table[name]).to_pylist() if v and finder.in_text(v)]
-                    found = pc.is_in(table[name], value_set=pa.array(mentioned, pa.string()))
-                    others = pc.and_(others, pc.invert(found.combine_chunks()))
-            kept = table.filter(others)
-            count += len(table) - len(kept)
-            groups.append(kept)
-        if not count or dry_run:
-            return count
-        schema = file.schema_arrow.remove_metadata()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table in groups:
-                writer.write_table(table.replace_schema_metadata(None))
-            writer.add_key_value_metadata(metadata)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return count
-
-
-def _metadata_without(said: dict[bytes, bytes], finder: IdFinder) -> tuple[dict[str, str], int]:
-    """A file's own metadata without the user, and how often the user was in it."""
-    metadata: dict[str, str] = {}
-    count = 0
-    for key, value in said.items():
-        text = value.decode("utf-8", "replace")
-        renamed = Renamed(finder, "")
-        try:
-            changed = renamed.apply(json.loads(text))
-        except ValueError:
-            changed = None
-        if renamed.count:
-            text, count = json.dumps(changed), count + renamed.count
-        metadata[key.decode("utf-8", "replace")] = text
-    return metadata, count
 
 
 def _is_alive(pid: int) -> bool:
