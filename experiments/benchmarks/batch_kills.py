@@ -126,24 +126,30 @@ class Batch:
             return None
 
     def kill(self, kind: str, rng: random.Random) -> int:
-        """Kill a part of it with SIGKILL; how many processes."""
+        """Kill a part of it with SIGKILL, as soon as that part is at work; how many processes."""
         assert self._process is not None
-        family = {child: _name(child) for child in self._process.children(recursive=True)}
-        if kind == "driver":
-            victims = [self._process]
-        elif kind == "raylet":
-            victims = [child for child, name in family.items() if name == "raylet"]
-        else:
-            victims = [child for child, name in family.items() if name.startswith("ray::UserWorker")]
-            victims = rng.sample(victims, min(1, len(victims))) if kind == "worker" else victims
-        if not victims:
-            raise RuntimeError(f"there is no {kind} to kill")
+        since = time.monotonic()
+        while not (victims := self._members(kind)):
+            if self.result() is not None or time.monotonic() - since > PATIENCE:
+                raise RuntimeError(f"there is no {kind} to kill")
+            time.sleep(0.05)
+        if kind == "worker":
+            victims = [rng.choice(victims)]
+        family = self._process.children(recursive=True)
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
         if kind == "driver":
             self._process.wait()
             _end(family)
         return len(victims)
+
+    def _members(self, kind: str) -> list[psutil.Process]:
+        """The processes that a kind of kill is for; workers are those that have users."""
+        assert self._process is not None
+        if kind == "driver":
+            return [self._process]
+        wanted = "raylet" if kind == "raylet" else "UserWorker.run"
+        return [child for child in self._process.children(recursive=True) if wanted in _name(child)]
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -163,17 +169,17 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def _end(family: dict[psutil.Process, str]) -> None:
+def _end(family: list[psutil.Process]) -> None:
     """Ray's processes end by themselves a while after their driver; those that a next start could meet, now.
 
     Workers are left to their own end: one that publishes after its driver's death is part of the matter.
     """
-    for child, name in family.items():
-        if not name.startswith("ray::"):
-            try:
+    for child in family:
+        try:
+            if "UserWorker" not in _name(child):
                 child.kill()
-            except psutil.NoSuchProcess:
-                continue
+        except psutil.NoSuchProcess:
+            continue
 
 
 def made(run: RunFolder) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.intake import Item
 from milp_ray.personalize.recipe import Recipe
-from milp_ray.personalize.store import AdapterStore, hash_id
+from milp_ray.personalize.store import AdapterStore, KeyProblemError, StoreUnavailableError, hash_id
 from milp_ray.personalize.worker import CannotGoOnError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def make_adapters(
     """Train some users' adapters in a worker and publish each as it ends; only small numbers go back.
 
     Raises:
-        CannotGoOnError: the store cannot be written.
+        CannotGoOnError: the store cannot be read or written.
     """
     from milp_ray.training.job import Job
     from milp_ray.training.train import train
@@ -50,10 +51,11 @@ def make_adapters(
     jobs: list[Job] = []
     for place, item in enumerate(items):
         user_id = item.split.user_id
-        if store.has(user_id, item.fingerprint):
-            # An earlier worker was lost after it had published and before its reply arrived.
-            report(place, _made(store, user_id))
-            continue
+        with _ends_all():
+            if store.has(user_id, item.fingerprint):
+                # An earlier worker was lost after it had published and before its reply arrived.
+                report(place, _made(store, user_id))
+                continue
         job_id, seed = hash_id(user_id), recipe.seed_of(user_id)
         places[job_id] = place
         jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
@@ -61,11 +63,13 @@ def make_adapters(
     def ended(result: JobResult) -> None:
         place = places[result.job_id]
         try:
-            _publish(store, recipe, base, items[place], result)
+            with _ends_all():
+                _publish(store, recipe, base, items[place], result)
+                made = _made(store, items[place].split.user_id)
         except MilpError as error:
             report(place, error)
         else:
-            report(place, _made(store, items[place].split.user_id))
+            report(place, made)
 
     train(
         base,
@@ -105,14 +109,19 @@ def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: Item, result
             if not store.has(user_id, item.fingerprint):
                 store.publish(user_id, result.adapter, meta, fingerprint=item.fingerprint)
             return
-        except OSError as error:
+        except StoreUnavailableError:
             if pause is None:
-                cause = error.strerror or type(error).__name__
-                raise CannotGoOnError(
-                    f"the store {store.root} cannot be written: {cause}. Make room or make it writable; what "
-                    "was published is kept, and the same command goes on from there"
-                ) from error
+                raise
             time.sleep(pause)
+
+
+@contextmanager
+def _ends_all() -> Iterator[None]:
+    """A store that cannot be read or written, or not with this key, is no user's failure."""
+    try:
+        yield
+    except (StoreUnavailableError, KeyProblemError) as error:
+        raise CannotGoOnError(str(error)) from error
 
 
 def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:

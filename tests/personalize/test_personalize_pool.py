@@ -13,7 +13,7 @@ from milp_ray.config import PersonalizeSection
 from milp_ray.errors import MilpError
 from milp_ray.personalize.hands import Queue
 from milp_ray.personalize.pool import Outcome, WorkerPool
-from milp_ray.personalize.worker import PackFunction, UserWorker, safe_reason
+from milp_ray.personalize.worker import CannotGoOnError, PackFunction, UserWorker, safe_reason
 
 SECRET = "my pin is 4711"
 
@@ -209,6 +209,32 @@ def test_neighbours_do_not_fail_with_an_item() -> None:
     assert calls == [[0, 1, 2, 3], [2], [3]]
     assert [reply.error for reply in replies] == [None, "MilpError", "KeyError", None]
     assert [reply.value for reply in replies] == [0, None, None, 3]
+
+
+def test_what_no_item_is_to_blame_for_ends_all_of_them() -> None:
+    calls: list[list[int]] = []
+
+    def full(state: Any, items: Any, report: Callable[[int, Any], None]) -> None:
+        calls.append(list(items))
+        report(0, "published")
+        raise CannotGoOnError("the disk is full")
+
+    replies = UserWorker("w").run(full, [0, 1, 2])
+    assert calls == [[0, 1, 2]], "nothing is tried again"
+    assert [reply.value for reply in replies] == ["published", None, None]
+    assert [reply.ends_all for reply in replies] == [False, True, True]
+    assert replies[2].reason == "the disk is full"
+
+
+@pytest.mark.ray
+def test_a_map_ends_with_what_no_item_is_to_blame_for(pool: WorkerPool) -> None:
+    def full(state: Any, items: Any, report: Callable[[int, Any], None]) -> None:
+        report(0, "published")
+        raise CannotGoOnError("the disk is full")
+
+    with pytest.raises(MilpError, match="the disk is full"):
+        list(pool.map(full, range(20), key=str, at_once=4))
+    assert set(run(pool, lambda state, item: item, [1, 2])) == {"1", "2"}, "the pool is of use afterwards"
 
 
 def test_a_function_that_forgets_an_item_fails_it() -> None:
