@@ -28,6 +28,8 @@ from milp_ray.personalize.governance.leakage_result import Found, by_source, lea
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.worker import UserWorker
+from milp_ray.report.content import ReportContent, summary_of
+from milp_ray.report.html import render
 from milp_ray.report.leakage_text import leakage_rows, leakage_table, leakage_verdict
 from milp_ray.rundir import RunFolder
 from milp_ray.training import train
@@ -253,6 +255,16 @@ def test_what_cannot_be_audited_is_refused(base: Base, splits: list[UserSplit], 
     no_memory = TRAINING.model_copy(update={"memory_epochs": 0})
     with pytest.raises(MilpError, match="memory_epochs"):
         audit(base, splits, replace(recipe, training=no_memory))
+
+
+def test_the_report_and_the_summary_hold_the_audit(audited: dict[str, Any]) -> None:
+    content = ReportContent(name="a-run", leakage=audited)
+    page = render(content, {})
+    assert "Do adapters keep users apart?" in page
+    assert "Isolated: other users" in page
+    assert f"{audited['exposure']['own']['mean']:.2f} [" in page
+    assert summary_of(content)["leakage"] == audited
+    assert "keep users apart" not in render(ReportContent(name="a-run"), {})
 
 
 # ---------------------------------------------------------------------------------------------- the command
