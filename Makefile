@@ -37,7 +37,7 @@ check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.stamp-bench ## every benchmark in experiments/benchmarks, as its quick version (BENCH_FLAGS= for the whole)
-	@set -e; for name in training generation suggest search stopping warm_start early_stopping endurance kills; do \
+	@set -e; for name in training generation suggest search stopping warm_start early_stopping endurance kills updating; do \
 	  echo "== $$name"; $(BIN)/python experiments/benchmarks/$$name.py $(BENCH_FLAGS); done
 
 $(VENV)/bin/python:
