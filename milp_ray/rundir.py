@@ -9,6 +9,7 @@
       chosen.yaml      the layout, and why
       adapters/        the store: one PEFT folder a user
       failed.jsonl     users that could not be personalised, with the reason
+      updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
       report/          index.html and figures
       summary.json     the results, for programs
@@ -45,6 +46,7 @@ RESUMABLE = (
     "search.trials_per_process",
     "search.max_failures",
     "personalize",
+    "update",
     "choice",
     "evaluation.methods",
     "evaluation.n_bootstrap",
@@ -142,6 +144,11 @@ class RunFolder:
     def failed_file(self) -> Path:
         """Users that could not be personalised."""
         return self.path / "failed.jsonl"
+
+    @property
+    def updates_file(self) -> Path:
+        """Users whose adapter an update did not replace."""
+        return self.path / "updates.jsonl"
 
     @property
     def scores_file(self) -> Path:

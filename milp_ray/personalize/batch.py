@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.pool import MOST_AT_ONCE, Outcome, WorkerPool
+from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterStore, hash_id, run_store
 from milp_ray.progress import Progress, progress
@@ -139,7 +140,7 @@ def personalize(
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class Item:
     """One user on the way to a worker."""
 
     split: UserSplit
@@ -163,7 +164,7 @@ class _Batch:
         self._bar = bar
         self._failures = failures
 
-    def pending(self, splits: Iterable[UserSplit]) -> Iterator[_Item]:
+    def pending(self, splits: Iterable[UserSplit]) -> Iterator[Item]:
         """Users that are to be trained; the others are counted as they come by."""
         digest = self._recipe.digest()
         seen: set[bytes] = set()
@@ -178,10 +179,10 @@ class _Batch:
                 self.summary.skipped += 1
                 self._bar.advance(note=self._note())
             else:
-                yield _Item(split, made_from, parts)
+                yield Item(split, made_from, parts)
             seen.add(key)
 
-    def run(self, pool: WorkerPool, items: Iterable[_Item]) -> None:
+    def run(self, pool: WorkerPool, items: Iterable[Item]) -> None:
         """Train every item and count what becomes of it."""
         function = partial(_make_adapters, self._store, self._recipe)
         at_once = users_at_once(self._recipe.training)
@@ -250,7 +251,7 @@ def _make_adapters(
     store: AdapterStore,
     recipe: Recipe,
     base: Base,
-    items: Sequence[_Item],
+    items: Sequence[Item],
     report: Callable[[int, Any], None],
 ) -> None:
     """Train some users' adapters in a worker and publish each as it ends; only small numbers go back."""
@@ -269,10 +270,13 @@ def _make_adapters(
         places[job_id] = place
         jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
 
+    digest = recipe.digest()
+
     def ended(result: JobResult) -> None:
         place = places[result.job_id]
+        made_from = Provenance.of(digest, items[place].split)
         try:
-            _publish(store, recipe, base, items[place], result)
+            publish(store, recipe, base, items[place], result, made_from)
         except MilpError as error:
             report(place, error)
         else:
@@ -288,7 +292,22 @@ def _make_adapters(
     )
 
 
-def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: _Item, result: JobResult) -> None:
+def publish(
+    store: AdapterStore,
+    recipe: Recipe,
+    base: Base,
+    item: Item,
+    result: JobResult,
+    made_from: Provenance,
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Publish what training returned for a user; the version's number.
+
+    ``made_from`` is what the weights were trained on, ``more`` further facts for the manifest.
+
+    Raises:
+        MilpError: the weights are not finite.
+    """
     if result.adapter is None:
         raise RuntimeError("training returned no adapter for a layout that is not empty")
     if not all(bool(tensor.isfinite().all()) for tensor in result.adapter.tensors.values()):
@@ -308,8 +327,10 @@ def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: _Item, resul
         "seconds": round(result.seconds, 3),
         "peak_rss_mib": round(result.peak_rss_mib, 1),
         "curve": [{k: _finite(v) for k, v in point.items()} for point in result.curve],
+        "made_from": made_from.to_dict(),
+        **(more or {}),
     }
-    store.publish(item.split.user_id, result.adapter, meta, fingerprint=item.fingerprint)
+    return store.publish(item.split.user_id, result.adapter, meta, fingerprint=item.fingerprint)
 
 
 def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:
@@ -336,6 +357,6 @@ def _length(splits: Iterable[UserSplit]) -> int | None:
     return len(splits) if isinstance(splits, Sized) else None
 
 
-def _chain(first: _Item, rest: Iterator[_Item]) -> Iterator[_Item]:
+def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
     yield first
     yield from rest
