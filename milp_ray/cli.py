@@ -205,6 +205,25 @@ def personalize(
 
 
 @app.command()
+def update(
+    target: Target,
+    overrides: Overrides = None,
+    user: Annotated[
+        list[str] | None, typer.Option("--user", metavar="ID", help="This user alone; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue adapters with new history.
+
+    Trains each current version on what its user has said since; where that costs too much of what was known
+    before, the old version stays. Users without an adapter get one.
+    """
+    from milp_ray import pipeline
+
+    pipeline.update(*_run_of(target, overrides), user, as_json=as_json)
+
+
+@app.command()
 def evaluate(target: Target, overrides: Overrides = None) -> None:
     """Score every method on held-out queries."""
     from milp_ray import pipeline

@@ -227,6 +227,58 @@ def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> Ba
         return work.batch
 
 
+def update(
+    run: RunFolder, config: Config, user_ids: Sequence[str] | None = None, *, as_json: bool = False
+) -> None:
+    """Continue adapters with what is new since they were made, for all users or for some; print the outcomes.
+
+    Raises:
+        MilpError: the run has no user of an id.
+    """
+    from milp_ray.personalize.update import update as update_adapters
+    from milp_ray.personalize.update import update_table
+
+    with _working(run, config) as work:
+        table_console = work.console
+        if as_json:  # standard output is for the JSON alone
+            work.console = Console(highlight=False, emoji=False, stderr=True)
+        splits = work.splits if user_ids is None else _some(work.splits, user_ids)
+        started = time.perf_counter()
+        try:
+            # Workers and Ray are started only where there is something to do.
+            summary = update_adapters(
+                run,
+                splits,
+                work.recipe,
+                section=config.update,
+                personalize=config.personalize,
+                ray=config.ray,
+            )
+        finally:
+            run.record_seconds("update", time.perf_counter() - started)
+        run.record_facts(update=summary.to_dict())
+        if as_json:
+            print(json.dumps(summary.to_dict(), indent=2, allow_nan=False))
+            return
+        table_console.print(update_table(summary))
+        if summary.users["kept"] or summary.users["failed"]:
+            work.say(f"users whose adapter was not replaced, one a line: {run.updates_file}")
+
+
+def _some(splits: Sequence[UserSplit], user_ids: Sequence[str]) -> list[UserSplit]:
+    """The users of these ids."""
+    wanted = set(user_ids)
+    found = [split for split in splits if split.user_id in wanted]
+    missing = sorted(wanted - {split.user_id for split in found})
+    if missing:
+        raise MilpError(
+            f"the run has no user {missing[0]!r}"
+            + (f" and {len(missing) - 1} others" * (len(missing) > 1))
+            + "; `milp-ray users check CONFIG` lists what was read"
+        )
+    return found
+
+
 def evaluate(run: RunFolder, config: Config) -> None:
     """Score every method on the held-out queries and write ``scores.parquet``."""
     _alone(run, config, "evaluate")

@@ -9,6 +9,7 @@
       chosen.yaml      the layout, and why
       adapters/        the store: one PEFT folder a user
       failed.jsonl     users that could not be personalised, with the reason
+      updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
       leakage.json     the latest leakage audit, where there was one
       report/          index.html and figures
@@ -48,6 +49,7 @@ RESUMABLE = (
     "search.trials_per_process",
     "search.max_failures",
     "personalize",
+    "update",
     "choice",
     "evaluation.methods",
     "evaluation.n_bootstrap",
@@ -147,6 +149,11 @@ class RunFolder:
     def failed_file(self) -> Path:
         """Users that could not be personalised."""
         return self.path / "failed.jsonl"
+
+    @property
+    def updates_file(self) -> Path:
+        """Users whose adapter an update did not replace."""
+        return self.path / "updates.jsonl"
 
     @property
     def scores_file(self) -> Path:

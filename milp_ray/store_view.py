@@ -155,7 +155,7 @@ def print_user(opened: Opened, user_id: str, version: int | None, *, as_json: bo
     lines += [
         (name.replace("_", " "), json.dumps(value, ensure_ascii=False))
         for name, value in manifest.meta.items()
-        if name != "curve"
+        if name not in {"curve", "made_from"}
     ]
     for name, value in lines:
         table.add_row(escape(name), escape(value))

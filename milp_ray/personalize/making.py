@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.intake import Item
+from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, KeyProblemError, StoreUnavailableError, hash_id
 from milp_ray.personalize.worker import CannotGoOnError
@@ -81,7 +82,23 @@ def make_adapters(
     )
 
 
-def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: Item, result: JobResult) -> None:
+def publish(
+    store: AdapterStore,
+    recipe: Recipe,
+    base: Base,
+    item: Item,
+    result: JobResult,
+    made_from: Provenance,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Publish what training returned for a user, unless the store has it already.
+
+    ``made_from`` is what the weights were trained on, ``more`` further facts for the manifest.
+
+    Raises:
+        MilpError: the weights are not finite.
+        CannotGoOnError: the store cannot be written.
+    """
     if result.adapter is None:
         raise RuntimeError("training returned no adapter for a layout that is not empty")
     if not all(bool(tensor.isfinite().all()) for tensor in result.adapter.tensors.values()):
@@ -102,6 +119,8 @@ def _publish(store: AdapterStore, recipe: Recipe, base: Base, item: Item, result
         "seconds": round(result.seconds, 3),
         "peak_rss_mib": round(result.peak_rss_mib, 1),
         "curve": [{k: _finite(v) for k, v in point.items()} for point in result.curve],
+        "made_from": made_from.to_dict(),
+        **(more or {}),
     }
     for pause in (*_SECONDS_BETWEEN_TRIES, None):
         try:

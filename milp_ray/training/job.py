@@ -29,7 +29,8 @@ class Job:
 
     ``parts`` are the kinds of sequences to train on, of {"memory", "instruction"}. ``seed`` alone decides
     the initial weights, the order of sequences and dropout. ``learning_rate`` is the job's own, where it is
-    not the recipe's.
+    not the recipe's. ``start`` is an adapter of the same layout whose weights the job begins with, in place
+    of fresh ones; the optimizer and its schedule begin anew all the same.
     """
 
     job_id: str
@@ -38,6 +39,7 @@ class Job:
     parts: frozenset[str]
     seed: int
     learning_rate: float | None = None
+    start: Adapter | None = None
 
 
 @dataclass
@@ -115,7 +117,7 @@ def plan_job(job: Job, base: Base, section: TrainingSection, prompt: PromptSecti
     Raises:
         MilpError: the job's parts or layout do not fit this base, or ``max_length`` is above its context.
     """
-    check_job(job, base)
+    check_job(job, base, section)
     if job.learning_rate is not None:
         section = section.model_copy(update={"learning_rate": job.learning_rate})
     tokens = base.tokens.of(job.split, base, section, prompt)
@@ -137,12 +139,15 @@ def planned_epochs(section: TrainingSection, parts: frozenset[str]) -> int:
     return max(wanted) if section.stages == JOINT else sum(wanted)
 
 
-def check_job(job: Job, base: Base) -> None:
+def check_job(job: Job, base: Base, section: TrainingSection) -> None:
     """Refuse a job that does not fit the base.
 
     Raises:
-        MilpError: its parts are unknown, or its layout is for another base.
+        MilpError: its parts are unknown, its layout is for another base, or it cannot begin with the weights
+            that it is given.
     """
+    from milp_ray.training.start import check_start
+
     if not job.parts or not job.parts <= PARTS:
         raise MilpError(f"a job's parts are {sorted(job.parts)}: give one or both of {sorted(PARTS)}")
     if job.layout.n_layers != base.n_layers:
@@ -152,6 +157,7 @@ def check_job(job: Job, base: Base) -> None:
         )
     if not job.layout.is_empty:
         base.shapes.check_rank(job.layout.rank)
+    check_start(job, base, section)
 
 
 def _stages(job: Job, section: TrainingSection, tokens: UserTokens) -> tuple[Stage, ...]:
@@ -175,6 +181,8 @@ def _fingerprint(
     validation: tuple[Sequence, ...],
 ) -> str:
     """Hash of everything that a job's result depends on, texts included (as tokens; not to be read back)."""
+    from milp_ray.training.start import weights_digest
+
     made_from = {
         "base": [base.model_id, base.revision, str(base.dtype)],
         "layout": job.layout.to_dict(),
@@ -183,4 +191,6 @@ def _fingerprint(
         "stages": [[s.name, s.epochs, [[q.ids, q.target_from] for q in s.sequences]] for s in stages],
         "validation": [[q.ids, q.target_from] for q in validation],
     }
+    if job.start is not None:
+        made_from["start"] = weights_digest(job.start)
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -33,8 +33,9 @@ from milp_ray.training.job import plan_job
 from milp_ray.training.pack_module import PackModule
 from milp_ray.training.pack_optimizer import SlotAdamW
 from milp_ray.training.packed_lora import packed
-from milp_ray.training.rack import Rack, initial_weights, pairs_of
+from milp_ray.training.rack import Rack, pairs_of
 from milp_ray.training.slot_job import SlotJob
+from milp_ray.training.start import first_weights
 
 if TYPE_CHECKING:
     from milp_ray.config import PromptSection, TrainingSection
@@ -238,7 +239,7 @@ class Pack:
         progress, tensors = found or (Progress(plan.fingerprint), {})
         slot_job = SlotJob(plan, rack, slot, progress, until_epoch)
         if found is None:
-            rack.load(slot, initial_weights(tuple(rack.pairs.values()), job.seed))
+            rack.load(slot, first_weights(job, tuple(rack.pairs.values())))
             rack.forget(slot)
         else:
             rack.load(slot, _part(tensors, "lora."))

@@ -68,6 +68,15 @@ def pairs_of(layout: CanonicalLayout, spec: FfnSpec, shapes: FfnShapes) -> tuple
     return tuple(pairs)
 
 
+def tensor_shapes(pairs: tuple[Pair, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights by the names of PEFT's files."""
+    found: dict[str, tuple[int, ...]] = {}
+    for pair in pairs:
+        a, b = pair.names
+        found |= {a: (pair.rank, pair.n_in), b: (pair.n_out, pair.rank)}
+    return found
+
+
 def initial_weights(pairs: tuple[Pair, ...], seed: int) -> dict[str, Tensor]:
     """LoRA weights before the first step, by the names of PEFT's files: float32, drawn from ``seed`` alone.
 

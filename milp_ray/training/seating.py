@@ -12,7 +12,7 @@ import torch
 
 from milp_ray.training.adapters import check_shapes
 from milp_ray.training.packed_lora import PackContext, Segment, packed
-from milp_ray.training.rack import Rack, pairs_of
+from milp_ray.training.rack import Rack, pairs_of, tensor_shapes
 
 if TYPE_CHECKING:
     from milp_ray.training.adapters import Adapter
@@ -90,7 +90,5 @@ def _kind(adapter: Adapter) -> tuple[str, float]:
 def _check_fits(adapter: Adapter, base: Base) -> None:
     ours: dict[str, tuple[int, ...]] = {}
     if adapter.layout.n_layers == base.n_layers:
-        for pair in pairs_of(adapter.layout, base.spec, base.shapes):
-            a, b = pair.names
-            ours |= {a: (pair.rank, pair.n_in), b: (pair.n_out, pair.rank)}
+        ours = tensor_shapes(pairs_of(adapter.layout, base.spec, base.shapes))
     check_shapes(adapter.tensors, ours)

@@ -172,7 +172,7 @@ def _train_all(
     together: list[Job] = []
     for job in jobs:
         try:
-            check_job(job, base)
+            check_job(job, base, section)
         except MilpError as error:
             failed(job, error)
             continue
@@ -208,14 +208,15 @@ def _training(
     base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks
 ) -> Iterator[JobTraining]:
     """A job of a layout that is not empty, on the base for the time."""
-    from milp_ray.training.rack import initial_weights, pairs_of
+    from milp_ray.training.rack import pairs_of
     from milp_ray.training.stages import JobTraining
+    from milp_ray.training.start import first_weights
 
     plan = plan_job(job, base, section, prompt)
     config = lora_config(job.layout, base.spec, section.lora_alpha, section.dropout, base.model_id)
     folder, on_progress, on_epoch = hooks.checkpoint_dir, hooks.on_progress, hooks.on_epoch
     with injected(base, config, job.seed) as model:
-        load_tensors(model, initial_weights(pairs_of(job.layout, base.spec, base.shapes), job.seed))
+        load_tensors(model, first_weights(job, pairs_of(job.layout, base.spec, base.shapes)))
         yield JobTraining(
             base,
             model,

@@ -91,6 +91,12 @@ def check_no_leak(split: UserSplit) -> None:
         )
 
 
+def without_traces(turns: Iterable[Turn], held_out: Iterable[Example]) -> tuple[Turn, ...]:
+    """The turns that repeat nothing of what is held out, by the rule of :func:`split_user`."""
+    traces = _Traces(held_out)
+    return tuple(turn for turn in turns if not traces.are_in(turn.text))
+
+
 class _Traces:
     """The texts of held-out examples, normalised, and whether another text repeats one of them."""
 

@@ -32,7 +32,7 @@ MAX_SEED = 1_000_000
 PRETRAINING_FIRST = 1 << 48
 # A user wants all responses in one of so many forms (a phrasing a kind of question).
 N_FORMS = 6
-_START = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
+START = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
 
 
 def evaluation_rng(seed: int, index: int) -> Random:
@@ -80,8 +80,8 @@ def _generate_user(seed: int, index: int, turns: tuple[int, int], n_examples: in
     rng = evaluation_rng(seed, index)
     persona = draw_persona(rng)
     texts = draw_history(persona, rng.randint(*turns), rng, "all")
-    history = tuple(Turn(text, time=_START + timedelta(hours=i)) for i, text in enumerate(texts))
-    first_example = _START + timedelta(hours=len(texts) + 1)
+    history = tuple(Turn(text, time=START + timedelta(hours=i)) for i, text in enumerate(texts))
+    first_example = START + timedelta(hours=len(texts) + 1)
     form = rng.randrange(N_FORMS)
     examples = _examples(_plan(persona, n_examples, rng), first_example, form, rng)
     return User(

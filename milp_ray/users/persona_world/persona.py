@@ -104,7 +104,7 @@ def _opened(text: str, rng: Random) -> str:
     return f"{rng.choice(OPENINGS)} {head}"
 
 
-def _fact_turns(fact: Fact, rng: Random, wordings: Wordings) -> list[str]:
+def fact_turns(fact: Fact, rng: Random, wordings: Wordings) -> list[str]:
     """All statements of one fact in time order: earlier value, update, present value."""
     attribute = BY_NAME[fact.attribute]
     statements = choose_wordings(attribute.statements, wordings)
@@ -112,11 +112,20 @@ def _fact_turns(fact: Fact, rng: Random, wordings: Wordings) -> list[str]:
         templates = rng.sample(statements, fact.mentions)
         return [_fill(template, attribute, fact.value) for template in templates]
     earlier = rng.sample(statements, rng.randint(1, 2))
-    present = rng.sample(statements, fact.mentions - 1)
-    update = rng.choice(attribute.updates)
     return [
         *(_fill(template, attribute, fact.earlier) for template in earlier),
-        _fill(update, attribute, fact.value, o=attribute.with_article(fact.earlier)),
+        *change_turns(fact, rng, wordings),
+    ]
+
+
+def change_turns(fact: Fact, rng: Random, wordings: Wordings) -> list[str]:
+    """That a fact has changed, and the later statements of its present value."""
+    attribute = BY_NAME[fact.attribute]
+    present = rng.sample(choose_wordings(attribute.statements, wordings), fact.mentions - 1)
+    update = rng.choice(attribute.updates)
+    before = "" if fact.earlier is None else attribute.with_article(fact.earlier)
+    return [
+        _fill(update, attribute, fact.value, o=before),
         *(_fill(template, attribute, fact.value) for template in present),
     ]
 
@@ -138,7 +147,11 @@ def draw_history(persona: Persona, n_turns: int, rng: Random, wordings: Wordings
 
     The statements of a fact keep their order; those of different facts and the distractors are interleaved.
     """
-    threads = [_fact_turns(fact, rng, wordings) for fact in persona.facts]
+    return interleave([fact_turns(fact, rng, wordings) for fact in persona.facts], n_turns, rng)
+
+
+def interleave(threads: Sequence[Sequence[str]], n_turns: int, rng: Random) -> list[str]:
+    """``n_turns`` utterances, or more, of threads that keep their order, and of distractors."""
     n_distractors = max(n_turns - sum(map(len, threads)), len(threads) // 2)
     placed = [(position, text) for thread in threads for position, text in _spread(thread, rng)]
     placed += [(rng.random(), _distractor(rng)) for _ in range(n_distractors)]
