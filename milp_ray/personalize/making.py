@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +61,14 @@ def make_adapters(
         places[job_id] = place
         jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
 
+    digest = recipe.digest()
+
     def ended(result: JobResult) -> None:
         place = places[result.job_id]
+        made_from = Provenance.of(digest, items[place].split)
         try:
             with _ends_all():
-                _publish(store, recipe, base, items[place], result)
+                publish(store, recipe, base, items[place], result, made_from)
                 made = _made(store, items[place].split.user_id)
         except MilpError as error:
             report(place, error)
