@@ -40,6 +40,7 @@ class MeasureLayout(tune.Trainable):
     # between the steps of a trial
     _measurement: Measurement | GroupMeasurement | HostMeasurement | None = None
     _group: TrialGroup | None = None
+    _hosts: Sequence[Any] = ()
 
     def setup(  # type: ignore[override]
         self,
