@@ -77,8 +77,8 @@ def _changing_user(user_id: str, rng: Random) -> ChangingUser:
     held_out_then = asker.validation(then)
     train, more = asker.train(now[PRACTICE], TRAIN_BEFORE), asker.train(now[PRACTICE], TRAIN_AFTER)
 
-    at_first = [*map(Turn, first), *train, *held_out_then]
-    timed = _an_hour_apart([*at_first, *map(Turn, second), *more, *held_out_now, *test])
+    at_first: list[Turn | Example] = [*(Turn(text) for text in first), *train, *held_out_then]
+    timed = _an_hour_apart([*at_first, *(Turn(text) for text in second), *more, *held_out_now, *test])
     before, after = timed[: len(at_first)], timed
     n_validation = len(held_out_then)
     return ChangingUser(
