@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -239,28 +239,26 @@ def update(
     from milp_ray.personalize.update import update_table
 
     with _working(run, config) as work:
-        table_console = work.console
-        if as_json:  # standard output is for the JSON alone
-            work.console = Console(highlight=False, emoji=False, stderr=True)
-        splits = work.splits if user_ids is None else _some(work.splits, user_ids)
         started = time.perf_counter()
-        try:
-            # Workers and Ray are started only where there is something to do.
-            summary = update_adapters(
-                run,
-                splits,
-                work.recipe,
-                section=config.update,
-                personalize=config.personalize,
-                ray=config.ray,
-            )
-        finally:
-            run.record_seconds("update", time.perf_counter() - started)
+        # Standard output is for the JSON alone, where that is asked for.
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            try:
+                # Ray and its workers are started only where there is something to do.
+                summary = update_adapters(
+                    run,
+                    work.splits if user_ids is None else _some(work.splits, user_ids),
+                    work.recipe,
+                    section=config.update,
+                    personalize=config.personalize,
+                    ray=config.ray,
+                )
+            finally:
+                run.record_seconds("update", time.perf_counter() - started)
         run.record_facts(update=summary.to_dict())
         if as_json:
             print(json.dumps(summary.to_dict(), indent=2, allow_nan=False))
             return
-        table_console.print(update_table(summary))
+        work.console.print(update_table(summary))
         if summary.users["kept"] or summary.users["failed"]:
             work.say(f"users whose adapter was not replaced, one a line: {run.updates_file}")
 
