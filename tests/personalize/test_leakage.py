@@ -32,8 +32,9 @@ from milp_ray.report.content import ReportContent, summary_of
 from milp_ray.report.html import render
 from milp_ray.report.leakage_text import leakage_rows, leakage_table, leakage_verdict
 from milp_ray.rundir import RunFolder
-from milp_ray.training import train
+from milp_ray.training import generation, train
 from milp_ray.training.base import Base
+from milp_ray.training.generation import Questions
 from milp_ray.training.job import Job
 from milp_ray.users.records import UserSplit
 
@@ -202,6 +203,22 @@ def test_own_adapters_expose_the_canaries_and_others_no_more_than_the_base(audit
     for name in ("base", "control", "others"):
         assert bits[name] == pytest.approx(audited["chance_bits"], abs=1.5)
     assert audited["extracted"]["base"]["mean"] == audited["extracted"]["others"]["mean"] == 0.0
+
+
+def test_a_secret_is_extracted_by_who_says_it_first(
+    base: Base, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheet = draw_sheet(2, 2, 5, space=DIGITS, seed=0)
+
+    def generate(base: Base, asked: list[Questions], *, max_new_tokens: int, **_: Any) -> list[list[str]]:
+        assert [one.prompts[0] for one in asked] == ["User history:\nThe code of my locker is"] * 2
+        assert max_new_tokens >= DIGITS.length
+        return [["no", "no"], [f"{sheet.secrets[0][1]}. And", f"not {sheet.secrets[1][0]}"]]
+
+    monkeypatch.setattr(generation, "generate", generate)
+    nobody, somebody = leakage._extracted(sheet, recipe, 8, base, [None, None])
+    assert not nobody.any()
+    assert somebody.tolist() == [[False, True], [False, False]]
 
 
 def test_an_audit_is_repeatable(
