@@ -16,7 +16,7 @@ import pytest
 from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_users
 
 from milp_ray.errors import MilpError
-from milp_ray.evaluation.scores import read_scores, read_users_scored
+from milp_ray.evaluation.scores import read_scores, read_users_scored, write_scores
 from milp_ray.personalize.batch import StreamedSplits
 from milp_ray.personalize.governance import forget as forgetting
 from milp_ray.personalize.governance.audit import audit_forgotten, audit_user
