@@ -119,6 +119,16 @@ def test_the_others_keep_every_byte_row_and_value(governed: Governed) -> None:
         assert governed.store.verify(other).version == 2
 
 
+def test_tables_with_row_groups_of_one_user_and_empty_ones_can_be_forgotten_from(governed: Governed) -> None:
+    whole = read_scores(governed.run.scores_file)
+    groups = [whole.slice(3 * place, 3) for place in range(len(IDS))]
+    write_scores(governed.run.scores_file, [whole.slice(0, 0), *groups], dict.fromkeys(IDS, "f"))
+    for place, user_id in enumerate(IDS, start=1):
+        forget(governed, user_id)
+        assert read_scores(governed.run.scores_file).equals(whole.slice(3 * place))
+        assert list(read_users_scored(governed.run.scores_file)) == list(IDS[place:])
+
+
 def test_a_longer_id_that_begins_with_the_forgotten_one_is_another_user(governed: Governed) -> None:
     forget(governed, "u-1")
     assert governed.store.versions("u-17") == [1, 2]

@@ -77,7 +77,7 @@ def rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:
         groups = []
         for index in range(file.num_row_groups):
             table = file.read_row_group(index)
-            others = pa.array([True] * len(table))
+            others = pa.array([True] * len(table), pa.bool_())
             for name in table.schema.names:
                 if pa.types.is_string(table.schema.field(name).type):
                     mentioned = [v for v in pc.unique(table[name]).to_pylist() if v and finder.in_text(v)]
@@ -85,7 +85,8 @@ def rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:
                     others = pc.and_(others, pc.invert(found.combine_chunks()))
             kept = table.filter(others)
             count += len(table) - len(kept)
-            groups.append(kept)
+            if len(kept):
+                groups.append(kept)
         if not count or dry_run:
             return count
         schema = file.schema_arrow.remove_metadata()
