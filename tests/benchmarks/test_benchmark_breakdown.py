@@ -24,7 +24,8 @@ from milp_ray.training.job import Job, plan_job
 
 def test_all_of_a_steps_time_is_in_some_group() -> None:
     base = base_of("embedded", "cpu")
-    layout = CanonicalLayout((False,) * (base.n_layers - 1) + (True,), 8)
+    # Two layers: of a single one the attention is kept with what lies below.
+    layout = CanonicalLayout((False,) * (base.n_layers - 2) + (True, True), 8)
     section = TrainingSection()
     jobs = [
         Job(str(i), split, layout, frozenset({"instruction"}), seed=i) for i, split in enumerate(splits(2))

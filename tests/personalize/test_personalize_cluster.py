@@ -33,6 +33,7 @@ def play(what: str) -> dict[str, Any]:
     return json.loads(next(line for line in answer.stdout.splitlines() if line.startswith("{")))
 
 
+@pytest.mark.slow
 def test_nodes_that_join_in_the_middle_get_workers_and_speed_the_batch_up() -> None:
     found = play("joins")
     assert found["n_outcomes"] == 200

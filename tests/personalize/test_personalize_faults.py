@@ -198,6 +198,7 @@ def n_adapters(run: RunFolder) -> int:
     return sum(1 for _ in AdapterStore(run.adapters).users())
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, tiny_llama_dir: Path) -> None:
     long = {"memory_epochs": 20, "instruction_epochs": 20, "pack_size": 1, "batch_size": 2}
     run = prepared_run(tmp_path, tiny_llama_dir, training=long)
@@ -251,6 +252,7 @@ def mounts() -> None:
         pytest.skip("this system lets nobody mount in a namespace of their own")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_batch_and_with_room_it_goes_on(
     tmp_path: Path, tiny_llama_dir: Path, mounts: None
 ) -> None:

@@ -343,6 +343,7 @@ class Dying:
         yield from self._pool.map(run_and_die, items, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_users_of_killed_workers_are_updated_exactly_once(
     run: RunFolder, recipe: Recipe, ray_local: None, make_split: Make, tmp_path: Path
