@@ -62,7 +62,12 @@ def _one_torch_thread() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` on a machine without one, with a reason that is allowed."""
+    """Files that start Ray first, since they are long, so that no process is left alone with one at the end.
+
+    And skip tests marked ``gpu`` on a machine without one, with a reason that is allowed.
+    """
+    long = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in long)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -29,6 +29,7 @@ from typing import Any
 
 import psutil
 import yaml
+from batches.tiny import tiny_base
 
 from milp_ray.config import Config
 from milp_ray.personalize.store import AdapterStore
@@ -38,25 +39,6 @@ KINDS = ("worker", "workers", "driver", "raylet")
 TEXTS = ("dog", "cat", "turtle", "garden", "piano", "bicycle", "camera", "oven")
 COLOURS = ("red", "green", "blue", "black", "white", "brown")
 PATIENCE = 600.0  # seconds without a new adapter, after which something hangs
-
-
-def tiny_base(folder: Path) -> None:
-    """A random Llama of two layers over bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "vocab_size": len(tokens)}
-    LlamaForCausalLM(LlamaConfig(**sizes, **ids, max_position_embeddings=256)).save_pretrained(folder)
 
 
 def write_users(path: Path, n_users: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.worker import safe_reason
 from milp_ray.search.measure import Measurement, TrialTask
 from milp_ray.search.trial_group import GroupFailed, GroupMeasurement, GroupSpec, TrialGroup
-from milp_ray.search.trial_host import HostFailed, HostMeasurement
+from milp_ray.search.trial_host import Host, HostFailed, HostMeasurement
 from milp_ray.telemetry import prepare_worker
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class MeasureLayout(tune.Trainable):
     # between the steps of a trial
     _measurement: Measurement | GroupMeasurement | HostMeasurement | None = None
     _group: TrialGroup | None = None
-    _hosts: Sequence[Any] = ()
+    _hosts: Sequence[Host] = ()
 
     def setup(  # type: ignore[override]
         self,
         config: dict[str, Any],
         task: TrialTask,
         group: GroupSpec | None = None,
-        hosts: Sequence[Any] = (),
+        hosts: Sequence[Host] = (),
     ) -> None:
         """Called once an actor; ``task`` comes through the object store (``tune.with_parameters``)."""
         self._task = task

@@ -60,12 +60,12 @@ class HostSpec:
 class TrialHost:
     """The actor: a base, a pack, and the measurements of the trials that are here, each in its thread.
 
-    ``get_task`` is called once.
+    It is given its task when it is asked whether it is ready, and not when it is made: Ray may start it anew,
+    and warns that it cannot keep arguments for that.
     """
 
-    def __init__(self, get_task: Callable[[], TrialTask]) -> None:
-        self._task = get_task()
-        prepare_worker(self._task.threads)
+    def __init__(self) -> None:
+        self._task: TrialTask | None = None
         self._folder = scratch_folder()
         self._loading = threading.Lock()
         self._base: Base | None = None
@@ -73,15 +73,20 @@ class TrialHost:
         self._measurements: dict[int, Measurement] = {}
         self._n_begun: Counter[int] = Counter()
 
-    def ready(self) -> None:
+    def ready(self, get_task: Callable[[], TrialTask]) -> None:
         """Whether trials can be sent here; where the pack is broken the process ends, to be started anew."""
         if self._pack is not None and self._pack.is_broken:
             self._folder.cleanup()
             os._exit(1)
+        with self._loading:
+            if self._task is None:
+                self._task = get_task()
+                prepare_worker(self._task.threads)
 
-    def warm_up(self) -> None:
+    def warm_up(self, get_task: Callable[[], TrialTask]) -> None:
         """Load the base while the trials' own processes start; where that fails, the first trial tells."""
         try:
+            self.ready(get_task)
             self._loaded()
         except Exception as error:
             log_event("trial_host_not_loaded", error=type(error).__name__)
@@ -124,13 +129,15 @@ class TrialHost:
         self._folder.cleanup()
 
     def _begin(self, trial: int, layout: CanonicalLayout) -> None:
-        pack, base = self._loaded()
+        pack, base, task = self._loaded()
         self._n_begun[trial] += 1
         caller = pack.caller(f"{trial}/{self._n_begun[trial]}")
-        self._measurements[trial] = Measurement(base, layout, self._task, trainer=caller)
+        self._measurements[trial] = Measurement(base, layout, task, trainer=caller)
 
-    def _loaded(self) -> tuple[SharedPack, Base]:
+    def _loaded(self) -> tuple[SharedPack, Base, TrialTask]:
         with self._loading:
+            if self._task is None:
+                raise HostFailed("the process that the trial shares was not told what to measure")
             if self._pack is None or self._base is None:
                 from milp_ray.training.base import load_base
                 from milp_ray.training.shared_pack import SharedPack
@@ -139,13 +146,21 @@ class TrialHost:
                 self._pack = SharedPack(
                     self._base, self._task.training, self._task.prompt, Path(self._folder.name)
                 )
-            return self._pack, self._base
+            return self._pack, self._base, self._task
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host as others see it: its actor, and how it gets the task."""
+
+    actor: Any
+    get_task: Callable[[], TrialTask]
 
 
 class HostMeasurement:
     """A trial's measurement by a host; it has what :class:`milp_ray.search.measure.Measurement` has."""
 
-    def __init__(self, host: Any, trial: int, layout: CanonicalLayout, n_rungs: int) -> None:
+    def __init__(self, host: Host, trial: int, layout: CanonicalLayout, n_rungs: int) -> None:
         self._host, self._trial, self._layout = host, trial, layout
         self._n_rungs_left = n_rungs
         self._is_begun = False
@@ -174,7 +189,7 @@ class HostMeasurement:
         if self._is_begun:
             self._is_begun = False
             with contextlib.suppress(ray.exceptions.RayActorError):
-                ray.get(self._host.forget.remote(self._trial))
+                ray.get(self._host.actor.forget.remote(self._trial))
 
     def _advance(self) -> dict[str, Any]:
         import ray
@@ -183,8 +198,10 @@ class HostMeasurement:
         try:
             if not is_begun:
                 # Waits for a host that is starting, or starting again.
-                ray.get(self._host.ready.options(max_task_retries=-1).remote())
-            answer = ray.get(self._host.advance.remote(self._trial, self._layout.to_dict(), is_begun))
+                ready = self._host.actor.ready.options(max_task_retries=-1)
+                ray.get(ready.remote(self._host.get_task))
+            values_or_why = self._host.actor.advance.remote(self._trial, self._layout.to_dict(), is_begun)
+            answer = ray.get(values_or_why)
         except ray.exceptions.RayActorError:
             self._is_begun = False
             answer = {_BROKEN: "the process that the trial shared was lost"}
@@ -216,7 +233,7 @@ class Seats:
 
 
 @contextmanager
-def trial_hosts(task: TrialTask, spec: HostSpec, n_hosts: int) -> Iterator[Sequence[Any]]:
+def trial_hosts(task: TrialTask, spec: HostSpec, n_hosts: int) -> Iterator[Sequence[Host]]:
     """Start hosts, and end them afterwards.
 
     Ray starts one that is lost anew, as often as that happens: how often a trial is tried is Tune's business.
@@ -231,17 +248,16 @@ def trial_hosts(task: TrialTask, spec: HostSpec, n_hosts: int) -> Iterator[Seque
         # A thread for each trial that waits for its values, and some for everything else.
         max_concurrency=spec.n_trials + 4,
     )
-    # The task holds users' texts: a reference to it is all that a record of the arguments can show. Ray would
-    # look a bare reference up itself, and warns that it could not do so again once that is lost.
+    # The task holds users' texts: a reference to it is all that a record of the arguments can show.
     get_task = partial(ray.get, ray.put(task))
-    hosts = [actor.remote(get_task) for _ in range(n_hosts)]
+    hosts = [Host(actor.remote(), get_task) for _ in range(n_hosts)]
     for host in hosts:
-        host.warm_up.remote()
+        host.actor.warm_up.remote(get_task)
     log_event("trial_hosts_started", hosts=n_hosts, trials=spec.n_trials)
     try:
         yield hosts
     finally:
-        closing = [host.close.remote() for host in hosts]
+        closing = [host.actor.close.remote() for host in hosts]
         ray.wait(closing, num_returns=len(closing), timeout=_SECONDS_TO_END)
         for host in hosts:
-            ray.kill(host)
+            ray.kill(host.actor)

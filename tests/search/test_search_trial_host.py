@@ -141,9 +141,15 @@ def task_of(base: Path, splits: list[UserSplit], **training: Any) -> TrialTask:
     )
 
 
+def host_of(task: TrialTask) -> TrialHost:
+    host = TrialHost()
+    host.ready(lambda: task)
+    return host
+
+
 def test_a_trial_left_at_a_rung_holds_up_nobody(tiny_llama_dir: Path, splits: list[UserSplit]) -> None:
     task = task_of(tiny_llama_dir, splits)
-    host = TrialHost(lambda: task)
+    host = host_of(task)
     left = host.advance(0, layout("1111").to_dict(), False)
     assert left["values"][RUNG] == 0
     rung = host.advance(1, layout().to_dict(), False)["values"]
@@ -162,7 +168,7 @@ def test_a_trial_left_at_a_rung_holds_up_nobody(tiny_llama_dir: Path, splits: li
 
 def test_a_diverging_layout_is_told_in_plain_words(tiny_llama_dir: Path, splits: list[UserSplit]) -> None:
     task = task_of(tiny_llama_dir, splits, learning_rate=1e30, memory_epochs=6)
-    host = TrialHost(lambda: task)
+    host = host_of(task)
     answer = host.advance(0, layout().to_dict(), False)
     if "values" in answer:  # it may get as far as the rung
         answer = host.advance(0, layout().to_dict(), True)
