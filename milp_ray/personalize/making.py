@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.personalize.beside import Beside
 from milp_ray.personalize.intake import Item
 from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
@@ -63,7 +64,7 @@ def make_adapters(
 
     digest = recipe.digest()
 
-    def ended(result: JobResult) -> None:
+    def keep(result: JobResult) -> None:
         place = places[result.job_id]
         made_from = Provenance.of(digest, items[place].split)
         try:
@@ -75,14 +76,17 @@ def make_adapters(
         else:
             report(place, made)
 
-    train(
-        base,
-        jobs,
-        recipe.training,
-        recipe.prompt,
-        on_result=ended,
-        on_failure=lambda job_id, error: report(places[job_id], error),
-    )
+    # A GPU would wait meanwhile. On a CPU the thread would take the interpreter from training, which costs
+    # more than it gains: small models spend much of their time in Python.
+    with Beside(keep) if base.engine_device.type == "cuda" else nullcontext(keep) as on_result:
+        train(
+            base,
+            jobs,
+            recipe.training,
+            recipe.prompt,
+            on_result=on_result,
+            on_failure=lambda job_id, error: report(places[job_id], error),
+        )
 
 
 def publish(

@@ -249,7 +249,7 @@ def trial_hosts(task: TrialTask, spec: HostSpec, n_hosts: int) -> Iterator[Seque
         max_concurrency=spec.n_trials + 4,
     )
     # The task holds users' texts: a reference to it is all that a record of the arguments can show.
-    get_task = partial(ray.get, ray.put(task))
+    get_task: Callable[[], Any] = partial(ray.get, ray.put(task))
     hosts = [Host(actor.remote(), get_task) for _ in range(n_hosts)]
     for host in hosts:
         host.actor.warm_up.remote(get_task)
