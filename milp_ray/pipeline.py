@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
-    from milp_ray.users.stream import UserStream
 
 _LOG_WIDTH = 120
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
@@ -83,7 +82,8 @@ class _Work:
 
         loaded = self.loaded
         users = list(self.gate.admit(loaded.users))
-        self.run.record_facts(dataset_hash=dataset_hash(users), n_users=len(users))
+        digest = dataset_hash(self.gate.remaining(user) for user in users)
+        self.run.record_facts(dataset_hash=digest, n_users=len(users))
         reasons = self.say_refused()
         if not users:
             raise MilpError(
@@ -481,7 +481,7 @@ def _personalize(work: _Work) -> None:
         raise
     _record_batch(work, summary)
     if isinstance(users, StreamedSplits):
-        _record_stream(work, users.stream)
+        _record_stream(work, users)
         work.say_refused()
         n_unserved = users.n_unserved
     else:
@@ -508,14 +508,15 @@ def _record_batch(work: _Work, summary: BatchSummary) -> None:
     work.run.update_summary(personalize=summary.to_dict())
 
 
-def _record_stream(work: _Work, stream: UserStream) -> None:
-    facts = {"dataset_hash": stream.dataset_hash, "n_users": stream.n_users}
+def _record_stream(work: _Work, users: StreamedSplits) -> None:
+    facts = {"dataset_hash": users.digest.hexdigest(), "n_users": users.digest.n_users}
     if work.sources:
-        work.run.record_facts(batch_users={**facts, "n_files": len(stream.files)})
+        work.run.record_facts(batch_users={**facts, "n_files": len(users.stream.files)})
     else:
         work.run.record_facts(**facts)
-    if stream.unknown_fields:
-        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(sorted(stream.unknown_fields)))}")
+    unknown_fields = sorted(users.stream.unknown_fields)
+    if unknown_fields:
+        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(unknown_fields))}")
 
 
 def _evaluate(work: _Work) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from milp_ray.users.readers import iterate_users, user_hash
 from milp_ray.users.records import User
 
 if TYPE_CHECKING:
+from milp_ray.users.sources import SourceMissingError, shown_source
     from milp_ray.config import UsersSection
     from milp_ray.personalize.store import AdapterStore
     from milp_ray.rundir import RunFolder
@@ -37,8 +39,7 @@ class Audit:
     scan: Scan = field(default_factory=Scan)
     stored: int = 0
     n_needles: int = 0  # items whose texts and hashes were sought
-    sources: list[Path] = field(default_factory=list)
-    not_read: str | None = None  # a store of which only the user's own place was looked at
+    sources: list[Path | str] = field(default_factory=list)
     unfinished: int = 0  # forgettings that have begun and not ended
 
     @property
@@ -158,7 +159,7 @@ def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, a
         audit.not_read = store.uri
 
 
-def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path]]:
+def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path | str]]:
     """Users of the configuration's files (``user_id``: that one), and the files in which they stand.
 
     Files that are gone by now are passed over: the team may have removed them.
@@ -166,14 +167,14 @@ def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User]
     if section.format == "persona_world":
         return [], []
     users: list[User] = []
-    sources: list[Path] = []
+    sources: list[Path | str] = []
     for path in section.paths:
-        if not path.is_file():
-            continue
-        for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
-            if user_id is None or found.user_id == user_id:
-                if path not in sources:
-                    sources.append(path)
-                if isinstance(found, User):
-                    users.append(found)
+        with suppress(SourceMissingError):
+            for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
+                if user_id is None or found.user_id == user_id:
+                    shown = path if isinstance(path, Path) else shown_source(path)
+                    if shown not in sources:
+                        sources.append(shown)
+                    if isinstance(found, User):
+                        users.append(found)
     return users, sources
