@@ -194,11 +194,13 @@ def user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
         ("adapters", partial(_adapters, work)),
         ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
+        ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
         ("lines", partial(traces.lines, run, finder, dry_run)),
         ("search", lambda: traces.search_values(run, probe_place(run, work.user_id, pseudonym), dry_run)),
         ("facts", partial(traces.facts, run, finder, pseudonym, dry_run)),
+        ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
@@ -210,8 +212,12 @@ def item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[
         ("adapters", partial(_versions_before, work, since)),
         ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
+        ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
+        # Failures and refused updates: what they say was found on data that holds the items.
+        ("lines", partial(traces.lines, run, finder, dry_run)),
+        ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
