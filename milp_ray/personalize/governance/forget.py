@@ -271,10 +271,8 @@ def _rebuilt(run: RunFolder, rebuild: Rebuild) -> bool:
 
 
 def _refuse_leftovers(audit: Audit, user_id: str) -> None:
-    found = [f"  {one.path}: {', '.join(one.kinds)}" for one in audit.found]
-    found += [f"  {path}: {why}" for path, why in audit.scan.unread]
-    if audit.stored:
-        found.append(f"  {audit.stored} versions in the store: another run that shares it is at work")
+    found = [f"  {where}: {', '.join(kinds)}" for where, kinds in audit.found]
+    found += [f"  {where}: {why}" for where, why in audit.unread]
     if found:
         raise MilpError(
             f"user {shown(user_id)} is refused from now on, but not all could be removed:\n"
@@ -288,9 +286,11 @@ def _counts(result: Forgotten) -> dict[str, Any]:
     """What the record says of the work: numbers alone."""
     counts: dict[str, Any] = {"removed": {removed.what: removed.count for removed in result.removed}}
     if result.audit is not None:
+        bucket = result.audit.bucket
         counts["audit"] = {
             "files": result.audit.scan.n_files,
             "bytes": result.audit.scan.n_bytes,
+            **({"objects": bucket.n_objects, "object_bytes": bucket.n_bytes} if bucket else {}),
             "items_sought": result.audit.n_needles,
             "found": len(result.audit.found),
         }
