@@ -542,8 +542,15 @@ def _evaluate(work: _Work) -> None:
         work.say(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
 
 
+    counts = {name: found[name] for name in ("n_failed", "n_without_test", "n_kept_versions")}
+    work.run.record_facts(evaluate=counts)
 def _report(work: _Work) -> None:
     from milp_ray.report.stage import write_report
+    if found["n_kept_versions"]:
+        work.say(
+            f"[yellow]{found['n_kept_versions']} users were scored with an adapter older than their data:[/] "
+            f"the guard refused its update (reasons in {work.run.updates_file})"
+        )
 
     work.record_peak_memory()
     started = time.perf_counter()

@@ -195,7 +195,7 @@ class _Update:
             return
         made: dict[str, Any] = outcome.value
         if made["outcome"] == KEPT:
-            facts = {name: made[name] for name in ("version", "n_new", "n_replayed", "guard")}
+            facts = {name: made[name] for name in ("version", "fingerprint", "n_new", "n_replayed", "guard")}
             self._journal.add(user_id, KEPT, made["reason"], **facts, decision=decision)
         else:
             self._journal.drop(user_id)

@@ -202,7 +202,13 @@ class _Work:
 
     def _keep(self, turn: _Turn, result: JobResult, verdict: Verdict) -> None:
         facts = self._facts(turn, verdict)
-        kept = {"outcome": "kept", "reason": ABOVE_TOLERANCE, "version": facts["continued_from"], **facts}
+        kept = {
+            "outcome": "kept",
+            "reason": ABOVE_TOLERANCE,
+            "version": facts["continued_from"],
+            "fingerprint": turn.task.item.fingerprint,
+            **facts,
+        }
         self._report(turn.place, {**kept, **_cost(result.steps, result.tokens, result.seconds)})
 
 
