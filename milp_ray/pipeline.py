@@ -12,7 +12,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class _Work:
         )
         self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
         self.batch: BatchSummary | None = None  # what the batch made
+        self.failures: dict[str, Mapping[str, int]] = {}  # stage → reason → users, where some failed
         self._stack = stack
         self._peak = peak
 
@@ -188,8 +189,12 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 # ---------------------------------------------------------------------------------------------- public
 
 
-def run_all(run: RunFolder, config: Config) -> None:
-    """Every stage in order; what an earlier command finished is not done again."""
+def run_all(run: RunFolder, config: Config) -> dict[str, int]:
+    """Every stage in order; what an earlier command finished is not done again.
+
+    Returns:
+        How many users failed, by the stage in which they did; empty where none has. The others went on.
+    """
     from milp_ray.personalize.store import run_store
 
     with _working(run, config) as work:
@@ -198,6 +203,7 @@ def run_all(run: RunFolder, config: Config) -> None:
         for stage in STAGES:
             _do(work, stage)
         _close(work)
+        return {stage: sum(reasons.values()) for stage, reasons in work.failures.items()}
 
 
 def search(run: RunFolder, config: Config) -> None:
@@ -379,7 +385,9 @@ def _do(work: _Work, stage: str) -> None:
 
 
 def _close(work: _Work) -> None:
-    """The last lines of a run: where the time went, and what to do next."""
+    """The last lines of a run: who failed, where the time went, and what to do next."""
+    for stage, reasons in work.failures.items():
+        work.console.print(failures_table(reasons, sum(reasons.values()), stage))
     seconds = work.run.seconds()
     by_stage = ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in STAGES if stage in seconds)
     work.say(
@@ -492,7 +500,8 @@ def _personalize(work: _Work) -> None:
             f"[yellow]{n_unserved} users without consent have an adapter from before:[/] it is not served; "
             "`milp-ray forget` removes it"
         )
-    if summary.reasons:
+    if summary.failed:
+        work.failures["personalize"] = summary.reasons
         work.console.print(failures_table(summary.reasons, summary.failed))
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"
     if summary.withdrawn:
@@ -533,24 +542,25 @@ def _evaluate(work: _Work) -> None:
         pool=work.pool,
         store=run_store(work.run.adapters, work.config.personalize),
     )
-    for table in terminal_tables(found):
-        work.console.print(table)
-    if found["n_without_test"]:
-        work.say(f"{found['n_without_test']} users have no test example and are not in the tables")
-    if found["n_failed"]:
-        reasons = work.run.path / FAILED_FILE
-        work.say(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
-
-
     counts = {name: found[name] for name in ("n_failed", "n_without_test", "n_kept_versions")}
     work.run.record_facts(evaluate=counts)
-def _report(work: _Work) -> None:
-    from milp_ray.report.stage import write_report
+    for table in terminal_tables(found):
+        work.console.print(table)
     if found["n_kept_versions"]:
         work.say(
             f"[yellow]{found['n_kept_versions']} users were scored with an adapter older than their data:[/] "
             f"the guard refused its update (reasons in {work.run.updates_file})"
         )
+    if found["n_without_test"]:
+        work.say(f"{found['n_without_test']} users have no test example and are not in the tables")
+    if found["n_failed"]:
+        work.failures["evaluate"] = found["failed_reasons"]
+        reasons = work.run.path / FAILED_FILE
+        work.say(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
+
+
+def _report(work: _Work) -> None:
+    from milp_ray.report.stage import write_report
 
     work.record_peak_memory()
     started = time.perf_counter()
