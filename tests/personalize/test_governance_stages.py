@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from support.inline import use_inline_pool
+from support.inline import use_inline_pool, write_chosen
 from typer.testing import CliRunner, Result
 
 from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config_loader import load_config
-from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance.items import find_user
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import AdapterStore
@@ -76,14 +75,7 @@ def run(users: Path, base: Base, tiny_llama_dir: Path) -> RunFolder:
     file = users.with_name("config.yaml")
     file.write_text(yaml.safe_dump(settings))
     made = RunFolder.create(load_config(file))
-    layout = CanonicalLayout((False, True, False, True), rank=4)
-    chosen = {
-        "layout": {**layout.to_dict(), "key": layout.key},
-        "rule": "knee",
-        "reason": "",
-        "objectives": {},
-    }
-    made.chosen_file.write_text(yaml.safe_dump({**chosen, "adapter_parameters": 1, "trial": 0}))
+    write_chosen(made)
     with pytest.MonkeyPatch.context() as patch:
         use_inline_pool(patch, base)
         milp("personalize", made.path, "--users", users)

@@ -8,12 +8,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import yaml
 
 from milp_ray import telemetry
+from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize import batch
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.update import stage as update_stage
 from milp_ray.personalize.worker import UserWorker
+from milp_ray.rundir import RunFolder
 
 
 class InlinePool:
@@ -47,3 +50,15 @@ def use_inline_pool(monkeypatch: pytest.MonkeyPatch, base: Any) -> InlinePool:
     for module in (batch, update_stage):
         monkeypatch.setattr(module, "worker_pool", lambda *_: nullcontext(pool))
     return pool
+
+
+def write_chosen(run: RunFolder) -> None:
+    """A layout of a base of four layers, as if it had been searched for and chosen."""
+    layout = CanonicalLayout((False, True, False, True), rank=4)
+    chosen = {
+        "layout": {**layout.to_dict(), "key": layout.key},
+        "rule": "knee",
+        "reason": "",
+        "objectives": {},
+    }
+    run.chosen_file.write_text(yaml.safe_dump({**chosen, "adapter_parameters": 1, "trial": 0}))
