@@ -27,6 +27,7 @@ from milp_ray.rundir import RunFolder
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.personalize.governance.audit import Audit
+    from milp_ray.users.records import User
 
 EXIT_FOUND = 3
 _LOG_WIDTH = 120
@@ -205,7 +206,7 @@ def _opened(target: Path) -> tuple[RunFolder, Config]:
     return run, run.config()
 
 
-def _user(config: Config, user_id: str) -> Any:
+def _user(config: Config, user_id: str) -> User | None:
     return find_user(config.users, config.seed, user_id)
 
 

@@ -24,6 +24,7 @@ from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, writ
 from milp_ray.personalize.batch import users_at_once
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore, hash_id
+from milp_ray.personalize.tally import without_particulars
 from milp_ray.personalize.update.journal import refused_updates
 from milp_ray.progress import progress
 
@@ -68,9 +69,9 @@ def evaluate(
         store: the users' adapters; ``None``: the full method trains them here.
 
     Returns:
-        What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons``
-        (reason → users), ``n_reused`` (users scored by an earlier call), ``n_without_test``, and
-        ``n_kept_versions``: users whose adapter is older than their data, because the guard refused its
+        What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons`` (reason
+        without its particulars → users), ``n_reused`` (users scored by an earlier call), ``n_without_test``,
+        and ``n_kept_versions``: users whose adapter is older than their data, because the guard refused its
         update; they are scored with that adapter, which is the one that serves them.
 
     Raises:
@@ -259,7 +260,7 @@ class _Failures:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self.reasons[str(outcome.reason)] += 1
+        self.reasons[without_particulars(str(outcome.reason))] += 1
 
 
 def _score(

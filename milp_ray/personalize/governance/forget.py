@@ -106,7 +106,7 @@ def forget_user(
         if begun is None:
             begun = work.record.append("forget_begun", user, by, had_report=had_report)
         had_report = had_report or bool(begun.get("had_report"))
-    for name, step in user_steps(work):
+    for name, step in _user_steps(work):
         tell(name)
         result.removed.append(step())
     if dry_run:
@@ -169,7 +169,7 @@ def forget_items(
             return result
         since = max(datetime.fromisoformat(own[item]["time"]) for item in open_items)
         had_report = had_report or any(own[item].get("had_report") for item in open_items)
-    for name, step in item_steps(work, since):
+    for name, step in _item_steps(work, since):
         tell(name)
         result.removed.append(step())
     if dry_run:
@@ -185,32 +185,32 @@ def forget_items(
 # ------------------------------------------------------------------------------------------------- the steps
 
 
-def user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
+def _user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
     """What is to be done for a user, in order; the report goes before the rows that it was made from."""
     run, dry_run = work.run, work.dry_run
     finder = finder_of(work.user_id, run, work.store, work.config.users)
     pseudonym = "forgotten-" + (work.record.user_key(work.user_id)[:16] or "…")
     return [
         ("adapters", partial(_adapters, work)),
-        ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
+        ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
         ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
         ("lines", partial(traces.lines, run, finder, dry_run)),
-        ("search", lambda: traces.search_values(run, probe_place(run, work.user_id, pseudonym), dry_run)),
+        ("search", lambda: traces.search_values(run, _probe_place(run, work.user_id, pseudonym), dry_run)),
         ("facts", partial(traces.facts, run, finder, pseudonym, dry_run)),
         ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
-def item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[[], Removed]]]:
+def _item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[[], Removed]]]:
     """What is to be done for items; ``since``: when they were excluded, ``None`` for a dry run."""
     run, dry_run = work.run, work.dry_run
     finder = finder_of(work.user_id, run, work.store, work.config.users)
     return [
         ("adapters", partial(_versions_before, work, since)),
-        ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
+        ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
         ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
@@ -221,7 +221,7 @@ def item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[
     ]
 
 
-def probe_place(run: RunFolder, user_id: str, pseudonym: str) -> int | None:
+def _probe_place(run: RunFolder, user_id: str, pseudonym: str) -> int | None:
     """The user's place among the probe users of the search; also where the id is a pseudonym by now."""
     probes = run.facts().get("probe_users") or []
     return next((place for place, name in enumerate(probes) if name in (user_id, pseudonym)), None)

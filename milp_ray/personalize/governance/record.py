@@ -28,9 +28,10 @@ from typing import Any, Literal
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.retention import now
 from milp_ray.personalize.store.names import hash_id
+from milp_ray.rundir import GOVERNANCE, sync_folder, write_bytes
 
-FOLDER = "governance"
 KEY_BYTES = 32
+_OWNER_ALONE = 0o600
 ConsentState = Literal["given", "withdrawn", "absent"]
 
 
@@ -93,9 +94,9 @@ class Record:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FOLDER / "records.jsonl"
-        self._key_path = folder / FOLDER / "key"
-        self._head_path = folder / FOLDER / "head"
+        self.path = folder / GOVERNANCE / "records.jsonl"
+        self._key_path = folder / GOVERNANCE / "key"
+        self._head_path = folder / GOVERNANCE / "head"
         self.state = State()
         self.n_lines = 0
         self.n_cut_bytes = 0  # at the end, of a line that a crash cut off; it was never acknowledged
@@ -131,12 +132,11 @@ class Record:
         """Make the run's key, where there is none."""
         if self._key:
             return
-        self._key_path.parent.mkdir(parents=True, exist_ok=True)
         key = secrets.token_bytes(KEY_BYTES)
         # The head goes first: where there is a key there is a head, unless somebody took it away.
         self._key = key
         self._write_head()
-        self._write(self._key_path, key)
+        write_bytes(self._key_path, key, mode=_OWNER_ALONE)
 
     def append(self, event: str, user: str, by: str, **facts: Any) -> dict[str, Any]:
         """Write one line, on the disk before this returns; the caller holds the run.
@@ -167,7 +167,7 @@ class Record:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         self._take(line, len(content))
         self.n_cut_bytes = 0
         self._write_head()
@@ -204,19 +204,9 @@ class Record:
         time = _now()
         line = {"n": self.n_lines, "last": self._last_signature, "time": time}
         signature = self._keyed(f"head\0{_canonical(line)}")
-        self._write(self._head_path, json.dumps({**line, "signature": signature}).encode("ascii") + b"\n")
+        content = json.dumps({**line, "signature": signature}).encode("ascii") + b"\n"
+        write_bytes(self._head_path, content, mode=_OWNER_ALONE)
         self._head = _Head(self.n_lines, self._last_signature, time)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        """A file of the folder, whole and on the disk, readable by its owner alone."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
 
     def _read(self) -> None:
         try:
@@ -274,11 +264,3 @@ def _now() -> str:
 
 def _canonical(line: Mapping[str, Any]) -> str:
     return json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,10 +18,9 @@ from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
-from milp_ray.personalize.governance.record import FOLDER
-from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table, write_bytes
+from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table
 from milp_ray.personalize.governance.scan import walk
-from milp_ray.rundir import RunFolder, write_json
+from milp_ray.rundir import GOVERNANCE, RunFolder, write_bytes, write_json
 
 SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
 
@@ -56,7 +55,7 @@ def own_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
     return removed
 
 
-def temporary_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+def temporary_files(run: RunFolder, dry_run: bool) -> Removed:
     """What writers that were killed left half-written, whoever it is about: nobody works on the run now."""
     removed = Removed("half-written files")
     found = [path for path in _files(run) if _is_temporary(path.name)]
@@ -154,7 +153,7 @@ def search_values(run: RunFolder, place: int | None, dry_run: bool) -> Removed:
     if place is None:
         return removed
     events = read_events(run.journal)
-    changed = [without_place(event, place) for event in events]
+    changed = [_without_place(event, place) for event in events]
     count = sum(before != after for before, after in zip(events, changed, strict=True))
     if count:
         replay(changed, run.journal)  # a journal that could not be read afterwards is never written
@@ -170,7 +169,7 @@ def search_values(run: RunFolder, place: int | None, dry_run: bool) -> Removed:
     return removed
 
 
-def without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
+def _without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
     """An event with ``null`` for the values of one probe user; the others keep their places."""
 
     def blanked(values: Any) -> Any:
@@ -230,7 +229,7 @@ def _files(run: RunFolder) -> Iterator[Path]:
 
 
 def _pass_over(run: RunFolder, folder: Path, folders: list[str]) -> None:
-    for name in (run.adapters.name, FOLDER):
+    for name in (run.adapters.name, GOVERNANCE):
         if folder == run.path and name in folders:
             folders.remove(name)
 
