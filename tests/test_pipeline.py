@@ -79,9 +79,9 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "milp_ray", *map(str, arguments)]
 
 
-def milp(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+def milp(*arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
-    assert answer.returncode == code, answer.stdout + answer.stderr
+    assert answer.returncode == expected, answer.stdout + answer.stderr
     return answer
 
 
@@ -105,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> 
     write_users(folder / "users.jsonl")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings(folder, tiny_llama_dir)), encoding="utf-8")
-    answer = milp("run", config, code=SOME_FAILED)
+    answer = milp("run", config, expected=SOME_FAILED)
     return RunFolder.open(folder / "runs" / "tiny"), config, answer.stdout
 
 
@@ -168,7 +168,7 @@ def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[R
 def test_the_same_command_again_finds_everything_done(finished: tuple[RunFolder, Path, str]) -> None:
     run, config, _ = finished
     before, events = adapters(run), run.journal.read_bytes()
-    printed = milp("run", config, code=SOME_FAILED).stdout
+    printed = milp("run", config, expected=SOME_FAILED).stdout
     assert adapters(run) == before
     assert run.journal.read_bytes() == events
     assert f"0 adapters made, {N_USERS} were finished before" in printed
@@ -261,7 +261,7 @@ def test_killed_in_the_search_and_in_the_batch_the_same_command_ends_with_the_sa
     assert len(finished_trials) == 5
     early = adapters(run)
     assert 1 <= len(early) <= N_USERS
-    milp("run", config, code=SOME_FAILED)
+    milp("run", config, expected=SOME_FAILED)
     assert len(adapters(run)) == N_USERS
     assert early.items() <= adapters(run).items()
     assert adapters(run) == adapters_of_five_trials(whole)
