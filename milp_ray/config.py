@@ -7,9 +7,19 @@ wording the errors is in :mod:`milp_ray.config_loader`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
 
@@ -63,11 +73,31 @@ class SplitSection(Section):
         return self
 
 
+def _path_or_uri(value: Any) -> Any:
+    """A path, or the text of a URI, which as a path would lose a slash."""
+    if not isinstance(value, str) or "://" not in value:
+        return Path(value) if isinstance(value, str) else value
+    parts = urlsplit(value)
+    if parts.scheme == "file":
+        return Path(parts.path)
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"a URI holds no credentials ({parts.scheme}://BUCKET/…), as it is written into the run folder: "
+            "they come from the environment or the provider's own files"
+        )
+    return value
+
+
+Source = Annotated[Path | str, BeforeValidator(_path_or_uri), WithJsonSchema({"type": "string"})]
+
+
 class UsersSection(Section):
     """Who is personalised."""
 
     format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
-    paths: tuple[Path, ...] = ()  # files to read; relative to the working directory
+    # Files to read, relative to the working directory; of jsonl and parquet also files or folders by URI:
+    # s3://BUCKET/…, gs://BUCKET/…, or what an installed fsspec filesystem knows.
+    paths: tuple[Source, ...] = ()
     limit: PositiveInt | None = None  # at most so many users, in the order of the files
     # Users whose record says nothing about consent. required: they are neither trained nor served.
     consent: Literal["assumed", "required"] = "assumed"
@@ -78,6 +108,10 @@ class UsersSection(Section):
     def _files_have_paths(self) -> UsersSection:
         if self.format != "persona_world" and not self.paths:
             raise ValueError(f"format {self.format!r} reads files: name at least one under users.paths")
+        if self.format == "malp" and any(isinstance(path, str) for path in self.paths):
+            raise ValueError(
+                "format 'malp' reads files of this machine: give paths under users.paths, no URI"
+            )
         return self
 
 

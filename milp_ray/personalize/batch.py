@@ -60,6 +60,8 @@ class BatchInterrupted(KeyboardInterrupt):
 class StreamedSplits:
     """The users of a stream, each split in time order when its turn comes and checked to leak nothing.
 
+    ``digest`` is of those that may be trained: who was forgotten or withdrew consent is not in it.
+
     Args:
         stream: where they come from; it is read once.
         section: the shares of a user's examples.
@@ -68,7 +70,10 @@ class StreamedSplits:
     """
 
     def __init__(self, stream: UserStream, section: SplitSection, gate: Gate, store: AdapterStore) -> None:
+        from milp_ray.users.readers import DatasetDigest
+
         self.stream = stream
+        self.digest = DatasetDigest()
         self.n_unserved = 0  # users that have an adapter and may not be served
         self._section = section
         self._gate, self._store = gate, store
@@ -86,6 +91,7 @@ class StreamedSplits:
                 continue
             self.n_unserved += self._gate.note_file([user], [], self._store)
             for admitted in self._gate.admit([user]):
+                self.digest.add(self._gate.remaining(admitted))
                 try:
                     split = self._gate.trimmed(split_user(admitted, self._section))
                     check_no_leak(split)

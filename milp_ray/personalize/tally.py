@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from milp_ray.personalize.hands import Outcome
+from milp_ray.personalize.store import hash_id
 from milp_ray.progress import Progress
 from milp_ray.telemetry import log_event
 
@@ -18,7 +19,7 @@ from milp_ray.telemetry import log_event
 MOST_REASONS = 50
 OTHER_REASONS = "other reasons"
 # What differs between two users of the same reason: numbers, names in quotation marks.
-_PARTICULARS = re.compile(r"\d[\d.,]*")
+_PARTICULARS = re.compile(r'"(?:[^"\\]|\\.)*"|\d[\d.,]*')
 
 
 @dataclass(slots=True)
@@ -47,6 +48,11 @@ class BatchSummary:
     def to_dict(self) -> dict[str, Any]:
         """The counts in plain types, the reasons with the most frequent first."""
         return {"n_users": self.n_users, **asdict(self), "reasons": dict(self.reasons.most_common())}
+
+
+def without_particulars(reason: str) -> str:
+    """A reason as it is the same for all users that fail for it: no numbers, and no ids in it."""
+    return _PARTICULARS.sub("…", reason)
 
 
 class Tally:
@@ -99,7 +105,8 @@ class Tally:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._show(worked=attempts > 0)
-        log_event("user_failed", user=user_id, error=error, attempts=attempts, place=place)
+        user = None if user_id is None else hash_id(user_id)
+        log_event("user_failed", user=user, error=error, attempts=attempts, place=place)
 
     def ended(self, outcome: Outcome) -> None:
         """A user that a worker was given."""
@@ -116,7 +123,8 @@ class Tally:
         summary.training_seconds += made["seconds"]
         summary.peak_rss_mib = max(summary.peak_rss_mib, made["peak_rss_mib"])
         self._show(worked=True)
-        log_event("adapter_made", user=outcome.key, worker=outcome.worker, seconds=round(outcome.seconds, 3))
+        user, seconds = hash_id(outcome.key), round(outcome.seconds, 3)
+        log_event("adapter_made", user=user, worker=outcome.worker, seconds=seconds)
 
     def expect(self, total: int | None) -> None:
         """Say how many users there will probably be."""
@@ -124,7 +132,7 @@ class Tally:
             self._bar.set_total(max(total, self.summary.n_users))
 
     def _count_reason(self, reason: str) -> None:
-        general = _PARTICULARS.sub("…", reason)
+        general = without_particulars(reason)
         known = self.summary.reasons
         known[general if general in known or len(known) < MOST_REASONS else OTHER_REASONS] += 1
 

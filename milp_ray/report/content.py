@@ -85,6 +85,11 @@ class ReportContent:
     versions: Mapping[str, Any] = field(default_factory=dict)
     config_yaml: str = ""
 
+    @property
+    def n_kept_versions(self) -> int:
+        """Users scored with an adapter older than their data, because the guard refused its update."""
+        return int((self.versions.get("evaluate") or {}).get("n_kept_versions", 0))
+
 
 def read_content(run: RunFolder) -> ReportContent:
     """Gather a run's content from its files."""
@@ -228,6 +233,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
         "leakage": dict(content.leakage) if content.leakage else None,
+        "n_kept_versions": content.n_kept_versions if comparison else None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),
         "peak_rss_mib": content.peak_rss_mib,

@@ -65,6 +65,25 @@ def test_json_holds_what_is_printed(experiments: Path) -> None:
     assert found["layouts"]["assumed"]["memory"]["base"] == 2 * 13_015_864_320
 
 
+def test_sizes_in_the_store_are_those_of_the_configured_precision(experiments: Path) -> None:
+    def estimated(precision: str, *options: str) -> Result:
+        llama = experiments / "paper_llama2_7b.yaml"
+        sizes = ("--users", "10", "--rank", "8", "--lora-layers", "32")
+        return call(llama, f"personalize.adapter_precision={precision}", *sizes, *options)
+
+    n_weights = 8 * 32 * 3 * (4096 + 11008)
+    n_scales = 2 * 8 * 32 * 3  # a component of the rank, of A and of B, of three maps on each layer
+    expected = {"float32": 4 * n_weights, "bfloat16": 2 * n_weights, "int8": n_weights + 4 * n_scales}
+    for precision, n_bytes in expected.items():
+        found = json.loads(estimated(precision, "--json").output)
+        assert (found["adapter_precision"], found["adapter_bytes"]) == (precision, n_bytes)
+        assert found["store_bytes"] == 10 * n_bytes
+        assert found["adapter_bytes_by_precision"] == expected
+    printed = " ".join(estimated("int8").output.split())
+    assert "11.1 MiB as stored (int8; 44.2 MiB in float32, 22.1 MiB in bfloat16)" in printed
+    assert f"{size(10 * expected['int8'])} for 10 users" in printed
+
+
 def test_the_figure_goes_where_it_is_told(experiments: Path, tmp_path: Path) -> None:
     figure = tmp_path / "new" / "memory.png"
     result = call(experiments / "demo.yaml", "--users", "3", "--figure", figure)

@@ -195,16 +195,16 @@ class _Update:
             return
         made: dict[str, Any] = outcome.value
         if made["outcome"] == KEPT:
-            facts = {name: made[name] for name in ("version", "n_new", "n_replayed", "guard")}
+            facts = {name: made[name] for name in ("version", "fingerprint", "n_new", "n_replayed", "guard")}
             self._journal.add(user_id, KEPT, made["reason"], **facts, decision=decision)
         else:
             self._journal.drop(user_id)
-        log_event("user_updated", user=user_id, outcome=made["outcome"], version=made["version"])
+        log_event("user_updated", user=hash_id(user_id), outcome=made["outcome"], version=made["version"])
         self._count(made["outcome"], made["reason"], made)
 
     def _fail(self, user_id: str, error: str, reason: str, attempts: int = 0) -> None:
         self._journal.add(user_id, FAILED, reason, error=error, attempts=attempts)
-        log_event("user_failed", user=user_id, error=error, attempts=attempts)
+        log_event("user_failed", user=hash_id(user_id), error=error, attempts=attempts)
         self._count(FAILED, reason)
 
     def _count(self, outcome: str, reason: str | None = None, made: dict[str, Any] | None = None) -> None:

@@ -17,6 +17,7 @@ from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, hash_id
 from milp_ray.personalize.update.guard import Guarded, Verdict, verdicts
+from milp_ray.personalize.update.journal import KEPT
 from milp_ray.personalize.update.plan import Anew, Continue, training_data, update_training
 from milp_ray.training.job import JobResult
 
@@ -202,7 +203,13 @@ class _Work:
 
     def _keep(self, turn: _Turn, result: JobResult, verdict: Verdict) -> None:
         facts = self._facts(turn, verdict)
-        kept = {"outcome": "kept", "reason": ABOVE_TOLERANCE, "version": facts["continued_from"], **facts}
+        kept = {
+            "outcome": KEPT,
+            "reason": ABOVE_TOLERANCE,
+            "version": facts["continued_from"],
+            "fingerprint": turn.task.item.fingerprint,
+            **facts,
+        }
         self._report(turn.place, {**kept, **_cost(result.steps, result.tokens, result.seconds)})
 
 
