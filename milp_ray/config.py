@@ -326,11 +326,38 @@ class EncryptionSection(Section):
 
 
 AdapterPrecision = Literal["float32", "bfloat16", "int8"]
+LayoutMode = Literal["chosen", "race", "portfolio"]
+
+
+class RaceSection(Section):
+    """Successive halving among layouts of the front, by each user's own validation loss."""
+
+    # The chosen one, and the others of the front with the lowest validation loss in the search.
+    max_layouts: Annotated[int, Field(ge=2, le=64)] = 4
+    reduction: Annotated[int, Field(ge=2, le=8)] = 2  # a rung lets the better one in so many go on
+
+
+class PortfolioSection(Section):
+    """A user's layout by what the search measured on similar probe users."""
+
+    # Weight of "no layout is better than the chosen one" in a prediction, in probe users exactly like the
+    # user: the larger, the more evidence another layout needs. 0: what was measured is taken as it is.
+    shrinkage: Annotated[float, Field(ge=0.0)] = 1.0
 
 
 class PersonalizeSection(Section):
     """The batch that makes every user's adapter."""
 
+    # Which layout a user gets. chosen: the one that was chosen for all. race: several of the front are begun
+    # for each user, and the worse ones stopped by the user's validation loss; costs about twice the training.
+    # portfolio: the one that did best on similar probe users of the search, where that is surer than its
+    # own error; costs nothing. Both fall back to the chosen one, and every manifest says why.
+    layout: LayoutMode = "chosen"
+    race: RaceSection = RaceSection()
+    portfolio: PortfolioSection = PortfolioSection()
+    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's
+    # (larger ones mostly have the lower loss, and the choice weighed that); None: any of the front.
+    max_growth: Annotated[float, Field(gt=0.0)] | None = None
     n_workers: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0

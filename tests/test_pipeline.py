@@ -190,6 +190,34 @@ def test_another_choice_makes_new_adapters_and_leaves_the_search_alone(
     milp("choose", run.path, "choice.rule=best_loss", "choice.tolerance=0.02")
 
 
+def test_users_of_different_layouts_go_through_every_stage(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    store, before = AdapterStore(run.adapters), adapters(run)
+    made = milp("personalize", run.path, "personalize.layout=race")
+    assert "Per-user layouts, by a race: 5 users" in made.stdout
+    assert "selected on these very examples" in made.stdout
+    for user in before:
+        choice = store.manifest(user).meta["layout_choice"]
+        assert choice["layout"] == store.manifest(user).layout.key
+        assert len(choice["standings"]) > 1
+    raced = adapters(run)
+    again = milp("personalize", run.path, "personalize.layout=race")
+    assert "0 adapters made, 5 were finished before" in again.stdout
+    assert "Per-user layouts, by a race: 5 users" in again.stdout
+    assert adapters(run) == raced
+    milp("evaluate", run.path, "personalize.layout=race")
+    milp("generate", run.path, "--user", "u/0", "Of which colour is my dog?")
+    milp("report", run.path, "personalize.layout=race")
+    assert "Per-user layouts" in (run.report / "index.html").read_text(encoding="utf-8")
+    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    assert sum(summary["personalize"]["layouts"]["taken"].values()) == N_USERS
+    nothing_new = milp("update", run.path, "personalize.layout=race", "--json")
+    assert json.loads(nothing_new.stdout)["users"]["unchanged"] == N_USERS
+    fallen_back = milp("personalize", run.path, "personalize.layout=portfolio")
+    assert "fewer than 3 probe users" in fallen_back.stdout
+    assert adapters(run) == before, "the chosen layout again, and so the same weights"
+
+
 def test_more_trials_go_on_where_the_search_stood(finished: tuple[RunFolder, Path, str]) -> None:
     run, _, _ = finished
     before = [trial.layout.key for trial in read_study(run.journal).trials]

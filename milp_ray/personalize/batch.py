@@ -1,4 +1,4 @@
-"""Make every user's adapter under one layout: on Ray, in parallel, and never the same one twice.
+"""Make every user's adapter: on Ray, in parallel, and never the same one twice.
 
 A user is finished when the store holds a sound adapter of the same fingerprint (layout, training, prompts,
 base, seed and the user's own data). So a run that was killed goes on with the same command, and after new
@@ -102,9 +102,13 @@ def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection)
     )
 
 
-def users_at_once(training: TrainingSection) -> int:
-    """Users that a worker is given at a time: several packs, so that free slots are filled again."""
-    return _PACKS_AT_ONCE * training.pack_size if training.pack_size else MOST_AT_ONCE
+def users_at_once(training: TrainingSection, n_candidates: int = 1) -> int:
+    """Users that a worker is given at a time: several packs, so that free slots are filled again.
+
+    ``n_candidates`` layouts race for each of them.
+    """
+    n_jobs = _PACKS_AT_ONCE * training.pack_size if training.pack_size else MOST_AT_ONCE
+    return max(1, n_jobs // n_candidates)
 
 
 def personalize(
@@ -160,7 +164,7 @@ def personalize(
                     _chain(first, pending),
                     key=lambda item: item.split.user_id,
                     size=lambda item: item.size,
-                    at_once=users_at_once(recipe.training),
+                    at_once=users_at_once(recipe.training, recipe.n_candidates),
                 )
                 for outcome in outcomes:
                     tally.ended(outcome)
@@ -172,7 +176,8 @@ def personalize(
         finally:
             tally.summary.seconds = time.perf_counter() - started
             counts = tally.summary.to_dict()
-            log_event("personalized", **{name: n for name, n in counts.items() if name != "reasons"})
+            told = {name: n for name, n in counts.items() if name not in ("reasons", "layouts")}
+            log_event("personalized", **told)
     return tally.summary
 
 
