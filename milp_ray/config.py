@@ -348,16 +348,6 @@ class PortfolioSection(Section):
 class PersonalizeSection(Section):
     """The batch that makes every user's adapter."""
 
-    # Which layout a user gets. chosen: the one that was chosen for all. race: several of the front are begun
-    # for each user, and the worse ones stopped by the user's validation loss; costs about twice the training.
-    # portfolio: the one that did best on similar probe users of the search, where that is surer than its
-    # own error; costs nothing. Both fall back to the chosen one, and every manifest says why.
-    layout: LayoutMode = "chosen"
-    race: RaceSection = RaceSection()
-    portfolio: PortfolioSection = PortfolioSection()
-    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's
-    # (larger ones mostly have the lower loss, and the choice weighed that); None: any of the front.
-    max_growth: Annotated[float, Field(gt=0.0)] | None = None
     n_workers: PositiveInt | None = None  # None: as many as the cluster's resources allow
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0.0
@@ -387,6 +377,17 @@ class PersonalizeSection(Section):
     max_retries: NonNegativeInt = 1
     # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
     max_characters: PositiveInt | None = 4_000_000
+
+    # Which layout a user gets. chosen: the one that was chosen for all. race: several of the front are begun
+    # for each user, and the worse ones stopped by the user's validation loss; costs about twice the training.
+    # portfolio: the one that did best on similar probe users of the search, where that is surer than its
+    # own error; costs nothing. Both fall back to the chosen one, and every manifest says why.
+    layout: LayoutMode = "chosen"
+    race: RaceSection = RaceSection()
+    portfolio: PortfolioSection = PortfolioSection()
+    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's
+    # (larger ones mostly have the lower loss, and the choice weighed that); None: any of the front.
+    max_growth: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class GuardSection(Section):
