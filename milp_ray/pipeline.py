@@ -513,11 +513,12 @@ def _personalize(work: _Work) -> None:
 
 def _say_layouts(work: _Work, summary: BatchSummary) -> None:
     """Which layouts users got and what that cost, where they need not have the same one."""
-    from milp_ray.report.layouts_text import layout_sentences, terminal_table
+    from milp_ray.report.layouts_text import layout_sentences, layout_title, terminal_table
 
     found = summary.layouts.to_dict()
     if found is None:
         return
+    work.say(f"[bold]{layout_title(found)}[/]")
     work.console.print(terminal_table(found))
     for sentence in layout_sentences(found):
         work.say(sentence)

@@ -59,11 +59,11 @@ def layout_table(found: Mapping[str, Any]) -> HtmlTable:
 
 
 def terminal_table(found: Mapping[str, Any]) -> Table:
-    """The counts as they are printed."""
+    """The counts as they are printed, below :func:`layout_title`, which may be wider."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=layout_title(found), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == COLUMNS[0] else "right")
     for row in layout_rows(found):
