@@ -360,6 +360,23 @@ class EncryptionSection(Section):
 
 
 AdapterPrecision = Literal["float32", "bfloat16", "int8"]
+LayoutMode = Literal["chosen", "race", "portfolio"]
+
+
+class RaceSection(Section):
+    """Successive halving among layouts of the front, by each user's own validation loss."""
+
+    # The chosen one, and the others of the front with the lowest validation loss in the search.
+    max_layouts: Annotated[int, Field(ge=2, le=64)] = 4
+    reduction: Annotated[int, Field(ge=2, le=8)] = 2  # a rung lets the better one in so many go on
+
+
+class PortfolioSection(Section):
+    """A user's layout by what the search measured on similar probe users."""
+
+    # Weight of "no layout is better than the chosen one" in a prediction, in probe users exactly like the
+    # user: the larger, the more evidence another layout needs. 0: what was measured is taken as it is.
+    shrinkage: Annotated[float, Field(ge=0.0)] = 1.0
 
 
 class PersonalizeSection(Section):
@@ -394,6 +411,17 @@ class PersonalizeSection(Section):
     max_retries: NonNegativeInt = 1
     # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
     max_characters: PositiveInt | None = 4_000_000
+
+    # Which layout a user gets. chosen: the one that was chosen for all. race: several of the front are begun
+    # for each user, and the worse ones stopped by the user's validation loss; costs about twice the training.
+    # portfolio: the one that did best on similar probe users of the search, where that is surer than its
+    # own error; costs nothing. Both fall back to the chosen one, and every manifest says why.
+    layout: LayoutMode = "chosen"
+    race: RaceSection = RaceSection()
+    portfolio: PortfolioSection = PortfolioSection()
+    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's.
+    # Larger ones mostly have the lower validation loss, and the choice has weighed that already; None: any.
+    max_growth: Annotated[float, Field(gt=0.0)] | None = 1.0
 
 
 class GuardSection(Section):

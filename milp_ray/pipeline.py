@@ -147,15 +147,19 @@ class _Work:
 
     @property
     def recipe(self) -> Recipe:
-        """What the adapters are made from, the chosen layout included.
+        """What the adapters are made from: the chosen layout, and how users come by another one.
 
         Raises:
-            MilpError: nothing was chosen yet.
+            MilpError: nothing was chosen yet, or ``personalize.layout`` needs a study that is not there.
         """
         import yaml
 
+        from milp_ray.memory.architecture import adapter_parameters
+        from milp_ray.personalize.layouts.evidence import layout_rule
+        from milp_ray.personalize.layouts.rule import Candidate
         from milp_ray.personalize.recipe import Recipe
         from milp_ray.search.choice import chosen_layout
+        from milp_ray.training.shapes import base_shapes
 
         try:
             chosen = yaml.safe_load(self.run.chosen_file.read_text(encoding="utf-8"))
@@ -163,8 +167,12 @@ class _Work:
             raise MilpError(
                 f"{self.run.path} has no chosen.yaml: run `milp-ray search` and `milp-ray choose` on it first"
             ) from None
-        config = self.config
-        return Recipe(chosen_layout(chosen), config.base, config.training, config.prompt, config.seed)
+        config, layout = self.config, chosen_layout(chosen)
+        rule = None
+        if config.personalize.layout != "chosen":
+            size = adapter_parameters(layout, base_shapes(config.base))
+            rule = layout_rule(self.run.journal, Candidate(layout, size), config.personalize)
+        return Recipe(layout, config.base, config.training, config.prompt, config.seed, rule)
 
     def record_peak_memory(self) -> None:
         """Measure now, and keep the largest in the run folder."""
@@ -500,6 +508,7 @@ def _personalize(work: _Work) -> None:
             f"[yellow]{n_unserved} users without consent have an adapter from before:[/] it is not served; "
             "`milp-ray forget` removes it"
         )
+    _say_layouts(work, summary)
     if summary.failed:
         work.failures["personalize"] = summary.reasons
         work.console.print(failures_table(summary.reasons, summary.failed))
@@ -509,6 +518,19 @@ def _personalize(work: _Work) -> None:
     if summary.failed:
         line += f", [red]{summary.failed} users failed[/] (each with its reason in {work.run.failed_file})"
     work.say(line)
+
+
+def _say_layouts(work: _Work, summary: BatchSummary) -> None:
+    """Which layouts users got and what that cost, where they need not have the same one."""
+    from milp_ray.report.layouts_text import layout_sentences, layout_title, terminal_table
+
+    found = summary.layouts.to_dict()
+    if found is None:
+        return
+    work.say(f"[bold]{layout_title(found)}[/]")
+    work.console.print(terminal_table(found))
+    for sentence in layout_sentences(found):
+        work.say(sentence)
 
 
 def _record_batch(work: _Work, summary: BatchSummary) -> None:

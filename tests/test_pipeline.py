@@ -197,6 +197,33 @@ def test_another_choice_makes_new_adapters_and_leaves_the_search_alone(
     milp("choose", run.path, "choice.rule=best_loss", "choice.tolerance=0.02")
 
 
+def test_a_race_for_each_user_is_made_once_and_reported(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    store = AdapterStore(run.adapters)
+    made = milp("personalize", run.path, "personalize.layout=race", expected=SOME_FAILED)
+    for said in (
+        "Per-user layouts, by a race: 5 users",
+        "selected on these very examples",
+        "5 adapters made",
+    ):
+        assert said in made.stdout
+    for user in store.users():
+        choice = store.manifest(user).meta["layout_choice"]
+        assert choice["layout"] == store.manifest(user).layout.key
+        assert len(choice["standings"]) > 1
+    raced = adapters(run)
+    again = milp("personalize", run.path, expected=SOME_FAILED)
+    assert "0 adapters made, 5 were finished before" in again.stdout
+    assert "Per-user layouts, by a race: 5 users" in again.stdout
+    milp("report", run.path)
+    assert "Per-user layouts" in (run.report / "index.html").read_text(encoding="utf-8")
+    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    assert sum(summary["personalize"]["layouts"]["taken"].values()) == N_USERS
+    updated = json.loads(milp("update", run.path, "--json").stdout)
+    assert updated["unchanged"] == N_USERS
+    assert adapters(run) == raced
+
+
 def test_more_trials_go_on_where_the_search_stood(finished: tuple[RunFolder, Path, str]) -> None:
     run, _, _ = finished
     before = [trial.layout.key for trial in read_study(run.journal).trials]

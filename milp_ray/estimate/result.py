@@ -24,9 +24,11 @@ from milp_ray.estimate.inputs import Cohort, KnownBase, Numbers, cohort, known_b
 from milp_ray.estimate.paper import MemoryCurve, RankRow, memory_curve, rank_rows
 from milp_ray.memory.layout import spread
 from milp_ray.memory.space import SearchSpace
+from milp_ray.personalize.layouts.rungs import race_cost
 from milp_ray.personalize.store.precision import stored_bytes
 from milp_ray.training.device_speed import Device, cpu_memory, device, measured_peak
 from milp_ray.training.flops import Placement, Tokens, forward, training_step
+from milp_ray.training.job import PARTS, planned_epochs
 from milp_ray.training.pack_size import ON_CPU
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         at_once=at_once,
     )
     a_user = user_cost(shape, making, users.batch, assumed, deepspeed, min(at_once, users.n_users))
+    a_user = a_user.times(_times_trained(config))
     row = users.batch.largest.longest_row
     return Estimate(
         name=config.name,
@@ -242,6 +245,15 @@ def _assumed(space: SearchSpace, heaviest: Placement, options: Options) -> Place
             )
         lowest = spread(space.n_layers, n_lora_layers)[0]
     return Placement(options.rank or rank, n_lora_layers, lowest)
+
+
+def _times_trained(config: Config) -> float:
+    """How often a user is trained over, counting the layouts that race for one as far as they get."""
+    section = config.personalize
+    if section.layout != "race":
+        return 1.0
+    n_epochs = max(1, planned_epochs(config.training, PARTS))
+    return race_cost(section.race.max_layouts, n_epochs, section.race.reduction)
 
 
 def _device_name(config: Config, options: Options) -> str:

@@ -22,7 +22,7 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
 from milp_ray.personalize.batch import users_at_once
-from milp_ray.personalize.recipe import Recipe, fingerprint
+from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore, hash_id
 from milp_ray.personalize.tally import without_particulars
 from milp_ray.personalize.update.journal import refused_updates
@@ -124,7 +124,7 @@ class _Ledger:
     ) -> None:
         self._file = run.scores_file
         self._parts = run.path / PARTS_FOLDER
-        self._digest = recipe.digest()
+        self._maker = Maker(recipe)
         self._how = [FORMAT, sorted(section.methods), section.max_new_tokens]
         self._scored: dict[str, set[str]] = {}
         for source in self._sources():
@@ -142,7 +142,7 @@ class _Ledger:
         for split in splits:
             if split.user_id in self.wanted:
                 continue  # the same id again: the batch has recorded it as a mistake of the data
-            adapter_fingerprint = fingerprint(self._digest, split)
+            adapter_fingerprint = self._maker.of(split).fingerprint
             kept_version = self._kept_version(split.user_id, adapter_fingerprint)
             self.wanted[split.user_id] = self._fingerprint(split, adapter_fingerprint, kept_version)
             self.n_without_test += not split.test

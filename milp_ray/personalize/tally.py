@@ -6,11 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from milp_ray.personalize.hands import Outcome
+from milp_ray.personalize.layouts.tally import LayoutTally
 from milp_ray.personalize.store import hash_id
 from milp_ray.progress import Progress
 from milp_ray.telemetry import log_event
@@ -39,6 +40,7 @@ class BatchSummary:
     peak_rss_mib: float = 0.0  # of the largest worker
     interrupted: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of failures, without their particulars
+    layouts: LayoutTally = field(default_factory=LayoutTally)  # of users whose layout was decided on
 
     @property
     def n_users(self) -> int:
@@ -47,7 +49,9 @@ class BatchSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """The counts in plain types, the reasons with the most frequent first."""
-        return {"n_users": self.n_users, **asdict(self), "reasons": dict(self.reasons.most_common())}
+        counts = asdict(replace(self, reasons=Counter(), layouts=LayoutTally()))
+        reasons = dict(self.reasons.most_common())
+        return {"n_users": self.n_users, **counts, "reasons": reasons, "layouts": self.layouts.to_dict()}
 
 
 def without_particulars(reason: str) -> str:
@@ -75,9 +79,10 @@ class Tally:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def skipped(self) -> None:
-        """A user whose adapter is there already."""
+    def skipped(self, layout: Mapping[str, Any] | None = None) -> None:
+        """A user whose adapter is there already; ``layout`` is what was decided on it, if anything was."""
         self.summary.skipped += 1
+        self.summary.layouts.add(layout)
         self._show(worked=False)
 
     def withdrawn(self) -> None:
@@ -121,6 +126,7 @@ class Tally:
         summary.tokens += made["tokens"]
         summary.bytes += made["bytes"]
         summary.training_seconds += made["seconds"]
+        summary.layouts.add(made.get("layout"))
         summary.peak_rss_mib = max(summary.peak_rss_mib, made["peak_rss_mib"])
         self._show(worked=True)
         user, seconds = hash_id(outcome.key), round(outcome.seconds, 3)

@@ -49,6 +49,15 @@ def test_the_paper_s_base_needs_neither_weights_nor_network_nor_users(experiment
         assert said in result.output
 
 
+def test_a_race_for_each_user_is_counted_as_far_as_the_layouts_get(experiments: Path) -> None:
+    paper = (experiments / "paper_llama2_7b.yaml", "--users", "10", "--json")
+    alone, race = (
+        json.loads(call(*paper, f"personalize.layout={mode}").output) for mode in ("chosen", "race")
+    )
+    assert race["batch"]["whole"]["flops"] == pytest.approx(2.0 * alone["batch"]["whole"]["flops"])
+    assert race["search"] == alone["search"]
+
+
 def test_json_holds_what_is_printed(experiments: Path) -> None:
     result = call(
         experiments / "paper_llama2_7b.yaml",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.batch import users_at_once, worker_pool
 from milp_ray.personalize.intake import Item
-from milp_ray.personalize.recipe import Recipe, fingerprint
+from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import (
     AdapterDamagedError,
     AdapterMissingError,
@@ -138,20 +138,21 @@ class _Update:
 
     def pending(self, splits: Iterable[UserSplit]) -> Iterator[Task]:
         """Users with something to do; the others are counted as they come by."""
-        digest = self._recipe.digest()
+        maker = Maker(self._recipe)
         seen: set[bytes] = set()
         for split in splits:
             key = bytes.fromhex(hash_id(split.user_id))
             if key in seen:
                 self._fail(split.user_id, "DuplicateUser", "the user id occurs more than once")
-            elif (task := self._task(split, digest)) is not None:
+            elif (task := self._task(split, maker)) is not None:
                 yield task
             seen.add(key)
 
-    def _task(self, split: UserSplit, digest: str) -> Task | None:
+    def _task(self, split: UserSplit, maker: Maker) -> Task | None:
         """What is to be done for a user; ``None`` where that is nothing, or was refused before."""
-        user_id, made_from = split.user_id, fingerprint(digest, split)
-        item = Item(split, made_from, self._recipe.parts(split))
+        user_id, made = split.user_id, maker.of(split)
+        made_from = made.fingerprint
+        item = Item(split, made, self._recipe.parts(split))
         try:
             manifest = self._store.verify(user_id)
         except AdapterMissingError:
@@ -163,7 +164,7 @@ class _Update:
                 self._journal.drop(user_id)
                 self._count("unchanged")
                 return None
-            plan = plan_of(split, manifest, digest)
+            plan = plan_of(split, manifest, made.digest)
             decision = decision_of(manifest.version, made_from, self._section)
             refused = self._journal.kept(user_id, decision)
             if refused is not None:
