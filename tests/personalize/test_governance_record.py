@@ -86,6 +86,14 @@ def test_a_head_that_was_taken_away_or_changed_is_noticed(run: RunFolder, tmp_pa
         Record(run.path)
 
 
+def test_lines_that_went_with_their_key_are_missed(run: RunFolder) -> None:
+    path, head = files(run)
+    path.unlink()
+    head.with_name("key").unlink()
+    with pytest.raises(MilpError, match="key is missing"):
+        Record(run.path)
+
+
 def test_lines_of_a_copy_that_was_gone_on_with_are_noticed(run: RunFolder, tmp_path: Path) -> None:
     copy = RunFolder(tmp_path / "copy")
     shutil.copytree(run.path, copy.path)
@@ -132,3 +140,17 @@ def test_a_run_that_was_killed_before_its_first_line_can_be_gone_on_with(tmp_pat
     assert Record(made.path).n_lines == 1
     for name in ("key", "head"):
         assert (made.path / "governance" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_could_not_be_written_signs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RunFolder.create(Config(name="full", output_dir=tmp_path))
+    governance = Record(made.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space left"):
+            governance.ensure_key()
+    assert governance.user_key(IDS[0]) == ""
+    record_consent(governance, IDS[0], "withdrawn", "x")
+    assert Record(made.path).state.consent[Record(made.path).user_key(IDS[0])].state == "withdrawn"

@@ -132,11 +132,14 @@ class Record:
         """Make the run's key, where there is none."""
         if self._key:
             return
-        key = secrets.token_bytes(KEY_BYTES)
-        # The head goes first: where there is a key there is a head, unless somebody took it away.
-        self._key = key
-        self._write_head()
-        write_bytes(self._key_path, key, mode=_OWNER_ALONE)
+        self._key = secrets.token_bytes(KEY_BYTES)
+        try:
+            # The head goes first: where there is a key there is a head, unless somebody took it away.
+            self._write_head()
+            write_bytes(self._key_path, self._key, mode=_OWNER_ALONE)
+        except BaseException:
+            self._key = b""  # nothing may be signed with a key that is not on the disk
+            raise
 
     def append(self, event: str, user: str, by: str, **facts: Any) -> dict[str, Any]:
         """Write one line, on the disk before this returns; the caller holds the run.
@@ -160,7 +163,6 @@ class Record:
             "previous": self._last_signature,
         }
         line["signature"] = self._keyed(_canonical(line))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.truncate(self._whole_bytes)  # of a line that a crash cut off
             content = json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
@@ -185,15 +187,19 @@ class Record:
         return key
 
     def _read_head(self) -> _Head:
-        if not self._key:
-            return _Head(0, "", "")
         try:
             line = json.loads(self._head_path.read_bytes())
+            if not self._key:
+                if line["n"]:
+                    raise self._damaged(f"{self._key_path.name} is missing")
+                return _Head(0, "", "")  # a crash came between the first head and the key
             signature = line.pop("signature")
             if not hmac.compare_digest(signature, self._keyed(f"head\0{_canonical(line)}")):
                 raise ValueError("changed")
             return _Head(int(line["n"]), str(line["last"]), str(line["time"]))
         except FileNotFoundError:
+            if not self._key:
+                return _Head(0, "", "")
             raise self._damaged(
                 f"{self._head_path.name} is missing, so that its end cannot be checked"
             ) from None
