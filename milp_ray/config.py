@@ -385,9 +385,9 @@ class PersonalizeSection(Section):
     layout: LayoutMode = "chosen"
     race: RaceSection = RaceSection()
     portfolio: PortfolioSection = PortfolioSection()
-    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's
-    # (larger ones mostly have the lower loss, and the choice weighed that); None: any of the front.
-    max_growth: Annotated[float, Field(gt=0.0)] | None = None
+    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's.
+    # Larger ones mostly have the lower validation loss, and the choice has weighed that already; None: any.
+    max_growth: Annotated[float, Field(gt=0.0)] | None = 1.0
 
 
 class GuardSection(Section):

@@ -127,7 +127,7 @@ def personalize(
             with the reason, which never quotes their text.
         splits: users, and records that are none; an iterator is read at most a few thousand ahead of the
             workers (:data:`milp_ray.personalize.hands.LOOKAHEAD`).
-        recipe: layout, base, training, prompts and seed, the same for everybody.
+        recipe: layout or the rule for it, base, training, prompts and seed, the same for everybody.
         section: how many workers, what each is given, how often a lost worker's user is tried again.
         ray: the cluster; a session that is open is used.
         pool: one of :func:`worker_pool` that is open, to pay once for several stages.

@@ -55,7 +55,8 @@ def layout_sentences(found: Mapping[str, Any]) -> list[str]:
 def layout_table(found: Mapping[str, Any]) -> HtmlTable:
     """The counts as a table of the page."""
     rows = [Row(name, [Cell(text) for text in texts]) for name, *texts in layout_rows(found)]
-    return HtmlTable(layout_title(found), COLUMNS, rows)
+    note = "Memory only and instruction only, where they are compared, have the chosen layout for everybody."
+    return HtmlTable(layout_title(found), COLUMNS, rows, note)
 
 
 def terminal_table(found: Mapping[str, Any]) -> Table:

@@ -55,7 +55,7 @@ def traits(make_split: Make) -> list[list[float]]:
 
 
 def section(layout: Any, **more: Any) -> PersonalizeSection:
-    return PersonalizeSection(layout=layout, **more)
+    return PersonalizeSection(layout=layout, **{"max_growth": None, **more})
 
 
 def test_the_chosen_layout_races_against_the_fronts_best_by_loss(tmp_path: Path, make_split: Make) -> None:
@@ -63,7 +63,7 @@ def test_the_chosen_layout_races_against_the_fronts_best_by_loss(tmp_path: Path,
     assert [layout.key for layout in rule.decide(make_split()).layouts] == ["1000-r8", "1100-r8", "0100-r8"]
     two = layout_rule(tmp_path / "j", CHOSEN, section("race", race={"max_layouts": 2}))
     assert [layout.key for layout in two.decide(make_split()).layouts] == ["1000-r8", "1100-r8"]
-    small = layout_rule(tmp_path / "j", CHOSEN, section("race", max_growth=1.0))
+    small = layout_rule(tmp_path / "j", CHOSEN, PersonalizeSection(layout="race"))
     assert [layout.key for layout in small.decide(make_split()).layouts] == ["1000-r8", "0100-r8"]
     alone = layout_rule(tmp_path / "j", CHOSEN, section("race", max_growth=0.1)).decide(make_split())
     assert (alone.layouts, alone.reason) == ((CHOSEN.layout,), ALONE)

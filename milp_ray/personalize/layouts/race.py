@@ -261,6 +261,8 @@ class _Heat:
         if result is None:
             raise RuntimeError("the winner of a race has no result")
         facts = choice_facts(self._racers[key].decision, winner, **self._account(key, winner))
+        for standing in standings:
+            standing.result = None  # weights need not wait for the others of the heat
         self._on_result(key, replace(result, seconds=standings[winner].seconds), facts)
 
     def _account(self, key: str, winner: int) -> dict[str, Any]:
