@@ -1,7 +1,7 @@
 """What a batch of 10,000 users costs beside training, with one, two and four workers.
 
     .venv/bin/python experiments/benchmarks/scale.py --quick   # 300 users; under a minute
-    .venv/bin/python experiments/benchmarks/scale.py           # 10,000 users; some 25 minutes
+    .venv/bin/python experiments/benchmarks/scale.py           # 10,000 users; some 30 minutes
 
 `milp-ray personalize RUN --users FILE` makes adapters of PersonaWorld users:
 
@@ -41,7 +41,7 @@ from milp_ray.users.persona_world import generate_users
 
 HERE = Path(__file__).resolve().parent
 WORKERS = (1, 2, 4)
-N_USERS, N_REAL = 10_000, 1_000
+N_USERS, N_REAL = 10_000, 1_500
 N_USERS_QUICK, N_REAL_QUICK = 200, 24
 PROJECTED_USERS, PROJECTED_GPUS = 50_000, (4, 64)
 TINY_LAYOUT = {"n_layers": 2, "layers": [0, 1], "rank": 4}
@@ -94,7 +94,7 @@ def real_batch(folder: Path, n_users: int) -> Watched:
 def batch_table(tiny: list[Watched], real: Watched) -> Table:
     """A row a batch."""
     table = Table(title="Batches", title_justify="left")
-    for name in ("Base", "Workers", "Users", "Users/s", "Beside training (%)", "without start, end (%)"):
+    for name in ("Base", "Workers", "Users", "Users/s", "Beside training (%)", "without start (%)"):
         table.add_column(name, justify="left" if name == "Base" else "right")
     for name in ("Driver (MiB)", "its growth (%)", "Worker (MiB)", "Driver's CPU (ms/user)", "Start (s)"):
         table.add_column(name, justify="right")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +46,7 @@ class Watched:
     n_failed: int = 0
     seconds: float = 0.0  # the batch, without Python's and Ray's start
     training_seconds: float = 0.0  # inside training, of all workers together
+    ready_seconds: float = 0.0  # from when a worker was ready to the batch's end, of all workers together
     driver_cpu_seconds: float = 0.0
     looks: list[Look] = field(default_factory=list)
 
@@ -73,8 +75,8 @@ class Watched:
 
     @property
     def steady_overhead_share(self) -> float:
-        """As ``overhead_share``, without the start of workers and the wait for the last of them."""
-        return 1.0 - self.training_seconds / self.n_users * self.users_per_second / self.n_workers
+        """As ``overhead_share``, of each worker's time from when it was ready."""
+        return 1.0 - self.training_seconds / self.ready_seconds
 
     @property
     def driver_growth(self) -> float | None:
@@ -131,7 +133,11 @@ def watched_batch(run: RunFolder, users: Path, n_users: int, n_workers: int) -> 
     lines = log.read_text(encoding="utf-8").splitlines()
     if process.returncode:
         raise RuntimeError(f"the batch ended with {process.returncode}: " + "\n".join(lines[-20:]))
-    [summary] = [json.loads(line) for line in lines if '"personalized"' in line]
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    [summary] = [event for event in events if event["event"] == "personalized"]
+    ended = datetime.fromisoformat(summary["time"])
+    ready = [datetime.fromisoformat(one["time"]) for one in events if one["event"] == "worker_started"]
+    found.ready_seconds = sum((ended - moment).total_seconds() for moment in ready)
     found.seconds = summary["seconds"]
     found.training_seconds = summary["training_seconds"]
     found.n_failed = summary["failed"]
