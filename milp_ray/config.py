@@ -7,9 +7,9 @@ wording the errors is in :mod:`milp_ray.config_loader`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
 
@@ -382,18 +382,101 @@ class UpdateSection(Section):
     guard: GuardSection = GuardSection()
 
 
-Method = Literal["base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp"]
-METHODS: tuple[Method, ...] = get_args(Method)
+# The methods that a run evaluates unless it says otherwise, and all that come with the package, from nothing
+# known about the user to the full method.
+METHODS = ("base", "text_prompt", "oracle_profile", "memory_only", "instruction_only", "milp")
+ALL_METHODS = (
+    "base",
+    "text_prompt",
+    "retrieval_recency",
+    "retrieval_bm25",
+    "retrieval_dense",
+    "retrieval_fusion",
+    "oracle_profile",
+    "malp",
+    "shared_adapter",
+    "oppu",
+    "memory_only",
+    "instruction_only",
+    "milp",
+    "hybrid",
+)
+
+
+# Those of which a part is trained on all users together.
+SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu"})
+
+
+def _known_method(name: str) -> str:
+    if name not in ALL_METHODS and "." not in name:
+        raise ValueError(
+            f"there is no method {name!r}; use one of {', '.join(ALL_METHODS)}, or a module of your own by "
+            "its full name, such as my_package.my_method"
+        )
+    return name
+
+
+def _of_a_user_alone(name: str) -> str:
+    if name in SHARED_METHODS:
+        raise ValueError(
+            f"method {name!r} is trained on all users together, and a run takes them as they come; use "
+            "`milp-ray compare`"
+        )
+    return _known_method(name)
+
+
+Method = Annotated[str, AfterValidator(_known_method)]
+OwnMethod = Annotated[str, AfterValidator(_of_a_user_alone)]
+
+
+class RetrievalSection(Section):
+    """Which of a user's past turns are put before a query."""
+
+    k: PositiveInt = 8  # turns at most
+    # What dense retrieval compares: mean hidden states of the base, or a sentence-transformers model by name.
+    encoder: str = "base"
+    fusion_constant: PositiveFloat = 60.0  # of reciprocal rank fusion (Cormack et al. 2009)
+
+
+class MalpSection(Section):
+    """The memories of MaLP; turns each."""
+
+    working: PositiveInt = 8  # the most recent ones, which wait to be taken into short-term memory
+    short_term: PositiveInt = 32  # beyond that the least recently used is dropped
+    promote_after: PositiveInt = 2  # accesses after which a turn moves to long-term memory
+    k: PositiveInt = 8  # turns that are retrieved from both for a query
+
+
+class MethodsSection(Section):
+    """What the methods that MiLP is compared with have to set."""
+
+    retrieval: RetrievalSection = RetrievalSection()
+    malp: MalpSection = MalpSection()
 
 
 class EvaluationSection(Section):
     """What is measured on the held-out queries."""
 
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[OwnMethod, ...] = METHODS
     max_new_tokens: PositiveInt = 48
     batch_size: PositiveInt = 16  # rows generated at once
     n_bootstrap: PositiveInt = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+
+
+class LayoutSection(Section):
+    """A layout given by hand."""
+
+    layers: tuple[NonNegativeInt, ...]  # that carry a LoRA
+    rank: PositiveInt
+
+
+class CompareSection(Section):
+    """`milp-ray compare`: every method on the same users, quality against cost."""
+
+    methods: tuple[Method, ...] = ALL_METHODS
+    n_seeds: PositiveInt = 3  # of training: config.seed, and those after it
+    layout: LayoutSection | None = None  # of all adapters; None: the one that the run has chosen
 
 
 class RaySection(Section):
@@ -422,7 +505,9 @@ class Config(Section):
     choice: ChoiceSection = ChoiceSection()
     personalize: PersonalizeSection = PersonalizeSection()
     update: UpdateSection = UpdateSection()
+    methods: MethodsSection = MethodsSection()
     evaluation: EvaluationSection = EvaluationSection()
+    compare: CompareSection = CompareSection()
     ray: RaySection = RaySection()
 
     @model_validator(mode="after")
