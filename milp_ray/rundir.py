@@ -12,6 +12,7 @@
       updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
       leakage.json     the latest leakage audit, where there was one
+      compare/         `milp-ray compare`: scores, costs and tables of every method
       report/          index.html and figures
       summary.json     the results, for programs
       governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh

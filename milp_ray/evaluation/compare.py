@@ -5,6 +5,7 @@ Nothing here does I/O or needs a model: a scores table in, a JSON-able dict out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,12 @@ class _Columns:
         return means, int(rows.sum())
 
 
-def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str, Any]:
+def compare(
+    table: pa.Table,
+    section: EvaluationSection,
+    seed: int,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> dict[str, Any]:
     """Compare the methods of a scores table.
 
     Returns a dict of plain types:
@@ -92,6 +98,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
         table: as :func:`milp_ray.evaluation.scores.read_scores` gives it.
         section: confidence and number of draws.
         seed: of the draws.
+        pairs: of methods whose difference is told, the first minus the second, where both are there.
     """
     columns = _Columns.of(table)
     methods = in_order(columns.methods)
@@ -103,7 +110,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
         "seed": seed,
     }
     scores: dict[str, dict[str, Any]] = {method: {} for method in methods}
-    differences: dict[str, dict[str, Any]] = {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(methods)}
+    differences: dict[str, dict[str, Any]] = {f"{a} - {b}": {} for a, b in pairs if {a, b} <= set(methods)}
     sizes: dict[str, Any] = {}
     for piece in pieces:
         mask = columns.groups.mask(piece)
@@ -118,7 +125,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
                 if found is not None:
                     cell = scores[method].setdefault(piece.key, {})
                     cell[measure] = {**_rounded(found), "n_examples": n_examples}
-            for first, second in PAIRS:
+            for first, second in pairs:
                 if {first, second} <= per_user.keys():
                     difference = difference_interval(per_user[first], per_user[second], **draws)
                     if difference is not None:

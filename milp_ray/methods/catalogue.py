@@ -14,7 +14,7 @@ class MethodInfo:
     """How a method is called in tables, what it is in a line, and where it is.
 
     ``module`` is that in :mod:`milp_ray.methods` (``None``: of the method's own name), whose ``fit`` is given
-    ``options``.
+    ``options``. ``is_trained``: seeds make a difference to it.
     """
 
     name: str
@@ -23,17 +23,21 @@ class MethodInfo:
     description: str
     module: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_trained: bool = True
 
 
 INFO: dict[str, MethodInfo] = {
     info.name: info
     for info in (
-        MethodInfo("base", "Base alone", "Base", "the frozen model, given the query only"),
+        MethodInfo(
+            "base", "Base alone", "Base", "the frozen model, given the query only", is_trained=False
+        ),
         MethodInfo(
             "text_prompt",
             "Text prompt",
             "Text prompt",
             "as much recent history as fits the context, before the query",
+            is_trained=False,
         ),
         MethodInfo(
             "retrieval_recency",
@@ -42,6 +46,7 @@ INFO: dict[str, MethodInfo] = {
             "the most recent few turns, before the query",
             module="retrieval",
             options={"ranking": "recency"},
+            is_trained=False,
         ),
         MethodInfo(
             "retrieval_bm25",
@@ -50,6 +55,7 @@ INFO: dict[str, MethodInfo] = {
             "the few turns that share rare words with the query, before it",
             module="retrieval",
             options={"ranking": "bm25"},
+            is_trained=False,
         ),
         MethodInfo(
             "retrieval_dense",
@@ -58,6 +64,7 @@ INFO: dict[str, MethodInfo] = {
             "the few turns whose hidden states are nearest to the query's, before it",
             module="retrieval",
             options={"ranking": "dense"},
+            is_trained=False,
         ),
         MethodInfo(
             "retrieval_fusion",
@@ -66,9 +73,14 @@ INFO: dict[str, MethodInfo] = {
             "the few turns that are ranked high by recency, BM25 and hidden states together",
             module="retrieval",
             options={"ranking": "fusion"},
+            is_trained=False,
         ),
         MethodInfo(
-            "oracle_profile", "Oracle profile", "Oracle", "the user's true facts before the query: a ceiling"
+            "oracle_profile",
+            "Oracle profile",
+            "Oracle",
+            "the user's true facts before the query: a ceiling",
+            is_trained=False,
         ),
         MethodInfo(
             "malp",
