@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import COLUMNS, read_scores, schema, write_scores
+from milp_ray.evaluation.user import Subject, evaluate_users, requests_of
 from milp_ray.methods import INFO, Costs, in_order, is_shared
 from milp_ray.personalize.recipe import fingerprint
 from milp_ray.progress import progress
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 STAGE = "compare"
 _FORMAT = 1  # raised when the same unit would be scored differently
 _USERS_A_UNIT = 64
-_MEASURED_BY_SEED = ("loss", "rouge_1", "rouge_l", "persona_f1", "fact_accuracy")
+_MEASURED = ("loss", "rouge_1", "rouge_l", "persona_f1", "fact_accuracy")
 AHEAD = ("milp", "hybrid")  # whose differences to all others are told
 
 
@@ -96,7 +98,7 @@ def side_by_side(
         )
     folder = run.compare
     units = list(_units(folder, asked, settings, section))
-    open_units = [unit for unit in units if _kept(folder, unit) is None]
+    open_units = [unit for unit in units if _costs(folder, unit) is None]
     _share_first(folder, open_units, asked, settings, pool)
     with progress(STAGE, len(units), unit="units") as bar:
         for _ in range(len(units) - len(open_units)):
@@ -171,22 +173,126 @@ def _share_units(
     report: Callable[[int, Any], None],
 ) -> None:
     """Train a method's part for all users, into its folder."""
-    import time
-
-    from milp_ray.evaluation.user import requests_of
     from milp_ray.methods import share
 
     for place, unit in enumerate(units):
-        if unit.shared is None:
-            raise RuntimeError("a unit without a shared part was sent to train one")
-        requests = requests_of(base, _subjects(unit, settings, splits), settings, unit.seed)
+        assert unit.shared is not None
+        recipe, subjects = settings.recipe, _subjects(unit, settings, splits)
+        how = recipe.layout, recipe.training, recipe.prompt, settings.evaluation, settings.methods
+        requests = requests_of(base, subjects, *how)
         started = time.perf_counter()
         made = share(unit.method, requests)
         if made is None:
             raise MilpError("its function share returned None; return a milp_ray.methods.shared.Shared")
         made = replace(made, facts={**made.facts, "seconds": time.perf_counter() - started})
         temporary = unit.shared.with_name(f".{unit.shared.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
         made.save(temporary)
-        shutil.rmtree(unit.shared, ignore_errors=True)
         temporary.rename(unit.shared)
         report(place, None)
+
+
+def _score_units(
+    settings: Settings, base: Base, units: Sequence[Unit], report: Callable[[int, Any], None]
+) -> None:
+    """Fit, ask and score; the rows of a unit, and what it cost."""
+    from milp_ray.methods.shared import Shared
+
+    for place, unit in enumerate(units):
+        costs: dict[str, Costs] = {}
+        shared = {unit.method: Shared.load(unit.shared)} if unit.shared is not None else {}
+        recipe = settings.recipe
+        rows = evaluate_users(
+            base,
+            _subjects(unit, settings, unit.splits),
+            [unit.method],
+            recipe.layout,
+            recipe.training,
+            recipe.prompt,
+            settings.evaluation,
+            settings=settings.methods,
+            shared=shared,
+            costs=costs,
+        )
+        own = costs[unit.method]
+        if shared:
+            own.shared_seconds = shared[unit.method].facts["seconds"]
+        report(place, ([row for of_user in rows for row in of_user], asdict(own)))
+
+
+def _subjects(unit: Unit, settings: Settings, splits: Sequence[UserSplit]) -> list[Subject]:
+    recipe = replace(settings.recipe, seed=unit.seed)
+    return [Subject(split, None, recipe.seed_of(split.user_id)) for split in splits]
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def _scores_file(folder: Path, unit: Unit) -> Path:
+    return folder / "units" / f"{unit.name}.parquet"
+
+
+def _costs_file(folder: Path, unit: Unit) -> Path:
+    return folder / "units" / f"{unit.name}.json"
+
+
+def _costs(folder: Path, unit: Unit) -> Costs | None:
+    """What a unit cost, where it is finished and nothing has changed since."""
+    path = _costs_file(folder, unit)
+    if not path.is_file() or not _scores_file(folder, unit).is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Costs(**found["costs"]) if found["digest"] == unit.digest else None
+
+
+def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str:
+    """Hash of what a unit's scores are made from."""
+    recipe = settings.recipe.digest()
+    users = []
+    for split in splits:
+        test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
+        users.append([split.user_id, fingerprint(recipe, split), split.profile, test])
+    sections = [settings.methods.model_dump(mode="json"), settings.evaluation.max_new_tokens]
+    data = json.dumps([_FORMAT, method, sections, users])
+    return hashlib.sha256(data.encode("ascii")).hexdigest()
+
+
+# ------------------------------------------------------------------------------------ over seeds and users
+
+
+def _mean_over_seeds(tables: Sequence[pa.Table]) -> pa.Table:
+    """One row a (user, method, example): the means of the seeds'."""
+    import pyarrow as pa
+
+    keys = ["user_id", "method", "example"]
+    how = {name: "mean" if name in _MEASURED else "first" for name in COLUMNS if name not in keys}
+    grouped = pa.concat_tables(tables).group_by(keys, use_threads=False).aggregate(list(how.items()))
+    columns = [grouped[f"{name}_{how[name]}" if name in how else name] for name in COLUMNS]
+    return pa.table(columns, names=list(COLUMNS)).cast(schema())
+
+
+def _costs_of(folder: Path, units: Sequence[Unit], method: str) -> dict[str, Any]:
+    """The means of a method's units, by their users or answers; a shared part is paid once a seed."""
+    own = [(unit, costs) for unit in units if unit.method == method if (costs := _costs(folder, unit))]
+    n_users = sum(len(unit.splits) for unit, _ in own)
+    n_answers = sum(costs.n_answers for _, costs in own)
+
+    def by_users(name: str) -> float:
+        total = sum(len(unit.splits) * getattr(costs, name) for unit, costs in own)
+        return float(total / n_users) if n_users else 0.0
+
+    def by_answers(name: str) -> float:
+        total = sum(costs.n_answers * getattr(costs, name) for _, costs in own)
+        return float(total / n_answers) if n_answers else 0.0
+
+    return asdict(
+        Costs(
+            training_seconds=by_users("training_seconds"),
+            shared_seconds=by_users("shared_seconds"),
+            stored_bytes=by_users("stored_bytes"),
+            shared_bytes=round(by_users("shared_bytes")),
+            prompt_tokens=by_answers("prompt_tokens"),
+            answer_seconds=by_answers("answer_seconds"),
+            n_answers=n_answers,
+        )
+    )

@@ -34,6 +34,33 @@ class Subject:
     seed: int
 
 
+def requests_of(
+    base: Base,
+    subjects: Sequence[Subject],
+    layout: CanonicalLayout,
+    training: TrainingSection,
+    prompt: PromptSection,
+    evaluation: EvaluationSection,
+    settings: MethodsSection,
+) -> list[FitRequest]:
+    """What the methods are told of the users: the training side of their splits."""
+    return [
+        FitRequest(
+            base=base,
+            split=training_side(subject.split),
+            layout=layout,
+            training=training,
+            prompt=prompt,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=evaluation.batch_size,
+            seed=subject.seed,
+            adapter=subject.adapter,
+            methods=settings,
+        )
+        for subject in subjects
+    ]
+
+
 def evaluate_users(
     base: Base,
     subjects: Sequence[Subject],
@@ -75,21 +102,7 @@ def evaluate_users(
             "use `milp-ray compare`"
         )
     asked = [subject for subject in subjects if subject.split.test]
-    requests = [
-        FitRequest(
-            base=base,
-            split=training_side(subject.split),
-            layout=layout,
-            training=training,
-            prompt=prompt,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=evaluation.batch_size,
-            seed=subject.seed,
-            adapter=subject.adapter,
-            methods=settings or MethodsSection(),
-        )
-        for subject in asked
-    ]
+    requests = requests_of(base, asked, layout, training, prompt, evaluation, settings or MethodsSection())
     rows: dict[str, list[Row]] = {subject.split.user_id: [] for subject in subjects}
     queries = [[example.query for example in subject.split.test] for subject in asked]
     persona = [persona_words(subject.split) for subject in asked]

@@ -29,9 +29,7 @@ class MethodInfo:
 INFO: dict[str, MethodInfo] = {
     info.name: info
     for info in (
-        MethodInfo(
-            "base", "Base alone", "Base", "the frozen model, given the query only", is_trained=False
-        ),
+        MethodInfo("base", "Base alone", "Base", "the frozen model, given the query only", is_trained=False),
         MethodInfo(
             "text_prompt",
             "Text prompt",

@@ -23,6 +23,7 @@ from milp_ray.evaluation.tables import (
 )
 from milp_ray.methods import INFO
 from milp_ray.report.html_table import Cell, HtmlTable, Row
+from milp_ray.report.layouts_text import layout_sentences, layout_table
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
 from milp_ray.report.study_text import cost_sentences, front_table, importance_table
 from milp_ray.report.style import duration, method_colour, thousands
@@ -59,6 +60,8 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         tag_table=tag_table(comparison) if comparison else None,
         front_table=front_table(content.study) if content.study else None,
         importance_table=importance_table(content.study) if content.study else None,
+        layout_table=layout_table(content.layouts) if content.layouts else None,
+        layout_sentences=layout_sentences(content.layouts) if content.layouts else [],
         leakage_table=leakage_table(content.leakage) if content.leakage else None,
         leakage_verdict=leakage_verdict(content.leakage) if content.leakage else "",
         costs=cost_sentences(content.study.status) if content.study else [],
