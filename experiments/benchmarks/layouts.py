@@ -266,10 +266,10 @@ def main() -> None:
     """Give users layouts in all ways, and print what they are worth and cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer users and layouts, under a minute")
-    parser.add_argument("--users", type=int, help="how many users, a quarter of them long [20; quick: 4]")
+    parser.add_argument("--users", type=int, help="how many users, a quarter of them long [20; quick: 3]")
     parser.add_argument("--probes", type=int, help="how many probe users, at least 3 [8; quick: 4]")
     arguments = parser.parse_args()
-    n_users = arguments.users or (4 if arguments.quick else 20)
+    n_users = arguments.users or (3 if arguments.quick else 20)
     n_probes = arguments.probes or (4 if arguments.quick else 8)
     probes = _splits(n_probes - n_probes // 4, n_probes // 4, PROBE_SEED)
     users = _splits(n_users - n_users // 4, n_users // 4, USER_SEED)

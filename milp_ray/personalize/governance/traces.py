@@ -153,7 +153,7 @@ def search_values(run: RunFolder, place: int | None, dry_run: bool) -> Removed:
     if place is None:
         return removed
     events = read_events(run.journal)
-    changed = [_without_place(event, place) for event in events]
+    changed = [without_place(event, place) for event in events]
     count = sum(before != after for before, after in zip(events, changed, strict=True))
     if count:
         replay(changed, run.journal)  # a journal that could not be read afterwards is never written
@@ -169,7 +169,7 @@ def search_values(run: RunFolder, place: int | None, dry_run: bool) -> Removed:
     return removed
 
 
-def _without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
+def without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
     """An event with ``null`` for the values of one probe user; the others keep their places."""
 
     def blanked(values: Any) -> Any:
