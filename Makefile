@@ -13,13 +13,16 @@ IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check bench
+.PHONY: help demo table2 test test-slow test-gpu check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
+
+table2: $(VENV)/.stamp-run ## every way of personalising on the same embedded users, into runs/table2_methods
+	$(BIN)/milp-ray compare experiments/table2_methods.yaml
 
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
 	$(PYTEST) $(IN_TWO) --durations=15 -m "not slow and not gpu and not launcher"

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from milp_ray.evaluation.compare import measured
+from milp_ray.evaluation.compare import main_measure, measured
 from milp_ray.evaluation.measures import MEASURES
-from milp_ray.evaluation.slices import ALL
-from milp_ray.evaluation.tables import cell_text, histories, kind_table, method_table
+from milp_ray.evaluation.side_by_side import AHEAD
+from milp_ray.evaluation.slices import ALL, HISTORY_LABELS
+from milp_ray.evaluation.tables import cell_text, histories, method_table
 from milp_ray.report.cost_figures import cost_figure, total_costs
 from milp_ray.rundir import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Section = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
 _COSTS = (
     ("training_seconds", "Training (s a user)", 1.0, 2),
@@ -33,15 +36,8 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
     """Print quality, cost, quality by kind of query, and what MiLP is ahead or behind by."""
     console.print(method_table(comparison))
     console.print(_as_table("Costs", *cost_rows(comparison)))
-    for history in histories(comparison):
-        table = kind_table(comparison, history)
-        if table is not None:
-            console.print(table)
-    for first in ("milp", "hybrid"):
-        header, rows = difference_rows(comparison, first)
-        if rows:
-            title = f"{comparison['labels'][first]} minus every other method"
-            console.print(_as_table(title, header, rows))
+    for title, header, rows in [*_kind_sections(comparison), *_difference_sections(comparison)]:
+        console.print(_as_table(title, header, rows))
 
 
 def write_comparison(folder: Path, comparison: Mapping[str, Any]) -> list[Path]:
@@ -51,11 +47,8 @@ def write_comparison(folder: Path, comparison: Mapping[str, Any]) -> list[Path]:
     sections = [
         ("Quality", *quality_rows(comparison)),
         ("Costs", *cost_rows(comparison)),
-        *(
-            (f"{comparison['labels'][first]} minus every other method", *difference_rows(comparison, first))
-            for first in ("milp", "hybrid")
-            if difference_rows(comparison, first)[1]
-        ),
+        *_kind_sections(comparison),
+        *_difference_sections(comparison),
     ]
     text = "\n".join(line for title, header, rows in sections for line in _markdown(title, header, rows))
     written = [folder / "tables.md", folder / "values.csv"]
@@ -88,6 +81,50 @@ def cost_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         values = [f"{costs[key] * factor:,.{decimals}f}" for key, _, factor, decimals in _COSTS]
         rows.append([comparison["labels"][method], *values])
     return ["Method", *(label for _, label, _, _ in _COSTS)], rows
+
+
+def kind_rows(comparison: Mapping[str, Any], history: str) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method: the main measure by kind of query, for one length of history."""
+    name = main_measure(dict(comparison))
+    slices = [
+        (key, piece)
+        for key, piece in comparison["slices"].items()
+        if piece["history"] == history and not piece["tag"] and not (piece["kind"] and piece["exposure"])
+    ]
+    if name is None or len(slices) < 2:
+        return ["Method"], []
+    rows = [
+        [
+            comparison["labels"][method],
+            *(_short(name, comparison["scores"][method].get(key, {}).get(name)) for key, _ in slices),
+        ]
+        for method in comparison["methods"]
+    ]
+    return ["Method", *(piece["label"].capitalize() for _, piece in slices)], rows
+
+
+def _short(name: str, cell: Mapping[str, Any] | None) -> str:
+    """A mean, and half of its interval's width."""
+    measure = MEASURES[name]
+    if cell is None or cell["low"] is None:
+        return measure.show(cell["mean"] if cell else None)
+    return f"{measure.show(cell['mean'])} ±{measure.show((cell['high'] - cell['low']) / 2)}"
+
+
+def _kind_sections(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    name = main_measure(dict(comparison))
+    for history in histories(comparison):
+        header, rows = kind_rows(comparison, history)
+        if rows and name is not None:
+            measure = MEASURES[name]
+            yield f"{measure.label} by kind of query, {HISTORY_LABELS[history].lower()}", header, rows
+
+
+def _difference_sections(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    for first in AHEAD:
+        header, rows = difference_rows(comparison, first)
+        if rows:
+            yield f"{comparison['labels'][first]} minus every other method", header, rows
 
 
 def difference_rows(comparison: Mapping[str, Any], first: str) -> tuple[list[str], list[list[str]]]:

@@ -156,7 +156,9 @@ def _share_first(
         return
     with progress(f"{STAGE}: for all users", len(wanted), unit="methods") as bar:
         work = partial(_share_units, settings, tuple(splits))
-        for outcome in pool.map(work, wanted.values(), key=lambda unit: unit.name, at_once=1):
+        for outcome in pool.map(
+            work, wanted.values(), key=lambda unit: unit.name, size=lambda unit: unit.size, at_once=1
+        ):
             if outcome.failed:
                 raise MilpError(f"{outcome.key}: {outcome.reason}")
             bar.advance()

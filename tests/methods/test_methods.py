@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -322,6 +323,26 @@ def fit(requests):
         fit("my_methods.empty", [])
     with pytest.raises(MilpError, match=r"no module .my_methods\.absent."):
         fit("my_methods.absent", [])
+
+
+def test_the_readmes_example_of_a_method_works(
+    request_for: Any, make_split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    [source] = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def fit(" in part]
+    assert len(source.splitlines()) <= 15
+    (tmp_path / "readme_methods").mkdir()
+    (tmp_path / "readme_methods" / "latest.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    split = replace(make_split("u"), history=turns("an old turn", "the latest turn"))
+    fitted = fit_users("readme_methods.latest", [request_for(split)])
+    [prompt] = fitted.personalizers["u"].questions([QUERY]).prompts
+    assert "the latest turn" in prompt
+    assert "old" not in prompt
+    assert fitted.costs.stored_bytes == len("the latest turn")
+    [answer] = fitted.respond([("u", QUERY)])
+    assert isinstance(answer, str)
+    assert fitted.costs.n_answers == 1
 
 
 def test_an_unknown_method_is_refused_by_name(request_for: Any, make_split: Any) -> None:
