@@ -63,10 +63,26 @@ class SplitSection(Section):
         return self
 
 
+UsersFormat = Literal[
+    "persona_world",
+    "jsonl",
+    "parquet",
+    "malp",
+    "amazon_qa",
+    "reddit_msp",
+    "reddit_pchatbot",
+    "personachat",
+    "lamp",
+    "memorybank",
+    "casino",
+]
+
+
 class UsersSection(Section):
     """Who is personalised."""
 
-    format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
+    # The embedded users, users files, or a published dataset's own files (milp_ray/users/<format>.py).
+    format: UsersFormat = "persona_world"
     paths: tuple[Path, ...] = ()  # files to read; relative to the working directory
     limit: PositiveInt | None = None  # at most so many users, in the order of the files
     # Users whose record says nothing about consent. required: they are neither trained nor served.

@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.users.amazon_qa import read_amazon_qa
+from milp_ray.users.casino import read_casino
 from milp_ray.users.jsonl import read_jsonl, read_parquet
+from milp_ray.users.lamp import read_lamp
 from milp_ray.users.malp import read_malp
+from milp_ray.users.memorybank import read_memorybank
+from milp_ray.users.personachat import read_personachat
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
+from milp_ray.users.published import Found
 from milp_ray.users.records import Example, User
+from milp_ray.users.reddit_msp import read_reddit_msp
+from milp_ray.users.reddit_pchatbot import read_reddit_pchatbot
 from milp_ray.users.sources import check_file
 
 if TYPE_CHECKING:
@@ -68,8 +76,9 @@ def read_users(section: UsersSection, seed: int) -> LoadedUsers:
 
 
 def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterator[User | Problem]:
-    """Users and problems of the files under ``users.paths``, one after the other; only ids are remembered.
+    """Users and problems of the files under ``users.paths``, one after the other.
 
+    Only ids are remembered here; what else is held in memory, a published format's reader says.
     A user_id that was given before is a problem, whichever file it stands in, and so is one that has
     withdrawn consent before. Consent that is withdrawn after the user was given out is a problem with that
     user_id.
@@ -81,20 +90,36 @@ def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterat
         check_file(path)
     first_seen: dict[str, str] = {}
     withdrawn: set[str] = set()
+    for path, line, item in _found(section, unknown_fields):
+        if isinstance(item, Problem):
+            if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
+                withdrawn.add(item.user_id)
+            yield item
+        elif item.user_id in withdrawn:
+            yield Problem(path, line, CONSENT_WITHDRAWN, item.user_id)
+        elif item.user_id in first_seen:
+            reason = f"user_id was given before, at {first_seen[item.user_id]}"
+            yield Problem(path, line, reason, item.user_id)
+        else:
+            first_seen[item.user_id] = f"{path.name}:{line}"
+            yield item
+
+
+def file_groups(section: UsersSection) -> list[tuple[Path, ...]]:
+    """The files of a configuration, those together that have to be read together."""
+    if section.format in _READERS_OF_SEVERAL:
+        return [section.paths]
+    return [(path,) for path in section.paths]
+
+
+def _found(section: UsersSection, unknown_fields: Counter[str]) -> Iterator[Found]:
+    read_together = _READERS_OF_SEVERAL.get(section.format)
+    if read_together is not None:
+        yield from read_together(section.paths)
+        return
     for path in section.paths:
         for line, item in _READERS[section.format](path, unknown_fields):
-            if isinstance(item, Problem):
-                if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
-                    withdrawn.add(item.user_id)
-                yield item
-            elif item.user_id in withdrawn:
-                yield Problem(path, line, CONSENT_WITHDRAWN, item.user_id)
-            elif item.user_id in first_seen:
-                reason = f"user_id was given before, at {first_seen[item.user_id]}"
-                yield Problem(path, line, reason, item.user_id)
-            else:
-                first_seen[item.user_id] = f"{path.name}:{line}"
-                yield item
+            yield path, line, item
 
 
 def dataset_hash(users: Iterable[User]) -> str:
@@ -153,8 +178,25 @@ def _no_users(section: UsersSection, problems: list[Problem]) -> str:
     )
 
 
-def _read_malp(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
-    return read_malp(path)
+def _without_fields(
+    read: Callable[[Path], Iterator[tuple[int, User | Problem]]],
+) -> Callable[[Path, Counter[str]], Iterator[tuple[int, User | Problem]]]:
+    """A reader that knows its dataset's fields, as one that counts unknown ones."""
+    return lambda path, unknown_fields: read(path)
 
 
-_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "malp": _read_malp}
+_READERS = {
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "malp": _without_fields(read_malp),
+    "casino": _without_fields(read_casino),
+}
+# Of datasets in which several files, or lines in any of them, make one user.
+_READERS_OF_SEVERAL: dict[str, Callable[[Sequence[Path]], Iterator[Found]]] = {
+    "amazon_qa": read_amazon_qa,
+    "reddit_msp": read_reddit_msp,
+    "reddit_pchatbot": read_reddit_pchatbot,
+    "personachat": read_personachat,
+    "lamp": read_lamp,
+    "memorybank": read_memorybank,
+}

@@ -17,7 +17,7 @@ from milp_ray.personalize.governance.scan import Found, Scan, scan_folder
 from milp_ray.personalize.governance.tombstones import TombstoneFinder
 from milp_ray.personalize.store.backend import local_path
 from milp_ray.personalize.store.names import hash_id
-from milp_ray.users.readers import iterate_users, user_hash
+from milp_ray.users.readers import file_groups, iterate_users, user_hash
 from milp_ray.users.records import User
 
 if TYPE_CHECKING:
@@ -161,19 +161,19 @@ def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, a
 def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path]]:
     """Users of the configuration's files (``user_id``: that one), and the files in which they stand.
 
-    Files that are gone by now are passed over: the team may have removed them.
+    Of files that make users together, all are named. Files that are gone by now are passed over: the team may
+    have removed them.
     """
     if section.format == "persona_world":
         return [], []
     users: list[User] = []
     sources: list[Path] = []
-    for path in section.paths:
-        if not path.is_file():
+    for paths in file_groups(section):
+        if not all(path.is_file() for path in paths):
             continue
-        for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
+        for found in iterate_users(section.model_copy(update={"paths": paths}), Counter()):
             if user_id is None or found.user_id == user_id:
-                if path not in sources:
-                    sources.append(path)
+                sources.extend(path for path in paths if path not in sources)
                 if isinstance(found, User):
                     users.append(found)
     return users, sources
