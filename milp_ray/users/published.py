@@ -25,6 +25,8 @@ from milp_ray.users.splits import normalised
 Found: TypeAlias = tuple[Path, int, User | Problem]  # the file, the place in it, what is there
 
 MOST_LINE_BYTES = 16 << 20
+# Ideographs and kana, between which words are not told apart by spaces; ranges for a class of a pattern.
+IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _GZIP_MAGIC = b"\x1f\x8b"
 _FIRST_MINUTE = datetime(2000, 1, 1, tzinfo=UTC)
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import Problem
 from milp_ray.users.published import (
+    IDEOGRAPHS,
     Exchange,
     Found,
     clean_text,
@@ -37,8 +38,7 @@ from milp_ray.users.records import Turn, User
 KIND = "post"
 
 _COLUMNS = ("post", "post's user", "post's time", "response", "response's user", "response's time")
-# Ideographs, kana, and the punctuation and full-width forms that go with them.
-_CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
+_CJK = f"\u2e80-\u303f{IDEOGRAPHS}\uff00-\uffef"  # with the punctuation and full-width forms of theirs
 _SPACE_BESIDE_CJK = re.compile(rf"(?<=[{_CJK}]) +| +(?=[{_CJK}])")
 
 
