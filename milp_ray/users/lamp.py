@@ -18,8 +18,8 @@ tag of films (LaMP-2; text, title and category of news in its first version), te
 A question is a user, ``lamp-<task>-<file's stem>-<question's id>``; questions of one file with the same
 ``user_id`` are one, with the items of all their profiles. A user with one question has it for training under
 the usual split. LaMP's own protocol, the profile to learn from and the question to be answered, is
-``users.split: {train: 0, validation: 0}``. A question without a gold output (those of the test part) is a
-problem.
+``users.split: {train: 0, validation: 0}``; nothing is left to validate on then, so that the layout has to
+come from a search over other users. A question without a gold output (those of the test part) is a problem.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ A line of a file, plain or gzipped, has three fields with ``###`` between them, 
 References are earlier utterances of users, chosen for the post. No line says whose it is: lines with the
 very same references are one user's, ``msp-<file's stem>-<line of the first>``, and where they were chosen
 anew for every post each line is a user with one example. To be tested on that, and to learn from the
-references alone, set ``users.split: {train: 0, validation: 0}``.
+references alone, set ``users.split: {train: 0, validation: 0}``; the layout then has to come from a search
+over other users.
 
 - **History**: the references, each once, in the order of the line. Of five fields those of the user alone:
   what similar users said and what fits the topic is another's memory, and is dropped.
