@@ -24,8 +24,8 @@ As Deng et al. (2022) have it, a user is an answerer who has reviewed as well (`
 
 Dropped, and counted in problems of a whole file, are answers without an answerer, answerers who have
 reviewed nothing (there is no memory to write), and reviewers who have answered nothing (there is no one to
-test). Answers repeated within or between the files count once. In memory are the answers, and the reviews
-and titles that belong to them.
+test). Reviews that are an answer pasted are dropped, too. Answers repeated within or between the files count
+once. In memory are the answers, and the reviews and titles that belong to them.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ from milp_ray.users.published import (
     in_time_order,
     one_line,
     read_lines,
+    spoken_responses,
     unix_time,
-    without_responses,
 )
 from milp_ray.users.records import Example, Turn, User
+from milp_ray.users.splits import normalised
 
 KIND = "product_question"
 
@@ -73,6 +74,7 @@ class _Answer:
 @dataclass(frozen=True, slots=True)
 class _Review:
     product: str
+    summary: str | None
     text: str
     time: datetime | None
 
@@ -129,10 +131,17 @@ def _user(user_id: str, person: _Person, titles: Mapping[str, str | None]) -> Us
         )
         for answer in person.answers.values()
     ]
-    reviews = [
-        Turn(_titled(titles[review.product], review.text), time=review.time) for review in person.reviews
+    responses = spoken_responses(examples)
+    turns = [
+        Turn(_titled(titles[review.product], _whole(review)), time=review.time)
+        for review in person.reviews
+        if normalised(review.text) not in responses
     ]
-    return User(user_id, without_responses(in_time_order(reviews), examples), tuple(examples))
+    return User(user_id, tuple(in_time_order(turns)), tuple(examples))
+
+
+def _whole(review: _Review) -> str:
+    return f"{review.summary}\n{review.text}" if review.summary else review.text
 
 
 def _titled(title: str | None, text: str) -> str:
@@ -140,22 +149,19 @@ def _titled(title: str | None, text: str) -> str:
 
 
 def _kind(path: Path) -> str:
-    """Which of the kinds a file's first record is of."""
+    """Which of the kinds the first of a file's records is of that is of any."""
     for number, line in read_lines(path):
-        record = None if isinstance(line, Problem) else parse_record(line)
-        if record is None:
-            if number >= _MOST_LOOKED_AT:
-                break
-        elif isinstance(record.get("questions"), list):
-            return _QUESTIONS
-        elif "reviewerID" in record:
-            return _REVIEWS
-        elif "question" in record or "questionText" in record:
-            raise MilpError(f"users.paths: {path} does not say who answered (answererID); {_READS}")
-        elif "asin" in record:
-            return _PRODUCTS
-        else:
+        if number > _MOST_LOOKED_AT:
             break
+        record = (None if isinstance(line, Problem) else parse_record(line)) or {}
+        if "questions" in record:
+            return _QUESTIONS
+        if "reviewerID" in record:
+            return _REVIEWS
+        if "question" in record or "questionText" in record:
+            raise MilpError(f"users.paths: {path} does not say who answered (answererID); {_READS}")
+        if "asin" in record:
+            return _PRODUCTS
     raise MilpError(f"users.paths: {path} is no file of questions, reviews or products; {_READS}")
 
 
@@ -252,9 +258,8 @@ def _read_reviews(path: Path, people: dict[str, _Person]) -> Iterator[tuple[int,
         if product is None or text is None:
             yield number, Problem(path, number, "asin or reviewText is missing or empty")
             continue
-        summary = clean_text(record.get("summary"))
-        time = unix_time(record.get("unixReviewTime"))
-        person.reviews.append(_Review(product, f"{summary}\n{text}" if summary else text, time))
+        summary, time = clean_text(record.get("summary")), unix_time(record.get("unixReviewTime"))
+        person.reviews.append(_Review(product, summary, text, time))
     if n_others:
         yield 0, Problem(path, 0, f"{n_others} reviews are of reviewers without an answer: left out")
 

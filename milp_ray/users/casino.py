@@ -56,8 +56,11 @@ def read_casino(path: Path) -> Iterator[tuple[int, User | Problem]]:
             yield index, Problem(path, index, f"dialogue {index}: {reason}")
             continue
         for agent, about in sorted(dialogue["participant_info"].items()):
-            user_id = f"casino-{dialogue['dialogue_id']}-{agent.removeprefix('mturk_agent_')}"
-            yield index, _participant(user_id, agent, about, dialogue["chat_logs"], path, index)
+            user_id = clean_text(f"casino-{dialogue['dialogue_id']}-{agent.removeprefix('mturk_agent_')}")
+            if user_id is None:
+                yield index, Problem(path, index, f"dialogue {index}: an id is no valid Unicode")
+            else:
+                yield index, _participant(user_id, agent, about, dialogue["chat_logs"], path, index)
 
 
 def _why_not(dialogue: Any) -> str | None:
@@ -83,7 +86,7 @@ def _participant(
     times = synthetic_times(len(reasons) + len(said))
     issues = _mapping(about, "value2issue")
     history = [
-        Turn(f"{issues.get(priority, priority)}: {text}", time=time)
+        Turn(f"{clean_text(issues.get(priority)) or priority}: {text}", time=time)
         for (priority, text), time in zip(reasons.items(), times, strict=False)
     ]
     examples: list[Example] = []
@@ -123,7 +126,7 @@ def _profile(about: Mapping[str, Any], reasons: Mapping[str, str]) -> str | None
     lines += [
         f"{name}: {value}" for name, value in traits.items() if isinstance(value, int | float | str) and value
     ]
-    return "\n".join(lines) or None
+    return clean_text("\n".join(lines))
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -19,20 +19,30 @@ A question is a user, ``lamp-<task>-<file's stem>-<question's id>``; questions o
 ``user_id`` are one, with the items of all their profiles. A user with one question has it for training under
 the usual split. LaMP's own protocol, the profile to learn from and the question to be answered, is
 ``users.split: {train: 0, validation: 0}``; nothing is left to validate on then, so that the layout has to
-come from a search over other users. A question without a gold output (those of the test part) is a problem.
+come from a search over other users. Dropped are items of which a field is a gold output of the same user's
+(a title that is to be generated); a question without a gold output (those of the test part) is a problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import Problem
-from milp_ray.users.published import Found, clean_text, in_time_order, load_json, without_responses
+from milp_ray.users.published import (
+    Found,
+    clean_text,
+    in_time_order,
+    load_json,
+    spoken_responses,
+    without_responses,
+)
 from milp_ray.users.records import Example, Turn, User
+from milp_ray.users.splits import normalised
 
 _ITEM_FIELDS = ("title", "abstract", "text", "description", "category", "tag", "score")
 _MEASURES = {"LaMP-1": "label", "LaMP-2": "label", "LaMP-3": "rating"}
@@ -68,15 +78,16 @@ def _read_outputs(path: Path) -> tuple[str, dict[str, str]]:
     found = {}
     for gold in golds:
         output = _scalar(gold.get("output")) if isinstance(gold, dict) else None
-        if output is not None:
-            found[str(gold.get("id"))] = output
+        own_id = _scalar(gold.get("id")) if isinstance(gold, dict) else None
+        if own_id is not None and output is not None:
+            found[own_id] = output
     return task.replace("_", "-"), found
 
 
 def _users(
     path: Path, questions: list[Any], task: str, golds: Mapping[str, str]
 ) -> Iterator[tuple[int, User | Problem]]:
-    people: dict[str, tuple[int, dict[str, Turn], list[Example]]] = {}
+    people: dict[str, tuple[int, dict[str, _Item], list[Example]]] = {}
     for index, question in enumerate(questions):
         read = _question(question, task, golds)
         if isinstance(read, str):
@@ -87,17 +98,21 @@ def _users(
         profile.update(items)
         examples.append(example)
     for own_id, (index, profile, examples) in people.items():
-        history = without_responses(in_time_order(list(profile.values())), examples)
-        yield index, User(f"lamp-{task}-{path.stem}-{own_id}", history, tuple(examples))
+        # A label is said of many items; a text that is to be generated belongs to one, which may stand here.
+        golds_told = spoken_responses([example for example in examples if example.answer is None])
+        turns = [item.turn() for item in profile.values() if not golds_told.intersection(item.normalised())]
+        user_id = f"lamp-{task}-{path.stem}-{own_id}"
+        yield index, User(user_id, without_responses(in_time_order(turns), examples), tuple(examples))
 
 
 def _question(
     question: Any, task: str, golds: Mapping[str, str]
-) -> tuple[str, Example, dict[str, Turn]] | str:
-    """Whose question it is, the example, and the profile's turns by the items' ids; or what is wrong."""
-    if not isinstance(question, dict) or _scalar(question.get("id")) is None:
+) -> tuple[str, Example, dict[str, _Item]] | str:
+    """Whose question it is, the example, and the profile by the items' ids; or what is wrong."""
+    own_id = _scalar(question.get("id")) if isinstance(question, dict) else None
+    if own_id is None:
         return "it is no object with an id"
-    query, output = clean_text(question.get("input")), golds.get(str(question["id"]))
+    query, output = clean_text(question.get("input")), golds.get(own_id)
     if query is None:
         return "input is missing or empty"
     if output is None:
@@ -107,25 +122,40 @@ def _question(
         return "profile is missing or no list"
     items = {}
     for position, item in enumerate(profile):
-        turn = _turn(item)
-        if turn is None:
+        read = _Item.of(item)
+        if read is None:
             return f"profile[{position}] holds none of {', '.join(_ITEM_FIELDS)}"
-        items[_scalar(item.get("id")) or f"{question['id']}/{position}"] = turn
+        items[_scalar(item.get("id")) or f"{own_id}/{position}"] = read
     measure = _MEASURES.get(task, "text")
     answer = None if measure == "text" else output
     example = Example(query, output, None, task, answer, {"task": task, "measure": measure})
-    return _scalar(question.get("user_id")) or str(question["id"]), example, items
+    return _scalar(question.get("user_id")) or own_id, example, items
 
 
-def _turn(item: Any) -> Turn | None:
-    if not isinstance(item, dict):
-        return None
-    fields = {name: _scalar(item.get(name)) for name in _ITEM_FIELDS}
-    given = {name: text for name, text in fields.items() if text is not None}
-    if not given:
-        return None
-    alone = next(iter(given.values())) if len(given) == 1 else None
-    return Turn(alone or "\n".join(f"{name}: {text}" for name, text in given.items()), time=_date(item))
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One entry of a profile: its fields by name, and its date."""
+
+    fields: dict[str, str]
+    time: datetime | None
+
+    @classmethod
+    def of(cls, entry: Any) -> _Item | None:
+        """Read an entry; ``None`` for one without a known field."""
+        if not isinstance(entry, dict):
+            return None
+        fields = {name: _scalar(entry.get(name)) for name in _ITEM_FIELDS}
+        given = {name: text for name, text in fields.items() if text is not None}
+        return cls(given, _date(entry)) if given else None
+
+    def turn(self) -> Turn:
+        """The fields, one a line after its name; of a single field the text alone."""
+        named = [f"{name}: {text}" for name, text in self.fields.items()]
+        return Turn("\n".join(named if len(named) > 1 else self.fields.values()), time=self.time)
+
+    def normalised(self) -> Iterator[str]:
+        """Each field's text, to be compared."""
+        return map(normalised, self.fields.values())
 
 
 def _date(item: Mapping[str, Any]) -> datetime | None:
@@ -134,7 +164,7 @@ def _date(item: Mapping[str, Any]) -> datetime | None:
     try:
         year, month, day = (int(part) for part in [*parts, "1", "1"][:3])
         return datetime(year, month, day, tzinfo=UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -64,8 +64,12 @@ def read_memorybank(paths: Sequence[Path]) -> Iterator[Found]:
         people = load_json(path, "memorybank", _HOLDS)
         if not isinstance(people, dict):
             raise MilpError(f"users.paths: {path} holds no object; users.format memorybank reads {_HOLDS}")
-        for index, (name, about) in enumerate(people.items()):
-            yield path, index, _user(path, index, name.strip(), about, questions.get(name.strip(), []))
+        for index, (key, about) in enumerate(people.items()):
+            name = clean_text(key)
+            if name is None:
+                yield path, index, Problem(path, index, "the name is empty or no valid Unicode")
+            else:
+                yield path, index, _user(path, index, name, about, questions.get(name, []))
 
 
 def _read_questions(path: Path, into: dict[str, list[tuple[str, str]]]) -> Iterator[tuple[int, Problem]]:
@@ -125,9 +129,8 @@ def _talks(about: Any) -> list[Exchange] | str:
         return "history is missing or no object of days"
     found: list[Exchange] = []
     for number, (day, talks) in enumerate(history.items()):
-        try:
-            start = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
-        except ValueError:
+        start = _day(day)
+        if start is None:
             return f"day {number} of history is no date such as 2023-04-27"
         if not isinstance(talks, list):
             return f"day {number} of history is no list"
@@ -140,9 +143,17 @@ def _talks(about: Any) -> list[Exchange] | str:
     return sorted(found, key=lambda talk: talk.time) or "there is no talk"
 
 
+def _day(text: str) -> datetime | None:
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return day if day.year < datetime.max.year else None  # minutes and days are added to it
+
+
 def _profile(about: Mapping[str, Any]) -> str | None:
     facts = about.get("meta_information")
     if not isinstance(facts, dict):
         return None
     texts = {name: clean_text(value) for name, value in facts.items()}
-    return "\n".join(f"{n.replace('_', ' ')}: {text}" for n, text in texts.items() if text) or None
+    return clean_text("\n".join(f"{n.replace('_', ' ')}: {text}" for n, text in texts.items() if text))

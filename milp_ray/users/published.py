@@ -143,5 +143,10 @@ def in_time_order(turns: Sequence[Turn]) -> list[Turn]:
 
 def without_responses(turns: Sequence[Turn], examples: Sequence[Example]) -> tuple[Turn, ...]:
     """Turns that do not say, in the same words, what is the response of an example of any part."""
-    responses = {normalised(example.response) for example in examples}
+    responses = spoken_responses(examples)
     return tuple(turn for turn in turns if normalised(turn.text) not in responses)
+
+
+def spoken_responses(examples: Sequence[Example]) -> frozenset[str]:
+    """The responses of examples, normalised, for readers that add to what a user said before it is a turn."""
+    return frozenset(normalised(example.response) for example in examples)

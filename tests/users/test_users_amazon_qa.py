@@ -97,8 +97,9 @@ def test_an_answer_given_twice_counts_once(tmp_path: Path) -> None:
 
 def test_an_answer_pasted_into_a_review_is_not_in_the_history(tmp_path: Path) -> None:
     qa = write(tmp_path, "QA.json", asked(answer("A1", "It floats well.")))
-    reviews = write(tmp_path, "r.json", review("A1", "It floats well!"), review("A1", "Blue."))
-    assert history(load("amazon_qa", qa, reviews), "A1") == ["Blue."]
+    reviews = write(tmp_path, "r.json", review("A1", "It floats well!", summary="Fun"), review("A1", "Blue."))
+    products = write(tmp_path, "m.json", {"asin": "B1", "title": "Boat"})
+    assert history(load("amazon_qa", qa, reviews, products), "A1") == ["Boat: Blue."]
 
 
 def test_broken_records_are_problems_and_others_go_on(tmp_path: Path) -> None:
@@ -122,6 +123,12 @@ def test_broken_records_are_problems_and_others_go_on(tmp_path: Path) -> None:
         ("r", 3),
     ]
     assert "questions[0]: answers[0].answerText is missing or empty" in reasons(loaded).values()
+
+
+def test_a_file_is_known_by_its_first_record_that_says_what_it_is(tmp_path: Path) -> None:
+    qa = write(tmp_path, "QA.json", SECRET, {"mood": SECRET}, asked(answer("A1")))
+    loaded = load("amazon_qa", qa, write(tmp_path, "r.json", "{", review("A1")))
+    assert [problem.line for problem in loaded.problems] == [1, 2, 1]
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:

@@ -81,6 +81,20 @@ def test_questions_with_one_user_id_are_one_user_with_all_items(tmp_path: Path) 
     assert pairs(loaded, nine.user_id) == [("Which tag fits?", "comedy"), ("And now?", "action")]
 
 
+def test_an_item_with_a_text_that_is_to_be_generated_is_dropped(tmp_path: Path) -> None:
+    papers = [
+        {"id": "p1", "title": "On Boats", "abstract": "They float."},
+        {"id": "p2", "title": "On Kites", "abstract": "They fly."},
+    ]
+    loaded = load("lamp", *write(tmp_path, [question(profile=papers)], [gold(output="On boats.")], "LaMP_5"))
+    assert history(loaded, loaded.users[0].user_id) == ["title: On Kites\nabstract: They fly."]
+
+
+def test_a_label_that_items_share_drops_none(tmp_path: Path) -> None:
+    [user] = load("lamp", *write(tmp_path, [question()], [gold(output="sci-fi")])).users
+    assert len(user.history) == 2
+
+
 def test_without_a_training_share_the_question_is_tested_on(tmp_path: Path) -> None:
     [user] = load("lamp", *write(tmp_path, [question()], [gold()])).users
     split = split_user(user, SplitSection(train=0.0, validation=0.0))

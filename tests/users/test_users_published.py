@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from milp_ray.config import UsersFormat, UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.users import published
 from milp_ray.users.problems import Problem
 from milp_ray.users.published import clean_text, load_json, read_lines, unix_time
-from milp_ray.users.readers import file_groups, read_users
+from milp_ray.users.readers import file_groups, read_users, user_hash
+from milp_ray.users.splits import check_no_leak, split_user
 
 FILE_FORMATS = [name for name in get_args(UsersFormat) if name != "persona_world"]
 
@@ -79,6 +84,40 @@ def test_every_format_refuses_another_s_file_by_name_and_without_its_text(tmp_pa
         read_users(UsersSection(format=name, paths=(path, path)), 0)
     assert "notes.txt" in str(error.value)
     assert "of mine" not in str(error.value)
+
+
+# What the formats' own words can be put together to, so that a reader's every branch meets something odd.
+_WORDS = (
+    *("dialogue_id", "chat_logs", "participant_info", "mturk_agent_1", "value2reason", "text", "id", "High"),
+    *("history", "2023-04-27", "9999-12-31", "query", "response", "meta_information", "question", "answer"),
+    *("input", "profile", "user_id", "date", "task", "LaMP_2", "golds", "output", "title", "210"),
+    *("asin", "questions", "questionText", "answers", "answerText", "answererID", "reviewerID", "reviewText"),
+    *("unixReviewTime", "\ud800", " "),
+)
+_SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(_WORDS))
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", FILE_FORMATS)
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(_VALUES, min_size=1, max_size=3))
+def test_whatever_json_a_file_holds_it_is_users_problems_or_refused(name: Any, values: list[Any]) -> None:
+    with TemporaryDirectory() as folder:
+        paths = (Path(folder) / "1.json", Path(folder) / "2.jsonl")
+        paths[0].write_text(json.dumps(values[0]))
+        paths[1].write_text("".join(json.dumps(value) + "\n" for value in values))
+        section = UsersSection(format=name, paths=paths)
+        try:
+            users = read_users(section, 0).users
+        except MilpError:
+            return
+        for user in users:
+            assert user_hash(user)
+            check_no_leak(split_user(user, section.split))
 
 
 def test_files_that_make_users_together_are_one_group() -> None:
