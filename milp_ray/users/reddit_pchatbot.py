@@ -93,14 +93,14 @@ def _pair(path: Path, number: int, line: str) -> _Pair | Problem:
     columns = line.split("\t")
     if len(columns) != len(_COLUMNS):
         return Problem(path, number, f"the line has {len(columns)} columns, not {len(_COLUMNS)}")
-    post, poster, posted, response, responder, responded = columns
-    post_text, response_text = _text(post), _text(response)
-    post_time, response_time = unix_time(posted), unix_time(responded)
-    values = (post_text, poster.strip(), post_time, response_text, responder.strip(), response_time)
-    missing = [name for name, value in zip(_COLUMNS, values, strict=True) if not value]
-    if missing or not (post_text and response_text and post_time and response_time):
+    post, posted = _text(columns[0]), unix_time(columns[2])
+    response, responded = _text(columns[3]), unix_time(columns[5])
+    poster, responder = columns[1].strip(), columns[4].strip()
+    if not (post and poster and posted and response and responder and responded):
+        values = (post, poster, posted, response, responder, responded)
+        missing = [name for name, value in zip(_COLUMNS, values, strict=True) if not value]
         return Problem(path, number, f"the {' and the '.join(missing)} cannot be read")
-    return _Pair(post_text, poster.strip(), post_time, response_text, responder.strip(), response_time)
+    return _Pair(post, poster, posted, response, responder, responded)
 
 
 def _text(column: str) -> str | None:
