@@ -398,6 +398,25 @@ def users_check(file: ConfigFile, overrides: Overrides = None) -> None:
     users_view.print_check(load_config(file, overrides or []))
 
 
+@users_app.command("stats")
+def users_stats(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    in_tokens: Annotated[
+        bool, typer.Option("--tokens", help="Count lengths in the base's tokens, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a paper's first table tells of a dataset.
+
+    Users, examples of each part, and how long histories, queries and responses are.
+    """
+    from milp_ray import users_view
+    from milp_ray.config_loader import load_config
+
+    users_view.print_statistics(load_config(file, overrides or []), in_tokens=in_tokens, as_json=as_json)
+
+
 @study_app.command("status")
 def study_status(target: Target, as_json: AsJson = False) -> None:
     """Say how far a search is and what it costs.

@@ -91,11 +91,26 @@ def _path_or_uri(value: Any) -> Any:
 
 Source = Annotated[Path | str, BeforeValidator(_path_or_uri), WithJsonSchema({"type": "string"})]
 
+UsersFormat = Literal[
+    "persona_world",
+    "jsonl",
+    "parquet",
+    "malp",
+    "amazon_qa",
+    "reddit_msp",
+    "reddit_pchatbot",
+    "personachat",
+    "lamp",
+    "memorybank",
+    "casino",
+]
+
 
 class UsersSection(Section):
     """Who is personalised."""
 
-    format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
+    # The embedded users, users files, or a published dataset's own files (milp_ray/users/<format>.py).
+    format: UsersFormat = "persona_world"
     # Files to read, relative to the working directory; of jsonl and parquet also files or folders by URI:
     # s3://BUCKET/…, gs://BUCKET/…, or what an installed fsspec filesystem knows.
     paths: tuple[Source, ...] = ()
@@ -109,9 +124,10 @@ class UsersSection(Section):
     def _files_have_paths(self) -> UsersSection:
         if self.format != "persona_world" and not self.paths:
             raise ValueError(f"format {self.format!r} reads files: name at least one under users.paths")
-        if self.format == "malp" and any(isinstance(path, str) for path in self.paths):
+        by_uri = self.format in {"jsonl", "parquet"}
+        if not by_uri and any(isinstance(path, str) for path in self.paths):
             raise ValueError(
-                "format 'malp' reads files of this machine: give paths under users.paths, no URI"
+                f"format {self.format!r} reads files of this machine: give paths under users.paths, no URI"
             )
         return self
 
