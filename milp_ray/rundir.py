@@ -54,6 +54,9 @@ RESUMABLE = (
     "evaluation.methods",
     "evaluation.n_bootstrap",
     "evaluation.confidence",
+    "evaluation.task",
+    "evaluation.labels",
+    "evaluation.scale",
 )
 GROWING = ("search.n_trials",)  # may become larger: a search goes on where it stood
 

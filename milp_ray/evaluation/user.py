@@ -84,6 +84,13 @@ def evaluate_users(
         for (i, _), response, loss in zip(ready, responses, losses, strict=True):
             split = asked[i].split
             rows[split.user_id] += score_rows(
-                split.user_id, name, split.test, response, loss, persona=persona[i], history_fits=whole[i]
+                split.user_id,
+                name,
+                split.test,
+                response,
+                loss,
+                persona=persona[i],
+                history_fits=whole[i],
+                section=evaluation,
             )
     return [rows[subject.split.user_id] for subject in subjects]

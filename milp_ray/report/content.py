@@ -225,6 +225,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "n_users_history_long": comparison["n_users_long"] if comparison else None,
         "scores": comparison["scores"] if comparison else None,
         "differences": comparison["differences"] if comparison else None,
+        "together": comparison["together"] if comparison else None,
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
         "leakage": dict(content.leakage) if content.leakage else None,

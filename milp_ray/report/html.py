@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.evaluation.compare import main_measure, measured
-from milp_ray.evaluation.measures import MEASURES, Measure
+from milp_ray.evaluation.measures import FURTHER_MEASURES, MEASURES, TASK_MEASURES, Measure
 from milp_ray.evaluation.slices import ALL, HISTORY_LABELS, TAG_LABELS
 from milp_ray.evaluation.tables import (
     PAIR_NAMES,
@@ -21,6 +21,7 @@ from milp_ray.evaluation.tables import (
     kind_rows,
     slice_name,
 )
+from milp_ray.evaluation.together import present
 from milp_ray.methods import INFO
 from milp_ray.report.html_table import Cell, HtmlTable, Row
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
@@ -54,6 +55,10 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         facts=facts(content),
         findings=findings(comparison) if comparison else [],
         method_table=method_table(comparison) if comparison else None,
+        task_table=together_table(comparison, TASK_MEASURES, "Closed questions") if comparison else None,
+        further_table=together_table(comparison, FURTHER_MEASURES, "Further measures, all held-out queries")
+        if comparison
+        else None,
         difference_table=difference_table(comparison) if comparison else None,
         kind_tables=kind_tables(comparison) if comparison else [],
         tag_table=tag_table(comparison) if comparison else None,
@@ -145,6 +150,22 @@ def method_table(comparison: Mapping[str, Any]) -> HtmlTable:
         for position, method in enumerate(comparison["methods"])
     ]
     return HtmlTable("All held-out queries", ["Method", *(MEASURES[n].header for n in names)], rows)
+
+
+def together_table(
+    comparison: Mapping[str, Any], measures: Mapping[str, Measure], title: str
+) -> HtmlTable | None:
+    """One row a method, one column a measure of its answers taken together; ``None`` where there is none."""
+    names = present(comparison, measures)
+    rows = [
+        Row(
+            comparison["labels"][method],
+            [_cell(measures[name], comparison["together"]["scores"][method].get(name)) for name in names],
+            colour=method_colour(method, position),
+        )
+        for position, method in enumerate(comparison["methods"])
+    ]
+    return HtmlTable(title, ["Method", *(measures[name].header for name in names)], rows) if names else None
 
 
 def kind_tables(comparison: Mapping[str, Any]) -> list[HtmlTable]:
