@@ -11,6 +11,7 @@
       failed.jsonl     users that could not be personalised, with the reason
       updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
+      judgements.parquet  which answers judges preferred, one row a (user, example, pair of methods, judge)
       leakage.json     the latest leakage audit, where there was one
       report/          index.html and figures
       summary.json     the results, for programs
@@ -162,6 +163,11 @@ class RunFolder:
     def scores_file(self) -> Path:
         """Scores, one row a (user, method, example)."""
         return self.path / "scores.parquet"
+
+    @property
+    def judgements_file(self) -> Path:
+        """What judges preferred, one row a (user, example, pair of methods, judge)."""
+        return self.path / "judgements.parquet"
 
     @property
     def leakage_file(self) -> Path:

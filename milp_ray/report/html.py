@@ -27,6 +27,7 @@ from milp_ray.report.html_table import Cell, HtmlTable, Row
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
 from milp_ray.report.study_text import cost_sentences, front_table, importance_table
 from milp_ray.report.style import duration, method_colour, thousands
+from milp_ray.report.win_rate_text import win_rate_table
 
 if TYPE_CHECKING:
     from milp_ray.report.content import ReportContent
@@ -64,6 +65,7 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         tag_table=tag_table(comparison) if comparison else None,
         front_table=front_table(content.study) if content.study else None,
         importance_table=importance_table(content.study) if content.study else None,
+        win_rate_table=win_rate_table(content.win_rates),
         leakage_table=leakage_table(content.leakage) if content.leakage else None,
         leakage_verdict=leakage_verdict(content.leakage) if content.leakage else "",
         costs=cost_sentences(content.study.status) if content.study else [],

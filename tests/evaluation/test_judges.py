@@ -20,14 +20,19 @@ from milp_ray.evaluation.judges.openai import Endpoint, OpenAIJudge
 from milp_ray.evaluation.judges.protocol import Question, choice_of
 from milp_ray.evaluation.judges.reward_model import RewardModelJudge
 
-QUESTION = Question(
-    "Which pet?", "You have a turtle.", "You have a turtle.", "A secret dog.", frozenset({"dog"})
-)
+TURTLE = "You have a turtle."
+QUESTION = Question("Which pet?", TURTLE, TURTLE, "A secret dog.", frozenset({"dog"}))
 SENTENCE = st.lists(st.sampled_from(["dog", "turtle", "you", "have", "a"]), max_size=6).map(" ".join)
 
 
 def test_a_difference_within_the_margin_is_a_tie() -> None:
     assert [choice_of(d, 0.5) for d in (0.6, 0.5, 0.0, -0.5, -0.6)] == [1, 0, 0, 0, -1]
+
+
+def test_a_judge_with_another_margin_has_another_name() -> None:
+    assert ReferenceJudge().name == "embedded"
+    assert ReferenceJudge(margin=2).name == "embedded (margin 2)"
+    assert PersonaJudge(0.5).name == "embedded_free (margin 0.5)"
 
 
 def test_the_reference_judge_by_hand() -> None:
@@ -158,6 +163,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """A client that does not wait is no matter."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             state.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -173,7 +182,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def log_message(self, *_: Any) -> None:
             """Nothing on standard error."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    with Quiet(("127.0.0.1", 0), Handler) as http:
         state.url = f"http://127.0.0.1:{http.server_port}/v1"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

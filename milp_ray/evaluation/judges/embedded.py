@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from milp_ray.evaluation.judges.protocol import Question
+from milp_ray.evaluation.judges.protocol import Question, named
 from milp_ray.evaluation.metrics import content_words, rouge_l, set_f1
 
 
@@ -21,7 +21,11 @@ class ReferenceJudge:
     """
 
     margin: float = 1.0
-    name: str = "embedded"
+
+    @property
+    def name(self) -> str:
+        """See :class:`~milp_ray.evaluation.judges.protocol.Judge`."""
+        return named("embedded", self.margin, 1.0)
 
     def prefer(self, questions: Sequence[Question]) -> list[float]:
         """See :class:`~milp_ray.evaluation.judges.protocol.Judge`; between −100 and 100."""
@@ -41,7 +45,11 @@ class PersonaJudge:
     """
 
     margin: float = 0.1
-    name: str = "embedded_free"
+
+    @property
+    def name(self) -> str:
+        """See :class:`~milp_ray.evaluation.judges.protocol.Judge`."""
+        return named("embedded_free", self.margin, 0.1)
 
     def prefer(self, questions: Sequence[Question]) -> list[float]:
         """See :class:`~milp_ray.evaluation.judges.protocol.Judge`; between −100 and 100."""

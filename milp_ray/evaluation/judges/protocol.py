@@ -49,6 +49,11 @@ class Judge(Protocol):
         ...
 
 
+def named(judge: str, margin: float, usual: float) -> str:
+    """A judge's name, which tells the margin where it is not the usual one: other ties, other results."""
+    return judge if margin == usual else f"{judge} (margin {margin:g})"
+
+
 def choice_of(difference: float, margin: float) -> Choice:
     """What a difference says."""
     if abs(difference) <= margin:

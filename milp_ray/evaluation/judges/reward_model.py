@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from milp_ray.errors import MilpError
-from milp_ray.evaluation.judges.protocol import Question
+from milp_ray.evaluation.judges.protocol import Question, named
 
 
 class RewardModelJudge:
@@ -32,7 +32,7 @@ class RewardModelJudge:
     def __init__(
         self, folder: Path, *, margin: float = 0.0, batch_size: int = 16, device: str = "cpu"
     ) -> None:
-        self.name = f"reward_model:{folder.name}"
+        self.name = named(f"reward_model:{folder.resolve().name}", margin, 0.0)
         self.margin = margin
         self._batch_size = batch_size
         self._model, self._tokenizer = _load(folder, device)
