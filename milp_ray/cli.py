@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from milp_ray import governance_commands
 from milp_ray.leakage_command import leakage
-from milp_ray.quality_commands import winrate
+from milp_ray.quality_commands import ability, winrate
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -274,6 +274,7 @@ def generate(
 governance_commands.register(app)
 app.command()(leakage)
 app.command()(winrate)
+app.command()(ability)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
+    from milp_ray.evaluation.ability import AbilityOptions
     from milp_ray.evaluation.judging import WinRateOptions
     from milp_ray.personalize.batch import BatchSummary, StreamedSplits
     from milp_ray.personalize.governance.consent import Gate
@@ -399,6 +400,35 @@ def win_rate(
         "failed_reasons": judged.failed_reasons,
         "n_inapplicable": judged.n_inapplicable,
     }
+
+
+def ability(
+    run: RunFolder, config: Config, options: AbilityOptions, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Measure what users' adapters cost on texts about nobody, and write ``ability.parquet``.
+
+    ``quiet``: progress and remarks go to standard error.
+    """
+    from milp_ray.evaluation.ability import ability_of, measure_ability, population_texts
+    from milp_ray.evaluation.judging import sample_of
+    from milp_ray.personalize.store import run_store
+
+    population = population_texts(config, options)
+    with _working(run, config) as work:
+        if quiet:
+            work.console = Console(stderr=True)
+        found = measure_ability(
+            run.ability_file,
+            [split.user_id for split in sample_of(work.splits, options.n_users, options.seed)],
+            population,
+            config,
+            pool=work.pool,
+            store=run_store(run.adapters, config.personalize),
+            progress_file=sys.stderr if quiet else None,
+        )
+    measured = ability_of(run.ability_file, config)
+    assert measured is not None  # a call that measured nobody has ended with its reason
+    return {**measured, "n_failed": found.total(), "failed_reasons": dict(found)}
 
 
 def probe_users(splits: Sequence[UserSplit], n: int, seed: int) -> list[UserSplit]:

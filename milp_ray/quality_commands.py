@@ -1,4 +1,4 @@
-"""``milp-ray winrate``: which of two methods' answers a judge prefers.
+"""``milp-ray winrate`` and ``ability``: which answers a judge prefers, and what adapters cost elsewhere.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -97,6 +97,50 @@ def winrate(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _print_win_rate(found, sheet)
+    if found["n_failed"]:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def ability(
+    target: Target,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            help='Texts about nobody: a text a line, or .jsonl with a field "text". Left out: documents of '
+            "the embedded world, for the embedded base.",
+        ),
+    ] = None,
+    documents: Annotated[int, typer.Option("--documents", min=1, help="Texts to measure on, at most.")] = 32,
+    users: Annotated[int | None, typer.Option("--users", min=1, help="Users to measure, at most.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample of users.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what adapters cost on texts about nobody.
+
+    Perplexity on population texts under the base alone and under each user's adapter: a personal model that
+    forgets the world is worse. Writes ability.parquet in the run folder, where the report finds it. Exit code
+    3 where some users failed.
+    """
+    from milp_ray import pipeline
+    from milp_ray.evaluation.ability import AbilityOptions
+    from milp_ray.rundir import RunFolder
+
+    run = RunFolder.open(target)
+    found = pipeline.ability(run, run.config(), AbilityOptions(texts, documents, users, seed), quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        from milp_ray.report.ability_text import COLUMNS, ability_rows, ability_title, ability_verdict
+
+        rows = [
+            [name, *(f"{value} [{bounds}]" if bounds else value for value, bounds in cells)]
+            for name, cells in ability_rows(found)
+        ]
+        _print_table(ability_title(found), COLUMNS, rows)
+        typer.echo(ability_verdict(found))
+        for reason, count in found["failed_reasons"].items():
+            typer.echo(f"{count} users failed: {reason}")
     if found["n_failed"]:
         raise typer.Exit(EXIT_SOME_FAILED)
 

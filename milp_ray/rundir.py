@@ -12,6 +12,7 @@
       updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
       judgements.parquet  which answers judges preferred, one row a (user, example, pair of methods, judge)
+      ability.parquet  one row a user: the loss on texts about nobody, under the base and under the adapter
       leakage.json     the latest leakage audit, where there was one
       report/          index.html and figures
       summary.json     the results, for programs
@@ -168,6 +169,11 @@ class RunFolder:
     def judgements_file(self) -> Path:
         """What judges preferred, one row a (user, example, pair of methods, judge)."""
         return self.path / "judgements.parquet"
+
+    @property
+    def ability_file(self) -> Path:
+        """The loss on texts about nobody under each user's adapter, one row a user."""
+        return self.path / "ability.parquet"
 
     @property
     def leakage_file(self) -> Path:

@@ -141,11 +141,15 @@ def judge_users(
 
 def some_users(splits: Sequence[UserSplit], n: int | None, seed: int) -> list[UserSplit]:
     """At most ``n`` of the users with test examples, drawn with a seed; all for ``None``."""
-    able = [split for split in splits if split.test]
-    if n is None or n >= len(able):
-        return able
-    chosen = set(random.Random(f"judged users {seed}").sample(range(len(able)), n))
-    return [split for index, split in enumerate(able) if index in chosen]
+    return sample_of([split for split in splits if split.test], n, seed)
+
+
+def sample_of(splits: Sequence[UserSplit], n: int | None, seed: int) -> list[UserSplit]:
+    """At most ``n`` users in their order, drawn with a seed; all for ``None``."""
+    if n is None or n >= len(splits):
+        return list(splits)
+    chosen = set(random.Random(f"judged users {seed}").sample(range(len(splits)), n))
+    return [split for index, split in enumerate(splits) if index in chosen]
 
 
 def _questions(split: UserSplit, answers: Answers, methods: tuple[str, str]) -> list[Question] | None:

@@ -80,6 +80,7 @@ class ReportContent:
     chosen: Mapping[str, Any] | None = None  # what chosen.yaml holds
     comparison: Mapping[str, Any] | None = None
     leakage: Mapping[str, Any] | None = None  # what leakage.json holds
+    ability: Mapping[str, Any] | None = None  # as milp_ray.evaluation.ability gives it
     win_rates: Sequence[Mapping[str, Any]] = ()  # as milp_ray.evaluation.win_rate gives them
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
@@ -104,6 +105,11 @@ def read_content(run: RunFolder) -> ReportContent:
         from milp_ray.evaluation.scores import read_scores
 
         comparison = compare(read_scores(run.scores_file), config.evaluation, config.seed)
+    ability = None
+    if run.ability_file.is_file():
+        from milp_ray.evaluation.ability import ability_of
+
+        ability = ability_of(run.ability_file, config)
     win_rates = []
     if run.judgements_file.is_file():
         from milp_ray.evaluation.judgements import read_judgements
@@ -120,6 +126,7 @@ def read_content(run: RunFolder) -> ReportContent:
         chosen=chosen,
         comparison=comparison,
         leakage=json.loads(run.leakage_file.read_text("utf-8")) if run.leakage_file.is_file() else None,
+        ability=ability,
         win_rates=win_rates,
         seconds=run.seconds(),
         peak_rss_mib=run.peak_memory() or None,
@@ -243,6 +250,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
         "leakage": dict(content.leakage) if content.leakage else None,
+        "ability": dict(content.ability) if content.ability else None,
         "win_rates": [dict(rate) for rate in content.win_rates] or None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),

@@ -23,6 +23,7 @@ from milp_ray.evaluation.tables import (
 )
 from milp_ray.evaluation.together import present
 from milp_ray.methods import INFO
+from milp_ray.report.ability_text import ability_table, ability_verdict
 from milp_ray.report.html_table import Cell, HtmlTable, Row
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
 from milp_ray.report.study_text import cost_sentences, front_table, importance_table
@@ -65,6 +66,8 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         tag_table=tag_table(comparison) if comparison else None,
         front_table=front_table(content.study) if content.study else None,
         importance_table=importance_table(content.study) if content.study else None,
+        ability_table=ability_table(content.ability) if content.ability else None,
+        ability_verdict=ability_verdict(content.ability) if content.ability else "",
         win_rate_table=win_rate_table(content.win_rates),
         leakage_table=leakage_table(content.leakage) if content.leakage else None,
         leakage_verdict=leakage_verdict(content.leakage) if content.leakage else "",
