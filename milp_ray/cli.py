@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from milp_ray import governance_commands
 from milp_ray.leakage_command import leakage
+from milp_ray.quality_commands import ability, winrate
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ def generate(
 
 governance_commands.register(app)
 app.command()(leakage)
+app.command()(winrate)
+app.command()(ability)
 
 
 @app.command()

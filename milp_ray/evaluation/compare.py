@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from milp_ray.evaluation.bootstrap import Interval, difference_interval, interval
 from milp_ray.evaluation.measures import MEASURES
 from milp_ray.evaluation.slices import HISTORY_LABELS, TAG_LABELS, Groups, Slice, encoded, make_slices
+from milp_ray.evaluation.together import compare_together
 from milp_ray.methods import in_order, label, short_label
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def compare(
     * ``scores[method][slice][measure]`` = ``{mean, low, high, n_users, n_examples}`` (see
       :mod:`milp_ray.evaluation.slices` for the slices' keys);
     * ``differences["milp - base"][slice][measure]`` = ``{mean, low, high, n_users}``, paired inside users;
+    * ``together``: what :func:`milp_ray.evaluation.together.compare_together` gives, the measures of all
+      answers of a method taken together;
     * ``slices[slice]`` = ``{label, history, kind, exposure, tag, value, n_users, n_examples}``;
     * ``methods``, ``labels``, ``short_labels``, ``n_users``, ``n_users_fits``,
       ``n_users_long``, ``confidence``, ``n_bootstrap``.
@@ -137,6 +140,7 @@ def compare(
         "short_labels": {method: short_label(method) for method in methods},
         "scores": scores,
         "differences": differences,
+        "together": compare_together(table, methods, PAIRS, section, draws),
         "slices": sizes,
         "n_users": columns.n_users,
         "n_users_fits": fits,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 STAGE = "compare"
 _FORMAT = 1  # raised when the same unit would be scored differently
 _USERS_A_UNIT = 64
-_MEASURED = ("loss", "rouge_1", "rouge_l", "persona_f1", "fact_accuracy")
+_MEASURED = ("loss", "rouge_1", "rouge_l", "persona_f1", "fact_accuracy", "yes_no")
 AHEAD = ("milp", "hybrid")  # whose differences to all others are told
 
 
@@ -263,7 +263,7 @@ def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str
 
 
 def _mean_over_seeds(tables: Sequence[pa.Table]) -> pa.Table:
-    """One row a (user, method, example): the means of the seeds'."""
+    """One row a (user, method, example): means over the seeds; counts of words are the first seed's."""
     import pyarrow as pa
 
     keys = ["user_id", "method", "example"]

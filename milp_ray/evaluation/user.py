@@ -124,6 +124,7 @@ def evaluate_users(
                 losses[split.user_id],
                 persona=persona[i],
                 history_fits=whole[i],
+                section=evaluation,
             )
         if costs is not None:
             costs[name] = fitted.costs
