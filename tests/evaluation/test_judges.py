@@ -292,6 +292,13 @@ def test_a_failing_endpoint_is_told_without_any_text(
     assert "turtle" not in told
 
 
+def test_an_endpoint_that_refuses_is_not_asked_everything_else(server: Server) -> None:
+    server.answer = lambda body, n: (403, {}, b"")
+    with pytest.raises(MilpError, match="403"):
+        server.judge().prefer([QUESTION] * 50)
+    assert len(server.bodies) < 50
+
+
 def test_an_endpoint_that_is_not_there_is_a_mistake(server: Server) -> None:
     with pytest.raises(MilpError, match="ConnectionRefusedError"):
         server.judge(base_url="http://127.0.0.1:9/v1").prefer([QUESTION])
