@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXIT_BUG = 1
 EXIT_MISTAKE = 2  # the caller can mend it: a configuration, a path, a users file
-EXIT_SOME_FAILED = 3  # the stage came to its end, and some users have no adapter
+EXIT_SOME_FAILED = 3  # the command came to its end, and some users have no adapter or no scores
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 SHOW_MESSAGES = "MILP_TRACEBACK"  # the variable that lets messages through which may quote users' texts
 # A mistake in the command line, which typer tells itself; the class has no public name there.
@@ -153,14 +153,15 @@ def run(
     """Run every stage, or what is left of them.
 
     Searches for layouts, chooses one, makes every user's adapter, scores it, and writes a report. After an
-    interruption the same command continues.
+    interruption the same command continues. Exit code 3: it came to its end, and some users failed.
     """
     from milp_ray import pipeline
     from milp_ray.config_loader import load_config
     from milp_ray.rundir import RunFolder
 
     resolved = load_config(config, overrides or [])
-    pipeline.run_all(RunFolder.create(resolved, fresh=fresh), resolved)
+    if pipeline.run_all(RunFolder.create(resolved, fresh=fresh), resolved):
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()

@@ -7,9 +7,19 @@ wording the errors is in :mod:`milp_ray.config_loader`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    model_validator,
+)
 
 from milp_ray.objectives import KNOWN_OBJECTIVES
 
@@ -63,11 +73,31 @@ class SplitSection(Section):
         return self
 
 
+def _path_or_uri(value: Any) -> Any:
+    """A path, or the text of a URI, which as a path would lose a slash."""
+    if not isinstance(value, str) or "://" not in value:
+        return Path(value) if isinstance(value, str) else value
+    parts = urlsplit(value)
+    if parts.scheme == "file":
+        return Path(parts.path)
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"a URI holds no credentials ({parts.scheme}://BUCKET/…), as it is written into the run folder: "
+            "they come from the environment or the provider's own files"
+        )
+    return value
+
+
+Source = Annotated[Path | str, BeforeValidator(_path_or_uri), WithJsonSchema({"type": "string"})]
+
+
 class UsersSection(Section):
     """Who is personalised."""
 
     format: Literal["persona_world", "jsonl", "parquet", "malp"] = "persona_world"
-    paths: tuple[Path, ...] = ()  # files to read; relative to the working directory
+    # Files to read, relative to the working directory; of jsonl and parquet also files or folders by URI:
+    # s3://BUCKET/…, gs://BUCKET/…, or what an installed fsspec filesystem knows.
+    paths: tuple[Source, ...] = ()
     limit: PositiveInt | None = None  # at most so many users, in the order of the files
     # Users whose record says nothing about consent. required: they are neither trained nor served.
     consent: Literal["assumed", "required"] = "assumed"
@@ -78,6 +108,10 @@ class UsersSection(Section):
     def _files_have_paths(self) -> UsersSection:
         if self.format != "persona_world" and not self.paths:
             raise ValueError(f"format {self.format!r} reads files: name at least one under users.paths")
+        if self.format == "malp" and any(isinstance(path, str) for path in self.paths):
+            raise ValueError(
+                "format 'malp' reads files of this machine: give paths under users.paths, no URI"
+            )
         return self
 
 
@@ -326,6 +360,23 @@ class EncryptionSection(Section):
 
 
 AdapterPrecision = Literal["float32", "bfloat16", "int8"]
+LayoutMode = Literal["chosen", "race", "portfolio"]
+
+
+class RaceSection(Section):
+    """Successive halving among layouts of the front, by each user's own validation loss."""
+
+    # The chosen one, and the others of the front with the lowest validation loss in the search.
+    max_layouts: Annotated[int, Field(ge=2, le=64)] = 4
+    reduction: Annotated[int, Field(ge=2, le=8)] = 2  # a rung lets the better one in so many go on
+
+
+class PortfolioSection(Section):
+    """A user's layout by what the search measured on similar probe users."""
+
+    # Weight of "no layout is better than the chosen one" in a prediction, in probe users exactly like the
+    # user: the larger, the more evidence another layout needs. 0: what was measured is taken as it is.
+    shrinkage: Annotated[float, Field(ge=0.0)] = 1.0
 
 
 class PersonalizeSection(Section):
@@ -360,6 +411,17 @@ class PersonalizeSection(Section):
     max_retries: NonNegativeInt = 1
     # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
     max_characters: PositiveInt | None = 4_000_000
+
+    # Which layout a user gets. chosen: the one that was chosen for all. race: several of the front are begun
+    # for each user, and the worse ones stopped by the user's validation loss; costs about twice the training.
+    # portfolio: the one that did best on similar probe users of the search, where that is surer than its
+    # own error; costs nothing. Both fall back to the chosen one, and every manifest says why.
+    layout: LayoutMode = "chosen"
+    race: RaceSection = RaceSection()
+    portfolio: PortfolioSection = PortfolioSection()
+    # race and portfolio: only layouts whose adapters are at most so many times as large as the chosen one's.
+    # Larger ones mostly have the lower validation loss, and the choice has weighed that already; None: any.
+    max_growth: Annotated[float, Field(gt=0.0)] | None = 1.0
 
 
 class GuardSection(Section):

@@ -27,6 +27,7 @@ from milp_ray.rundir import RunFolder
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.personalize.governance.audit import Audit
+    from milp_ray.users.records import User
 
 EXIT_FOUND = 3
 _LOG_WIDTH = 120
@@ -205,7 +206,7 @@ def _opened(target: Path) -> tuple[RunFolder, Config]:
     return run, run.config()
 
 
-def _user(config: Config, user_id: str) -> Any:
+def _user(config: Config, user_id: str) -> User | None:
     return find_user(config.users, config.seed, user_id)
 
 
@@ -282,28 +283,27 @@ def _print_outside(console: Console, config: Config, user_id: str, found: Audit 
 
 
 def _print_audit(console: Console, found: Audit) -> None:
-    scan = found.scan
-    for one in found.found:
-        console.print(f"[red]{escape(str(one.path))}:[/] {', '.join(one.kinds)}", soft_wrap=True)
-    for path, why in scan.unread:
-        console.print(f"[red]{escape(str(path))}:[/] {why}", soft_wrap=True)
-    if found.stored:
-        console.print(f"[red]{found.stored} versions in {escape(str(found.not_read))}[/]", soft_wrap=True)
+    for where, kinds in found.found:
+        console.print(f"[red]{escape(where)}:[/] {', '.join(kinds)}", soft_wrap=True)
+    for where, why in found.unread:
+        console.print(f"[red]{escape(where)}:[/] {why}", soft_wrap=True)
     if found.unfinished:
         console.print("[red]a forgetting was interrupted:[/] run `milp-ray forget` for that user again")
-    line = f"searched {scan.n_files:,} files, {scan.n_bytes:,} bytes: "
-    line += "nothing is left" if found.is_clean else f"[red]{len(found.found)} hold something[/]"
-    console.print(line)
+    line = f"searched {found.scan.n_files:,} files, {found.scan.n_bytes:,} bytes"
+    if found.bucket is not None:
+        bucket = found.bucket
+        line += f", and {bucket.n_objects:,} objects, {bucket.n_bytes:,} bytes, of {escape(bucket.uri)}"
+    line += ": nothing is left" if found.is_clean else f": [red]{len(found.found)} hold something[/]"
+    console.print(line, soft_wrap=True)
+    if found.n_cut_bytes:
+        console.print(
+            f"[yellow]the record ends in {found.n_cut_bytes} bytes of a line that was never finished[/] "
+            "and does not count: what it was to say was not recorded; run that command again"
+        )
     for path in found.sources:
         console.print(
             f"[yellow]{escape(str(path))} still holds the user:[/] it is yours to edit; this run leaves a "
             "forgotten user out, other runs do not",
-            soft_wrap=True,
-        )
-    if found.not_read is not None:
-        console.print(
-            f"of {escape(found.not_read)} the places that belong to the user were looked at, and not the "
-            "others' objects",
             soft_wrap=True,
         )
 
@@ -313,10 +313,12 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
         "clean": found.is_clean,
         "files": found.scan.n_files,
         "bytes": found.scan.n_bytes,
-        "found": [{"file": str(one.path), "what": list(one.kinds)} for one in found.found],
-        "unread": [{"file": str(path), "why": why} for path, why in found.scan.unread],
-        "stored_versions": found.stored,
+        "objects": found.bucket.n_objects if found.bucket else 0,
+        "object_bytes": found.bucket.n_bytes if found.bucket else 0,
+        "found": [{"file": where, "what": list(kinds)} for where, kinds in found.found],
+        "unread": [{"file": where, "why": why} for where, why in found.unread],
         "unfinished": int(found.unfinished),
+        "record": {"lines": found.n_recorded, "cut_bytes": found.n_cut_bytes},
         "sources": [str(path) for path in found.sources],
     }
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.report.style import number
 
+MOST_REASONS = 50  # rows of a table of failures
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,17 +48,25 @@ def front_table(result: StudyResult, chosen: Choice) -> Table:
     return table
 
 
-def failures_table(reasons: Mapping[str, int], n_failed: int) -> Table:
-    """Users that failed, a row a reason, the most frequent on top; "…" stands for what differs by user."""
+def failures_table(reasons: Mapping[str, int], n_failed: int, stage: str | None = None) -> Table:
+    """Users that failed (in ``stage``), a row a reason, the most frequent on top, the rarest together.
+
+    "…" in a reason stands for what differs by user.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{n_failed} users failed", title_justify="left", box=SIMPLE_HEAD)
+    title = f"{n_failed} users failed" + (f" in {stage}" if stage else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("users", justify="right")
     table.add_column("reason")
-    for reason, n in sorted(reasons.items(), key=lambda pair: -pair[1]):
+    rows = sorted(reasons.items(), key=lambda pair: -pair[1])
+    for reason, n in rows[:MOST_REASONS]:
         table.add_row(f"{n:,}", escape(reason))
+    rest = rows[MOST_REASONS:]
+    if rest:
+        table.add_row(f"{sum(n for _, n in rest):,}", f"{len(rest)} other reasons")
     return table
 
 

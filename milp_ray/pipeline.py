@@ -12,7 +12,7 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from milp_ray.search.conductor import StudyProgress
     from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
-    from milp_ray.users.stream import UserStream
 
 _LOG_WIDTH = 120
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
@@ -55,6 +54,7 @@ class _Work:
         )
         self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
         self.batch: BatchSummary | None = None  # what the batch made
+        self.failures: dict[str, Mapping[str, int]] = {}  # stage → reason → users, where some failed
         self._stack = stack
         self._peak = peak
 
@@ -85,7 +85,8 @@ class _Work:
 
         loaded = self.loaded
         users = list(self.gate.admit(loaded.users))
-        self.run.record_facts(dataset_hash=dataset_hash(users), n_users=len(users))
+        digest = dataset_hash(self.gate.remaining(user) for user in users)
+        self.run.record_facts(dataset_hash=digest, n_users=len(users))
         reasons = self.say_refused()
         if not users:
             raise MilpError(
@@ -148,15 +149,19 @@ class _Work:
 
     @property
     def recipe(self) -> Recipe:
-        """What the adapters are made from, the chosen layout included.
+        """What the adapters are made from: the chosen layout, and how users come by another one.
 
         Raises:
-            MilpError: nothing was chosen yet.
+            MilpError: nothing was chosen yet, or ``personalize.layout`` needs a study that is not there.
         """
         import yaml
 
+        from milp_ray.memory.architecture import adapter_parameters
+        from milp_ray.personalize.layouts.evidence import layout_rule
+        from milp_ray.personalize.layouts.rule import Candidate
         from milp_ray.personalize.recipe import Recipe
         from milp_ray.search.choice import chosen_layout
+        from milp_ray.training.shapes import base_shapes
 
         try:
             chosen = yaml.safe_load(self.run.chosen_file.read_text(encoding="utf-8"))
@@ -164,8 +169,12 @@ class _Work:
             raise MilpError(
                 f"{self.run.path} has no chosen.yaml: run `milp-ray search` and `milp-ray choose` on it first"
             ) from None
-        config = self.config
-        return Recipe(chosen_layout(chosen), config.base, config.training, config.prompt, config.seed)
+        config, layout = self.config, chosen_layout(chosen)
+        rule = None
+        if config.personalize.layout != "chosen":
+            size = adapter_parameters(layout, base_shapes(config.base))
+            rule = layout_rule(self.run.journal, Candidate(layout, size), config.personalize)
+        return Recipe(layout, config.base, config.training, config.prompt, config.seed, rule)
 
     def record_peak_memory(self) -> None:
         """Measure now, and keep the largest in the run folder."""
@@ -190,8 +199,12 @@ def _working(run: RunFolder, config: Config) -> Iterator[_Work]:
 # ---------------------------------------------------------------------------------------------- public
 
 
-def run_all(run: RunFolder, config: Config) -> None:
-    """Every stage in order; what an earlier command finished is not done again."""
+def run_all(run: RunFolder, config: Config) -> dict[str, int]:
+    """Every stage in order; what an earlier command finished is not done again.
+
+    Returns:
+        How many users failed, by the stage in which they did; empty where none has. The others went on.
+    """
     from milp_ray.personalize.store import run_store
 
     with _working(run, config) as work:
@@ -200,6 +213,7 @@ def run_all(run: RunFolder, config: Config) -> None:
         for stage in STAGES:
             _do(work, stage)
         _close(work)
+        return {stage: sum(reasons.values()) for stage, reasons in work.failures.items()}
 
 
 def search(run: RunFolder, config: Config) -> None:
@@ -464,7 +478,9 @@ def _do(work: _Work, stage: str) -> None:
 
 
 def _close(work: _Work) -> None:
-    """The last lines of a run: where the time went, and what to do next."""
+    """The last lines of a run: who failed, where the time went, and what to do next."""
+    for stage, reasons in work.failures.items():
+        work.console.print(failures_table(reasons, sum(reasons.values()), stage))
     seconds = work.run.seconds()
     by_stage = ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in STAGES if stage in seconds)
     work.say(
@@ -566,7 +582,7 @@ def _personalize(work: _Work) -> None:
         raise
     _record_batch(work, summary)
     if isinstance(users, StreamedSplits):
-        _record_stream(work, users.stream)
+        _record_stream(work, users)
         work.say_refused()
         n_unserved = users.n_unserved
     else:
@@ -577,7 +593,9 @@ def _personalize(work: _Work) -> None:
             f"[yellow]{n_unserved} users without consent have an adapter from before:[/] it is not served; "
             "`milp-ray forget` removes it"
         )
-    if summary.reasons:
+    _say_layouts(work, summary)
+    if summary.failed:
+        work.failures["personalize"] = summary.reasons
         work.console.print(failures_table(summary.reasons, summary.failed))
     line = f"{summary.done} adapters made, {summary.skipped} were finished before"
     if summary.withdrawn:
@@ -587,20 +605,34 @@ def _personalize(work: _Work) -> None:
     work.say(line)
 
 
+def _say_layouts(work: _Work, summary: BatchSummary) -> None:
+    """Which layouts users got and what that cost, where they need not have the same one."""
+    from milp_ray.report.layouts_text import layout_sentences, layout_title, terminal_table
+
+    found = summary.layouts.to_dict()
+    if found is None:
+        return
+    work.say(f"[bold]{layout_title(found)}[/]")
+    work.console.print(terminal_table(found))
+    for sentence in layout_sentences(found):
+        work.say(sentence)
+
+
 def _record_batch(work: _Work, summary: BatchSummary) -> None:
     work.batch = summary
     work.run.record_facts(personalize=summary.to_dict())
     work.run.update_summary(personalize=summary.to_dict())
 
 
-def _record_stream(work: _Work, stream: UserStream) -> None:
-    facts = {"dataset_hash": stream.dataset_hash, "n_users": stream.n_users}
+def _record_stream(work: _Work, users: StreamedSplits) -> None:
+    facts = {"dataset_hash": users.digest.hexdigest(), "n_users": users.digest.n_users}
     if work.sources:
-        work.run.record_facts(batch_users={**facts, "n_files": len(stream.files)})
+        work.run.record_facts(batch_users={**facts, "n_files": len(users.stream.files)})
     else:
         work.run.record_facts(**facts)
-    if stream.unknown_fields:
-        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(sorted(stream.unknown_fields)))}")
+    unknown_fields = sorted(users.stream.unknown_fields)
+    if unknown_fields:
+        work.say(f"[yellow]fields that are not read:[/] {escape(', '.join(unknown_fields))}")
 
 
 def _evaluate(work: _Work) -> None:
@@ -617,11 +649,19 @@ def _evaluate(work: _Work) -> None:
         pool=work.pool,
         store=run_store(work.run.adapters, work.config.personalize),
     )
+    counts = {name: found[name] for name in ("n_failed", "n_without_test", "n_kept_versions")}
+    work.run.record_facts(evaluate=counts)
     for table in terminal_tables(found):
         work.console.print(table)
+    if found["n_kept_versions"]:
+        work.say(
+            f"[yellow]{found['n_kept_versions']} users were scored with an adapter older than their data:[/] "
+            f"the guard refused its update (reasons in {work.run.updates_file})"
+        )
     if found["n_without_test"]:
         work.say(f"{found['n_without_test']} users have no test example and are not in the tables")
     if found["n_failed"]:
+        work.failures["evaluate"] = found["failed_reasons"]
         reasons = work.run.path / FAILED_FILE
         work.say(f"[red]{found['n_failed']} users could not be scored[/] (reasons in {reasons})")
 

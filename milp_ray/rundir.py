@@ -67,24 +67,43 @@ GOVERNANCE = "governance"  # what must not be forgotten about people when a run 
 _MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically and durably: readers see the old content or the new one, also after a crash."""
+def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write a file atomically and durably: readers see the old content or the new one, also after a crash.
+
+    Args:
+        path: its folder is made where it is missing.
+        content: all of the file.
+        mode: its permissions; ``None``: those of the file that it replaces, or the usual ones.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with os.fdopen(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if mode is None and path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 as :func:`write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -30,6 +30,7 @@ from milp_ray.users.records import UserSplit
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 N_USERS = 5
+SOME_FAILED = 3  # the exit code of a run in which one user has nothing to train on
 
 
 def write_users(path: Path, n_users: int = N_USERS, seed: int = 0) -> None:
@@ -78,9 +79,9 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "milp_ray", *map(str, arguments)]
 
 
-def milp(*arguments: object) -> subprocess.CompletedProcess[str]:
+def milp(*arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
     answer = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=600)
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.returncode == expected, answer.stdout + answer.stderr
     return answer
 
 
@@ -104,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama_dir: Path) -> 
     write_users(folder / "users.jsonl")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings(folder, tiny_llama_dir)), encoding="utf-8")
-    answer = milp("run", config)
+    answer = milp("run", config, expected=SOME_FAILED)
     return RunFolder.open(folder / "runs" / "tiny"), config, answer.stdout
 
 
@@ -145,6 +146,12 @@ def test_a_user_without_data_is_recorded_as_failed_and_the_others_go_on(
     assert sorted(adapters(run)) == [f"u/{i}" for i in range(N_USERS)]
     assert f"{N_USERS} adapters made, 0 were finished before, 1 users failed" in printed
     assert "1 records are kept out" in printed
+    # At the end it is said again, by stage and reason; the others were scored.
+    at_the_end = printed[printed.index("report:") :]
+    assert "1 users failed in personalize" in at_the_end
+    assert "nothing to train on" in at_the_end
+    assert "1 users failed in evaluate" in at_the_end
+    assert json.loads(run.summary_file.read_text("utf-8"))["n_users"] == N_USERS
 
 
 def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[RunFolder, Path, str]) -> None:
@@ -161,7 +168,7 @@ def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[R
 def test_the_same_command_again_finds_everything_done(finished: tuple[RunFolder, Path, str]) -> None:
     run, config, _ = finished
     before, events = adapters(run), run.journal.read_bytes()
-    printed = milp("run", config).stdout
+    printed = milp("run", config, expected=SOME_FAILED).stdout
     assert adapters(run) == before
     assert run.journal.read_bytes() == events
     assert f"0 adapters made, {N_USERS} were finished before" in printed
@@ -188,6 +195,33 @@ def test_another_choice_makes_new_adapters_and_leaves_the_search_alone(
     assert chosen["rule"] == "smallest_within"
     assert run.journal.read_bytes() == events
     milp("choose", run.path, "choice.rule=best_loss", "choice.tolerance=0.02")
+
+
+def test_a_race_for_each_user_is_made_once_and_reported(finished: tuple[RunFolder, Path, str]) -> None:
+    run, _, _ = finished
+    store = AdapterStore(run.adapters)
+    made = milp("personalize", run.path, "personalize.layout=race", expected=SOME_FAILED)
+    for said in (
+        "Per-user layouts, by a race: 5 users",
+        "selected on these very examples",
+        "5 adapters made",
+    ):
+        assert said in made.stdout
+    for user in store.users():
+        choice = store.manifest(user).meta["layout_choice"]
+        assert choice["layout"] == store.manifest(user).layout.key
+        assert len(choice["standings"]) > 1
+    raced = adapters(run)
+    again = milp("personalize", run.path, expected=SOME_FAILED)
+    assert "0 adapters made, 5 were finished before" in again.stdout
+    assert "Per-user layouts, by a race: 5 users" in again.stdout
+    milp("report", run.path)
+    assert "Per-user layouts" in (run.report / "index.html").read_text(encoding="utf-8")
+    summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    assert sum(summary["personalize"]["layouts"]["taken"].values()) == N_USERS
+    updated = json.loads(milp("update", run.path, "--json").stdout)
+    assert updated["unchanged"] == N_USERS
+    assert adapters(run) == raced
 
 
 def test_more_trials_go_on_where_the_search_stood(finished: tuple[RunFolder, Path, str]) -> None:
@@ -254,7 +288,7 @@ def test_killed_in_the_search_and_in_the_batch_the_same_command_ends_with_the_sa
     assert len(finished_trials) == 5
     early = adapters(run)
     assert 1 <= len(early) <= N_USERS
-    milp("run", config)
+    milp("run", config, expected=SOME_FAILED)
     assert len(adapters(run)) == N_USERS
     assert early.items() <= adapters(run).items()
     assert adapters(run) == adapters_of_five_trials(whole)

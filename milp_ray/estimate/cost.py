@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _N_SAMPLED = 256  # layouts that a search's mean is taken over
 _MOST_KEPT_BYTES = 2**30  # of hidden states below the lowest LoRA that training keeps between epochs
-# LoRA is trained in float32 whatever the base's precision, and its files hold that.
+# LoRA is trained in float32 whatever the base's precision.
 LORA_BYTES = 4
 
 

@@ -185,7 +185,7 @@ def _splits(config: Config) -> list[UserSplit]:
     from milp_ray.users.readers import read_users
     from milp_ray.users.splits import split_user
 
-    missing = [str(path) for path in config.users.paths if not path.exists()]
+    missing = [str(path) for path in config.users.paths if isinstance(path, Path) and not path.exists()]
     if missing:
         raise MilpError(
             f"users.paths: {', '.join(missing)} is not there. Give the file, or numbers in its place: "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from milp_ray.config import AdapterPrecision
 from milp_ray.errors import MilpError
 from milp_ray.estimate.cost import (
-    LORA_BYTES,
     Machine,
     Work,
     answering_memory,
@@ -24,14 +24,18 @@ from milp_ray.estimate.inputs import Cohort, KnownBase, Numbers, cohort, known_b
 from milp_ray.estimate.paper import MemoryCurve, RankRow, memory_curve, rank_rows
 from milp_ray.memory.layout import spread
 from milp_ray.memory.space import SearchSpace
+from milp_ray.personalize.layouts.rungs import race_cost
+from milp_ray.personalize.store.precision import stored_bytes
 from milp_ray.training.device_speed import Device, cpu_memory, device, measured_peak
 from milp_ray.training.flops import Placement, Tokens, forward, training_step
+from milp_ray.training.job import PARTS, planned_epochs
 from milp_ray.training.pack_size import ON_CPU
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.training.memory_model import MemoryParts
 
+PRECISIONS: tuple[AdapterPrecision, ...] = get_args(AdapterPrecision)
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -77,11 +81,21 @@ class Estimate:
     training_a_token: float
     rank_rows: list[RankRow]
     curve: MemoryCurve
+    precision: AdapterPrecision
 
     @property
     def adapter_bytes(self) -> int:
-        """Of one adapter of the assumed layout, as stored: float32."""
-        return LORA_BYTES * self.assumed.parameters
+        """Of one adapter of the assumed layout, as it is stored (``personalize.adapter_precision``)."""
+        placement = self.assumed.placement
+        return self.stored_bytes(placement.rank, placement.n_lora_layers)
+
+    def stored_bytes(self, rank: int, n_lora_layers: int, precision: AdapterPrecision | None = None) -> int:
+        """Of an adapter's weights in the store, under a precision (``None``: the configured one)."""
+        shape = self.base.shape
+        n_scales = 2 * rank * len(shape.ffn.modules) * n_lora_layers
+        return stored_bytes(
+            precision or self.precision, shape.adapter_parameters(rank, n_lora_layers), n_scales
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """In plain types, for JSON."""
@@ -108,7 +122,14 @@ class Estimate:
                 for name, found in (("assumed", self.assumed), ("heaviest", self.heaviest))
             },
             "answering_memory": asdict(self.answering) | {"total": self.answering.total},
+            "adapter_precision": self.precision,
             "adapter_bytes": self.adapter_bytes,
+            "adapter_bytes_by_precision": {
+                name: self.stored_bytes(
+                    self.assumed.placement.rank, self.assumed.placement.n_lora_layers, name
+                )
+                for name in PRECISIONS
+            },
             "store_bytes": self.adapter_bytes * self.cohort.n_users,
             "flops_a_token": {"forward": self.forward_a_token, "training": self.training_a_token},
             "trainable_parameters": [asdict(row) for row in self.rank_rows],
@@ -163,6 +184,7 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         at_once=at_once,
     )
     a_user = user_cost(shape, making, users.batch, assumed, deepspeed, min(at_once, users.n_users))
+    a_user = a_user.times(_times_trained(config))
     row = users.batch.largest.longest_row
     return Estimate(
         name=config.name,
@@ -179,6 +201,7 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         training_a_token=training_step(shape, Tokens(1, row, 1), assumed),
         rank_rows=rank_rows(shape, config.space.ranks),
         curve=_curve(config, base, users),
+        precision=config.personalize.adapter_precision,
     )
 
 
@@ -222,6 +245,15 @@ def _assumed(space: SearchSpace, heaviest: Placement, options: Options) -> Place
             )
         lowest = spread(space.n_layers, n_lora_layers)[0]
     return Placement(options.rank or rank, n_lora_layers, lowest)
+
+
+def _times_trained(config: Config) -> float:
+    """How often a user is trained over, counting the layouts that race for one as far as they get."""
+    section = config.personalize
+    if section.layout != "race":
+        return 1.0
+    n_epochs = max(1, planned_epochs(config.training, PARTS))
+    return race_cost(section.race.max_layouts, n_epochs, section.race.reduction)
 
 
 def _device_name(config: Config, options: Options) -> str:

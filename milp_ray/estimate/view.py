@@ -13,7 +13,7 @@ from rich.table import Table
 
 from milp_ray.errors import MilpError
 from milp_ray.estimate.paper_view import heading, plain_table, print_paper, size
-from milp_ray.estimate.result import Estimate, Options, make_estimate
+from milp_ray.estimate.result import PRECISIONS, Estimate, Options, make_estimate
 from milp_ray.report.style import duration
 from milp_ray.training.memory_model import MemoryParts
 
@@ -109,10 +109,16 @@ def _print_facts(console: Console, found: Estimate) -> None:
         f"forward {found.forward_a_token:.3g}; training {found.training_a_token:.3g} "
         f"({_layout_text(found.assumed.placement)})",
     )
+    placement = found.assumed.placement
+    others = ", ".join(
+        f"{size(found.stored_bytes(placement.rank, placement.n_lora_layers, name))} in {name}"
+        for name in PRECISIONS
+        if name != found.precision
+    )
     table.add_row(
         "adapter",
-        f"{found.assumed.parameters:,} parameters, {size(found.adapter_bytes)} as stored (float32; "
-        f"{size(found.adapter_bytes // 2)} in bfloat16)",
+        f"{found.assumed.parameters:,} parameters, {size(found.adapter_bytes)} as stored ({found.precision}; "
+        f"{others})",
     )
     table.add_row("store", f"{size(found.adapter_bytes * users.n_users)} for {users.n_users:,} users")
     console.print(table)
@@ -131,7 +137,7 @@ def _print_parameters(console: Console, found: Estimate) -> None:
             f"{row.one_layer:,}",
             f"{row.half:,}",
             f"{row.all_layers:,}",
-            size(4 * row.all_layers),
+            size(found.stored_bytes(row.rank, shape.n_layers)),
         )
     console.print(table)
 

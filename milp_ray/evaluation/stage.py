@@ -22,8 +22,10 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
 from milp_ray.personalize.batch import users_at_once
-from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterMissingError, AdapterStore
+from milp_ray.personalize.recipe import Maker, Recipe
+from milp_ray.personalize.store import AdapterMissingError, AdapterStore, hash_id
+from milp_ray.personalize.tally import without_particulars
+from milp_ray.personalize.update.journal import refused_updates
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
@@ -67,13 +69,15 @@ def evaluate(
         store: the users' adapters; ``None``: the full method trains them here.
 
     Returns:
-        What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons``
-        (reason → users), ``n_reused`` (users scored by an earlier call) and ``n_without_test``.
+        What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons`` (reason
+        without its particulars → users), ``n_reused`` (users scored by an earlier call), ``n_without_test``,
+        and ``n_kept_versions``: users whose adapter is older than their data, because the guard refused its
+        update; they are scored with that adapter, which is the one that serves them.
 
     Raises:
         MilpError: no user could be scored.
     """
-    ledger = _Ledger(run, recipe, section)
+    ledger = _Ledger(run, recipe, section, store)
     score = partial(_score, store, recipe, section)
     with progress(STAGE, len(splits) if isinstance(splits, Sized) else None, unit="users") as bar:
         with _PartWriter(run.path / PARTS_FOLDER) as parts, _Failures(run.path / FAILED_FILE) as failures:
@@ -99,6 +103,7 @@ def evaluate(
         "failed_reasons": dict(failures.reasons),
         "n_reused": ledger.n_reused,
         "n_without_test": ledger.n_without_test,
+        "n_kept_versions": ledger.n_kept_versions,
     }
 
 
@@ -108,15 +113,18 @@ class _Item:
 
     split: UserSplit
     adapter_fingerprint: str
+    kept_version: int | None = None  # the current one, where the guard refused to bring it up to date
 
 
 class _Ledger:
     """Which users are scored already, by an earlier call, and from what."""
 
-    def __init__(self, run: RunFolder, recipe: Recipe, section: EvaluationSection) -> None:
+    def __init__(
+        self, run: RunFolder, recipe: Recipe, section: EvaluationSection, store: AdapterStore | None
+    ) -> None:
         self._file = run.scores_file
         self._parts = run.path / PARTS_FOLDER
-        self._digest = recipe.digest()
+        self._maker = Maker(recipe)
         self._how = [FORMAT, sorted(section.methods), section.max_new_tokens, *_closed_questions(section)]
         self._scored: dict[str, set[str]] = {}
         for source in self._sources():
@@ -125,20 +133,25 @@ class _Ledger:
         self.wanted: dict[str, str] = {}  # user id → fingerprint of what is to be scored
         self.n_reused = 0
         self.n_without_test = 0
+        self.n_kept_versions = 0
+        self._store = store if "milp" in section.methods else None
+        self._refused = refused_updates(run.updates_file) if self._store is not None else {}
 
     def pending(self, splits: Iterable[UserSplit], on_reused: Any) -> Iterator[_Item]:
         """The users that are still to be scored."""
         for split in splits:
             if split.user_id in self.wanted:
                 continue  # the same id again: the batch has recorded it as a mistake of the data
-            adapter_fingerprint = fingerprint(self._digest, split)
-            self.wanted[split.user_id] = self._fingerprint(split, adapter_fingerprint)
+            adapter_fingerprint = self._maker.of(split).fingerprint
+            kept_version = self._kept_version(split.user_id, adapter_fingerprint)
+            self.wanted[split.user_id] = self._fingerprint(split, adapter_fingerprint, kept_version)
             self.n_without_test += not split.test
+            self.n_kept_versions += kept_version is not None and bool(split.test)
             if self.wanted[split.user_id] in self._scored.get(split.user_id, ()):
                 self.n_reused += 1
                 on_reused()
             else:
-                yield _Item(split, adapter_fingerprint)
+                yield _Item(split, adapter_fingerprint, kept_version)
 
     def merge(self) -> None:
         """Make one file of what is wanted out of the earlier one and the parts."""
@@ -169,9 +182,20 @@ class _Ledger:
         parts = sorted(self._parts.glob("part-*.parquet")) if self._parts.is_dir() else []
         return [path for path in (self._file, *parts) if path.is_file()]
 
-    def _fingerprint(self, split: UserSplit, adapter_fingerprint: str) -> str:
+    def _kept_version(self, user_id: str, adapter_fingerprint: str) -> int | None:
+        """The user's current version, where exactly the update to this data was refused."""
+        refused = self._refused.get(hash_id(user_id))
+        if self._store is None or refused is None or refused.fingerprint != adapter_fingerprint:
+            return None
+        # The batch may have made another one since.
+        versions = self._store.versions(user_id)
+        return refused.version if versions and versions[-1] == refused.version else None
+
+    def _fingerprint(self, split: UserSplit, adapter_fingerprint: str, kept_version: int | None) -> str:
         test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
-        data = [self._how, adapter_fingerprint, split.profile, test]
+        data: list[Any] = [self._how, adapter_fingerprint, split.profile, test]
+        if kept_version is not None:
+            data.append(kept_version)
         return hashlib.sha256(json.dumps(data).encode("ascii")).hexdigest()
 
 
@@ -242,7 +266,7 @@ class _Failures:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self.reasons[str(outcome.reason)] += 1
+        self.reasons[without_particulars(str(outcome.reason))] += 1
 
 
 def _score(
@@ -291,7 +315,7 @@ def _stored(
         raise MilpError(
             "no adapter in the store: the user failed in the personalize stage, or that has not run"
         ) from None
-    if manifest.fingerprint != item.adapter_fingerprint:
+    if manifest.fingerprint != item.adapter_fingerprint and manifest.version != item.kept_version:
         raise MilpError(
             "the stored adapter was made from another layout, recipe or data than this run's; "
             "run the personalize stage again"

@@ -2,7 +2,7 @@
 
 The adapter is trained on the user's history and then on past query → response pairs, under the layout that
 the search has chosen, and answers the query without any history in the prompt. Where the paper departs from
-this: it trains on one user's dialogues with a searched layout of that user; here one layout serves everybody.
+this: it trains on one user's dialogues with a searched layout of that user; here one search serves everybody.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make every user's adapter under one layout: on Ray, in parallel, and never the same one twice.
+"""Make every user's adapter: on Ray, in parallel, and never the same one twice.
 
 A user is finished when the store holds a sound adapter of the same fingerprint (layout, training, prompts,
 base, seed and the user's own data). So a run that was killed goes on with the same command, and after new
@@ -60,6 +60,8 @@ class BatchInterrupted(KeyboardInterrupt):
 class StreamedSplits:
     """The users of a stream, each split in time order when its turn comes and checked to leak nothing.
 
+    ``digest`` is of those that may be trained: who was forgotten or withdrew consent is not in it.
+
     Args:
         stream: where they come from; it is read once.
         section: the shares of a user's examples.
@@ -68,7 +70,10 @@ class StreamedSplits:
     """
 
     def __init__(self, stream: UserStream, section: SplitSection, gate: Gate, store: AdapterStore) -> None:
+        from milp_ray.users.readers import DatasetDigest
+
         self.stream = stream
+        self.digest = DatasetDigest()
         self.n_unserved = 0  # users that have an adapter and may not be served
         self._section = section
         self._gate, self._store = gate, store
@@ -86,6 +91,7 @@ class StreamedSplits:
                 continue
             self.n_unserved += self._gate.note_file([user], [], self._store)
             for admitted in self._gate.admit([user]):
+                self.digest.add(self._gate.remaining(admitted))
                 try:
                     split = self._gate.trimmed(split_user(admitted, self._section))
                     check_no_leak(split)
@@ -102,9 +108,13 @@ def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection)
     )
 
 
-def users_at_once(training: TrainingSection) -> int:
-    """Users that a worker is given at a time: several packs, so that free slots are filled again."""
-    return _PACKS_AT_ONCE * training.pack_size if training.pack_size else MOST_AT_ONCE
+def users_at_once(training: TrainingSection, n_candidates: int = 1) -> int:
+    """Users that a worker is given at a time: several packs, so that free slots are filled again.
+
+    ``n_candidates`` layouts race for each of them.
+    """
+    n_jobs = _PACKS_AT_ONCE * training.pack_size if training.pack_size else MOST_AT_ONCE
+    return max(1, n_jobs // n_candidates)
 
 
 def personalize(
@@ -123,7 +133,7 @@ def personalize(
             with the reason, which never quotes their text.
         splits: users, and records that are none; an iterator is read at most a few thousand ahead of the
             workers (:data:`milp_ray.personalize.hands.LOOKAHEAD`).
-        recipe: layout, base, training, prompts and seed, the same for everybody.
+        recipe: layout or the rule for it, base, training, prompts and seed, the same for everybody.
         section: how many workers, what each is given, how often a lost worker's user is tried again.
         ray: the cluster; a session that is open is used.
         pool: one of :func:`worker_pool` that is open, to pay once for several stages.
@@ -160,7 +170,7 @@ def personalize(
                     _chain(first, pending),
                     key=lambda item: item.split.user_id,
                     size=lambda item: item.size,
-                    at_once=users_at_once(recipe.training),
+                    at_once=users_at_once(recipe.training, recipe.n_candidates),
                 )
                 for outcome in outcomes:
                     tally.ended(outcome)
@@ -172,7 +182,8 @@ def personalize(
         finally:
             tally.summary.seconds = time.perf_counter() - started
             counts = tally.summary.to_dict()
-            log_event("personalized", **{name: n for name, n in counts.items() if name != "reasons"})
+            told = {name: n for name, n in counts.items() if name not in ("reasons", "layouts")}
+            log_event("personalized", **told)
     return tally.summary
 
 

@@ -13,8 +13,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.layouts.tally import layout_counts
+from milp_ray.personalize.recipe import Made, Maker, Recipe
+from milp_ray.personalize.store import AdapterStore, Manifest
 from milp_ray.personalize.tally import Tally
 from milp_ray.personalize.worker import safe_reason
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
@@ -31,8 +32,13 @@ class Item:
     """One user on the way to a worker."""
 
     split: UserSplit
-    fingerprint: str
+    made: Made
     parts: frozenset[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the adapter is made from."""
+        return self.made.fingerprint
 
     @property
     def size(self) -> int:
@@ -63,23 +69,24 @@ class Intake:
 
     def items(self, users: Iterable[UserSplit | Problem]) -> Iterator[Item]:
         """The users that have no sound adapter of this recipe and of their data, in the order given."""
-        digest = self._recipe.digest()
-        items = (item for user in users if (item := self._admitted(user, digest)) is not None)
+        maker = Maker(self._recipe)
+        items = (item for user in users if (item := self._admitted(user, maker)) is not None)
         with ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="store") as threads:
-            waiting: deque[tuple[Item, Future[bool]]] = deque()
+            waiting: deque[tuple[Item, Future[Manifest | None]]] = deque()
             while True:
                 for item in itertools.islice(items, _LOOK_UPS - len(waiting)):
-                    has = threads.submit(self._store.has, item.split.user_id, item.fingerprint)
-                    waiting.append((item, has))
+                    found = threads.submit(self._store.find, item.split.user_id, item.fingerprint)
+                    waiting.append((item, found))
                 if not waiting:
                     return
-                item, has = waiting.popleft()
-                if has.result():
-                    self._tally.skipped()
+                item, found = waiting.popleft()
+                manifest = found.result()
+                if manifest is not None:
+                    self._tally.skipped(layout_counts(item.made.decision, manifest))
                 else:
                     yield item
 
-    def _admitted(self, user: UserSplit | Problem, digest: str) -> Item | None:
+    def _admitted(self, user: UserSplit | Problem, maker: Maker) -> Item | None:
         if isinstance(user, Problem):
             self._refuse(user)
             return None
@@ -100,7 +107,7 @@ class Intake:
                     f"the user has {size:,} characters to train on, and personalize.max_characters is "
                     f"{most:,}; shorten the history, or raise that"
                 )
-            return Item(user, fingerprint(digest, user), parts)
+            return Item(user, maker.of(user), parts)
         except MilpError as error:
             self._tally.failed(user_id, "NoData" if not parts else "TooLong", str(error))
         except Exception as error:

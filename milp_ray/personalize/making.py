@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.beside import Beside
 from milp_ray.personalize.intake import Item
+from milp_ray.personalize.layouts.race import Entrant, train_decided
+from milp_ray.personalize.layouts.tally import layout_counts
 from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, KeyProblemError, StoreUnavailableError, hash_id
@@ -46,31 +48,27 @@ def make_adapters(
     Raises:
         CannotGoOnError: the store cannot be read or written.
     """
-    from milp_ray.training.job import Job
-    from milp_ray.training.train import train
-
     places: dict[str, int] = {}
-    jobs: list[Job] = []
+    entrants: list[Entrant] = []
     for place, item in enumerate(items):
         user_id = item.split.user_id
         with _ends_all():
             if store.has(user_id, item.fingerprint):
                 # An earlier worker was lost after it had published and before its reply arrived.
-                report(place, _made(store, user_id))
+                report(place, _made(store, item))
                 continue
-        job_id, seed = hash_id(user_id), recipe.seed_of(user_id)
-        places[job_id] = place
-        jobs.append(Job(job_id, item.split, recipe.layout, item.parts, seed))
+        key, seed = hash_id(user_id), recipe.seed_of(user_id)
+        places[key] = place
+        entrants.append(Entrant(key, item.split, item.parts, seed, item.made.decision))
 
-    digest = recipe.digest()
-
-    def keep(result: JobResult) -> None:
-        place = places[result.job_id]
-        made_from = Provenance.of(digest, items[place].split)
+    def ended(key: str, result: JobResult, facts: Mapping[str, Any]) -> None:
+        place = places[key]
+        item = items[place]
+        made_from = Provenance.of(item.made.digest, item.split)
         try:
             with _ends_all():
-                publish(store, recipe, base, items[place], result, made_from)
-                made = _made(store, items[place].split.user_id)
+                publish(store, recipe, base, item, result, made_from, facts)
+                made = _made(store, item)
         except MilpError as error:
             report(place, error)
         else:
@@ -78,14 +76,14 @@ def make_adapters(
 
     # A GPU would wait meanwhile. On a CPU the thread would take the interpreter from training, which costs
     # more than it gains: small models spend much of their time in Python.
-    with Beside(keep) if base.engine_device.type == "cuda" else nullcontext(keep) as on_result:
-        train(
+    with Beside(ended) if base.engine_device.type == "cuda" else nullcontext(ended) as on_result:
+        train_decided(
             base,
-            jobs,
+            entrants,
             recipe.training,
             recipe.prompt,
             on_result=on_result,
-            on_failure=lambda job_id, error: report(places[job_id], error),
+            on_failure=lambda key, error: report(places[key], error),
         )
 
 
@@ -150,10 +148,11 @@ def _ends_all() -> Iterator[None]:
         raise CannotGoOnError(str(error)) from error
 
 
-def _made(store: AdapterStore, user_id: str) -> dict[str, Any]:
-    manifest = store.manifest(user_id)
+def _made(store: AdapterStore, item: Item) -> dict[str, Any]:
+    manifest = store.manifest(item.split.user_id)
     numbers = {name: manifest.meta[name] for name in ("steps", "tokens", "seconds", "peak_rss_mib")}
-    return {"version": manifest.version, "bytes": manifest.n_bytes, **numbers}
+    counts = layout_counts(item.made.decision, manifest)
+    return {"version": manifest.version, "bytes": manifest.n_bytes, "layout": counts, **numbers}
 
 
 def _finite(value: Any) -> Any:

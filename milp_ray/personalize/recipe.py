@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.data import EMBEDDED_BASE
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.personalize.layouts.rule import FOR_ALL, Candidate, Decision, LayoutRule
+from milp_ray.users.records import Example, UserSplit
 
 if TYPE_CHECKING:
     from milp_ray.config import BaseSection, PromptSection, TrainingSection
-from milp_ray.users.records import Example, UserSplit
 
 FINGERPRINT_FORMAT = 1  # raised when training changes so that the same recipe gives other adapters
 
@@ -25,26 +26,52 @@ _N_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything but the user's own data that decides about the bits of an adapter."""
+    """Everything but the user's own data that decides about the bits of an adapter.
+
+    ``layout`` is the one that was chosen for all; ``rule`` decides on each user's, where it need not be that.
+    """
 
     layout: CanonicalLayout
     base: BaseSection
     training: TrainingSection
     prompt: PromptSection
     seed: int
+    rule: LayoutRule | None = None
 
-    def digest(self) -> str:
-        """Hash of the recipe, the base's files included; computed once for many users."""
-        return _hash(
-            {
-                "format": FINGERPRINT_FORMAT,
-                "layout": self.layout.to_dict(),
-                "base": base_identity(self.base),
-                "training": self.training.model_dump(mode="json", exclude={"pack_size"}),
-                "prompt": self.prompt.model_dump(mode="json"),
-                "seed": self.seed,
-            }
-        )
+    def digest(self, decision: Decision | None = None) -> str:
+        """Hash of the recipe, the base's files included, for the users of a decision.
+
+        A layout gives the same hash whichever way it was decided on, so that changing the mode makes only
+        those adapters again that have another layout now. A race, whose winner is not known before, has a
+        hash of its own.
+        """
+        layout = self.layout if decision is None else decision.candidates[0].layout
+        made_from: dict[str, Any] = {
+            "format": FINGERPRINT_FORMAT,
+            "layout": layout.to_dict(),
+            "base": base_identity(self.base),
+            "training": self.training.model_dump(mode="json", exclude={"pack_size"}),
+            "prompt": self.prompt.model_dump(mode="json"),
+            "seed": self.seed,
+        }
+        if decision is not None and decision.is_race:
+            entered = [layout.to_dict() for layout in decision.layouts]
+            made_from["race"] = {"layouts": entered, "reduction": decision.reduction}
+        return _hash(made_from)
+
+    @property
+    def n_candidates(self) -> int:
+        """Most layouts that a user is trained under."""
+        if self.rule is None or self.rule.mode != "race":
+            return 1
+        return 1 + len(self.rule.others)
+
+    def decide(self, split: UserSplit) -> Decision:
+        """Which layout a user is trained under, or which ones race for it."""
+        if self.rule is None:
+            own = Candidate(self.layout, 0)  # nobody asks for its size where there is no other
+            return Decision((own,), own, "chosen", FOR_ALL)
+        return self.rule.decide(split)
 
     def seed_of(self, user_id: str) -> int:
         """The user's own seed: the same whatever the other users, the workers and the order."""
@@ -64,6 +91,31 @@ class Recipe:
         if split.train and instruction_epochs:
             parts.add("instruction")
         return frozenset(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a user's adapter is made from: the decision, the recipe's digest for it, and the fingerprint."""
+
+    decision: Decision
+    digest: str
+    fingerprint: str
+
+
+class Maker:
+    """Says of user after user what their adapter is made from; the base is hashed once a layout."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._digests: dict[tuple[CanonicalLayout, ...], str] = {}
+
+    def of(self, split: UserSplit) -> Made:
+        """What is to be made for a user; pure in the user's data and the recipe."""
+        decision = self._recipe.decide(split)
+        digest = self._digests.get(decision.layouts)
+        if digest is None:
+            digest = self._digests[decision.layouts] = self._recipe.digest(decision)
+        return Made(decision, digest, fingerprint(digest, split))
 
 
 def fingerprint(recipe_digest: str, split: UserSplit) -> str:

@@ -6,11 +6,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from milp_ray.personalize.hands import Outcome
+from milp_ray.personalize.layouts.tally import LayoutTally
+from milp_ray.personalize.store import hash_id
 from milp_ray.progress import Progress
 from milp_ray.telemetry import log_event
 
@@ -18,7 +20,7 @@ from milp_ray.telemetry import log_event
 MOST_REASONS = 50
 OTHER_REASONS = "other reasons"
 # What differs between two users of the same reason: numbers, names in quotation marks.
-_PARTICULARS = re.compile(r"\d[\d.,]*")
+_PARTICULARS = re.compile(r'"(?:[^"\\]|\\.)*"|\d[\d.,]*')
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class BatchSummary:
     peak_rss_mib: float = 0.0  # of the largest worker
     interrupted: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of failures, without their particulars
+    layouts: LayoutTally = field(default_factory=LayoutTally)  # of users whose layout was decided on
 
     @property
     def n_users(self) -> int:
@@ -46,7 +49,14 @@ class BatchSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """The counts in plain types, the reasons with the most frequent first."""
-        return {"n_users": self.n_users, **asdict(self), "reasons": dict(self.reasons.most_common())}
+        counts = asdict(replace(self, reasons=Counter(), layouts=LayoutTally()))
+        reasons = dict(self.reasons.most_common())
+        return {"n_users": self.n_users, **counts, "reasons": reasons, "layouts": self.layouts.to_dict()}
+
+
+def without_particulars(reason: str) -> str:
+    """A reason as it is the same for all users that fail for it: no numbers, and no ids in it."""
+    return _PARTICULARS.sub("…", reason)
 
 
 class Tally:
@@ -69,9 +79,10 @@ class Tally:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def skipped(self) -> None:
-        """A user whose adapter is there already."""
+    def skipped(self, layout: Mapping[str, Any] | None = None) -> None:
+        """A user whose adapter is there already; ``layout`` is what was decided on it, if anything was."""
         self.summary.skipped += 1
+        self.summary.layouts.add(layout)
         self._show(worked=False)
 
     def withdrawn(self) -> None:
@@ -99,7 +110,8 @@ class Tally:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._show(worked=attempts > 0)
-        log_event("user_failed", user=user_id, error=error, attempts=attempts, place=place)
+        user = None if user_id is None else hash_id(user_id)
+        log_event("user_failed", user=user, error=error, attempts=attempts, place=place)
 
     def ended(self, outcome: Outcome) -> None:
         """A user that a worker was given."""
@@ -114,9 +126,11 @@ class Tally:
         summary.tokens += made["tokens"]
         summary.bytes += made["bytes"]
         summary.training_seconds += made["seconds"]
+        summary.layouts.add(made.get("layout"))
         summary.peak_rss_mib = max(summary.peak_rss_mib, made["peak_rss_mib"])
         self._show(worked=True)
-        log_event("adapter_made", user=outcome.key, worker=outcome.worker, seconds=round(outcome.seconds, 3))
+        user, seconds = hash_id(outcome.key), round(outcome.seconds, 3)
+        log_event("adapter_made", user=user, worker=outcome.worker, seconds=seconds)
 
     def expect(self, total: int | None) -> None:
         """Say how many users there will probably be."""
@@ -124,7 +138,7 @@ class Tally:
             self._bar.set_total(max(total, self.summary.n_users))
 
     def _count_reason(self, reason: str) -> None:
-        general = _PARTICULARS.sub("…", reason)
+        general = without_particulars(reason)
         known = self.summary.reasons
         known[general if general in known or len(known) < MOST_REASONS else OTHER_REASONS] += 1
 

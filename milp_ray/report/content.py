@@ -82,11 +82,17 @@ class ReportContent:
     leakage: Mapping[str, Any] | None = None  # what leakage.json holds
     ability: Mapping[str, Any] | None = None  # as milp_ray.evaluation.ability gives it
     win_rates: Sequence[Mapping[str, Any]] = ()  # as milp_ray.evaluation.win_rate gives them
+    layouts: Mapping[str, Any] | None = None  # of the last batch, where users need not have the same one
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # stage → reason → users
     versions: Mapping[str, Any] = field(default_factory=dict)
     config_yaml: str = ""
+
+    @property
+    def n_kept_versions(self) -> int:
+        """Users scored with an adapter older than their data, because the guard refused its update."""
+        return int((self.versions.get("evaluate") or {}).get("n_kept_versions", 0))
 
 
 def read_content(run: RunFolder) -> ReportContent:
@@ -120,6 +126,7 @@ def read_content(run: RunFolder) -> ReportContent:
 
     failed_files = {"personalize": run.failed_file, "evaluate": run.path / FAILED_FILE}
     failures = {stage: failed_reasons(path) for stage, path in failed_files.items()}
+    versions = json.loads(run.versions_file.read_text("utf-8")) if run.versions_file.is_file() else {}
     return ReportContent(
         name=config.name,
         study=study,
@@ -128,10 +135,11 @@ def read_content(run: RunFolder) -> ReportContent:
         leakage=json.loads(run.leakage_file.read_text("utf-8")) if run.leakage_file.is_file() else None,
         ability=ability,
         win_rates=win_rates,
+        layouts=(versions.get("personalize") or {}).get("layouts"),
         seconds=run.seconds(),
         peak_rss_mib=run.peak_memory() or None,
         failures={stage: reasons for stage, reasons in failures.items() if reasons},
-        versions=json.loads(run.versions_file.read_text("utf-8")) if run.versions_file.is_file() else {},
+        versions=versions,
         config_yaml=run.config_file.read_text("utf-8"),
     )
 
@@ -252,6 +260,7 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "leakage": dict(content.leakage) if content.leakage else None,
         "ability": dict(content.ability) if content.ability else None,
         "win_rates": [dict(rate) for rate in content.win_rates] or None,
+        "n_kept_versions": content.n_kept_versions if comparison else None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),
         "peak_rss_mib": content.peak_rss_mib,

@@ -25,6 +25,7 @@ from milp_ray.evaluation.together import present
 from milp_ray.methods import INFO
 from milp_ray.report.ability_text import ability_table, ability_verdict
 from milp_ray.report.html_table import Cell, HtmlTable, Row
+from milp_ray.report.layouts_text import layout_sentences, layout_table
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
 from milp_ray.report.study_text import cost_sentences, front_table, importance_table
 from milp_ray.report.style import duration, method_colour, thousands
@@ -69,6 +70,8 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         ability_table=ability_table(content.ability) if content.ability else None,
         ability_verdict=ability_verdict(content.ability) if content.ability else "",
         win_rate_table=win_rate_table(content.win_rates),
+        layout_table=layout_table(content.layouts) if content.layouts else None,
+        layout_sentences=layout_sentences(content.layouts) if content.layouts else [],
         leakage_table=leakage_table(content.leakage) if content.leakage else None,
         leakage_verdict=leakage_verdict(content.leakage) if content.leakage else "",
         costs=cost_sentences(content.study.status) if content.study else [],

@@ -8,6 +8,7 @@ The journal is the truth of a search. A study killed at any moment resumes from 
 :func:`replay` makes of its lines is all the state there is. Events, in the order in which a trial meets them:
 
     study_started    digest of what decides the results, the space, objectives, seed
+    users_described  values (traits of the probe users, by which similar users are known; no texts)
     session_started  n_slots (trials that may run at once): a process takes the study up
     batch_asked      batch, n, pending (indices of the trials that are proposed around, results not used)
     batch_proposed   batch, seconds from asking to the answer
@@ -39,6 +40,8 @@ from typing import Any, Literal, TextIO
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.rungs import RungRecord
+
+BY_USER = "_by_user"  # the end of the names of values that are one a probe user
 
 TrialStatus = Literal["suggested", "started", "completed", "stopped", "failed"]
 Event = Mapping[str, Any]
@@ -79,6 +82,8 @@ class StudyState:
 
     ``keys`` are the canonical keys of all trials, whatever became of them; ``asked`` is the batch that was
     asked for last and has not been proposed; ``rungs`` are the values of partial training, as journalled.
+    ``probe_traits`` are the probe users' traits by name, in their order (``None`` for one who was forgotten);
+    a study of an earlier version has none.
     """
 
     header: dict[str, Any] | None = None
@@ -86,6 +91,7 @@ class StudyState:
     keys: set[str] = field(default_factory=set)
     asked: AskedBatch | None = None
     rungs: list[RungRecord] = field(default_factory=list)
+    probe_traits: dict[str, list[float | None]] = field(default_factory=dict)
     finished: str | None = None  # the reason, once the study is finished
 
     def apply(self, event: Event) -> None:
@@ -118,6 +124,9 @@ class StudyState:
             self.asked = None
         elif kind == "trial_rung":
             self.rungs.append(RungRecord.from_dict({**event, **event["values"]}, trial=event["index"]))
+        elif kind == "users_described":
+            values = event["values"].items()
+            self.probe_traits = {name.removesuffix(BY_USER): list(own) for name, own in values}
         elif kind in ("session_started", "session_ended"):
             pass  # of interest to whoever measures the search, not to its state
         elif kind == "study_finished":

@@ -21,11 +21,12 @@ from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import ADAPTER_PARAMETERS
 from milp_ray.search.conductor import Conductor, StudyProgress
-from milp_ray.search.journal import Journal, StudyState
+from milp_ray.search.journal import BY_USER, Journal, StudyState
 from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
 from milp_ray.search.warm_start import EarlierStudy, fingerprint, load_earlier, portfolio
+from milp_ray.users.traits import TRAITS, user_traits
 
 if TYPE_CHECKING:
     from ray.tune import Trainable
@@ -112,6 +113,7 @@ def run_study(
     earlier = load_earlier(settings.search.warm_start, space, settings.search.objectives)
     with Journal(folder / JOURNAL_FILE) as journal:
         _check_header(journal, _header(settings, space, shapes, task, earlier))
+        _describe_users(journal, splits)
         if not _is_done(journal.state, settings.search, space):
             try:
                 _search(folder, journal, space, settings, task, earlier, on_progress, trainable)
@@ -384,6 +386,15 @@ def _check_header(journal: Journal, header: dict[str, Any]) -> None:
             f"{journal.path} is the journal of another search ({what}): use another run name, "
             "or remove the study folder to search afresh"
         )
+
+
+def _describe_users(journal: Journal, splits: Sequence[UserSplit]) -> None:
+    """Record by what similar users are known, once; also in a study that an earlier version began."""
+    if journal.state.probe_traits:
+        return
+    rows = [user_traits(split) for split in splits]
+    columns = zip(TRAITS, zip(*rows, strict=True), strict=True)
+    journal.append("users_described", values={f"{name}{BY_USER}": list(own) for name, own in columns})
 
 
 def _is_done(state: StudyState, section: SearchSection, space: SearchSpace) -> bool:

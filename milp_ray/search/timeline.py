@@ -24,6 +24,7 @@ from typing import Any, Literal
 Event = Mapping[str, Any]
 LifeStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
 
+_BEFORE_A_SESSION = ("users_described", "session_started")
 _ENDS: dict[str, LifeStatus] = {
     "trial_completed": "completed",
     "trial_stopped": "stopped",
@@ -90,6 +91,8 @@ def sessions(events: Sequence[Event]) -> list[Session]:
     """The study's sessions in order; none before Tune has started."""
     found: list[Session] = []
     for event, time in zip(events, event_times(events), strict=True):
+        if event["event"] == "users_described":
+            continue  # once, before a session; no part of the one before
         if event["event"] == "session_started":
             n_slots = int(event["n_slots"])
             found.append(Session(time, time, n_slots, int(event.get("n_processes", n_slots))))
@@ -171,7 +174,7 @@ def idle_share(events: Sequence[Event], n_trials: int | None = None) -> float | 
         elif kind in _ENDS:
             unfinished.discard(event["index"])
         is_last = position + 1 == len(events)
-        if is_last or not to_come[position] or events[position + 1]["event"] == "session_started":
+        if is_last or not to_come[position] or events[position + 1]["event"] in _BEFORE_A_SESSION:
             continue
         seconds = times[position + 1] - times[position]
         total += n_slots * seconds

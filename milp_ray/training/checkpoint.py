@@ -6,13 +6,14 @@ its header. It is continued only by the very same job: ``fingerprint`` says what
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,53 @@ class Progress:
         self.stage = stage
         self.epoch = self.stage_steps = self.n_worse = 0
         self.best_loss = None
+
+
+class Checkpoint(Protocol):
+    """Where one job is kept."""
+
+    def write(self, progress: Progress, tensors: Tensors) -> None:
+        """Replace what was kept."""
+
+    def read(self, fingerprint: str) -> tuple[Progress, Tensors] | None:
+        """What was written last, or ``None`` if nothing was or it belongs to a job made from other things."""
+
+
+class KeptJobs:
+    """Jobs that pause, in this process's memory: nothing of a user reaches a disk, and a kill forgets all."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Progress, Tensors]] = {}
+
+    def forget(self, job_id: str) -> None:
+        """Nobody goes on with a job."""
+        self.found.pop(job_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _InMemory:
+    """The checkpoint of one of :class:`KeptJobs`."""
+
+    kept: KeptJobs
+    job_id: str
+
+    def write(self, progress: Progress, tensors: Tensors) -> None:
+        # The tensors are copies already; the progress is the job's own, which goes on.
+        self.kept.found[self.job_id] = copy.deepcopy(progress), dict(tensors)
+
+    def read(self, fingerprint: str) -> tuple[Progress, Tensors] | None:
+        progress, tensors = self.kept.found.get(self.job_id, (None, {}))
+        if progress is None or progress.fingerprint != fingerprint:
+            return None
+        return copy.deepcopy(progress), dict(tensors)
+
+    def remove(self) -> None:
+        self.kept.forget(self.job_id)
+
+
+def checkpoint_at(place: Path | KeptJobs, job_id: str) -> CheckpointFile | _InMemory:
+    """Where a job is kept, in a folder or in memory."""
+    return _InMemory(place, job_id) if isinstance(place, KeptJobs) else CheckpointFile(place, job_id)
 
 
 class CheckpointFile:

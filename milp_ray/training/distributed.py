@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from milp_ray.training.checkpoint import CheckpointFile, Progress, Tensors
+from milp_ray.training.checkpoint import Checkpoint, Progress, Tensors
 from milp_ray.training.data import Batch, Sequence, chunks, make_batch, make_batches, pieces
 from milp_ray.training.loss import sequence_losses
 
@@ -187,7 +187,7 @@ class SharedCheckpointFile:
     removed like any other.
     """
 
-    def __init__(self, file: CheckpointFile, processes: Processes, device: torch.device) -> None:
+    def __init__(self, file: Checkpoint, processes: Processes, device: torch.device) -> None:
         self._file = file
         self._processes = processes
         self._device = device
@@ -241,9 +241,7 @@ def _is_common(name: str) -> bool:
     return name.startswith(("lora.", "best."))
 
 
-def checkpoint_of(
-    file: CheckpointFile | None, processes: Processes, device: torch.device
-) -> CheckpointFile | SharedCheckpointFile | None:
+def checkpoint_of(file: Checkpoint | None, processes: Processes, device: torch.device) -> Checkpoint | None:
     """Where a job is kept, whatever the number of processes that train it."""
     if file is None or processes.size == 1:
         return file

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from milp_ray.training.checkpoint import Progress, Tensors
+from milp_ray.training.checkpoint import KeptJobs, Progress, Tensors
 from milp_ray.training.job import Job
 
 
@@ -25,7 +25,7 @@ class Ended:
 class Hooks:
     """What :func:`milp_ray.training.train.train` was asked to do beside training."""
 
-    checkpoint_dir: Path | None = None
+    checkpoint_dir: Path | KeptJobs | None = None
     on_progress: Callable[[str, int, int], None] | None = None
     on_epoch: Callable[[str, int, Tensors], None] | None = None
     validate_every_epoch: bool = False

@@ -21,7 +21,7 @@ import torch
 
 from milp_ray.errors import MilpError
 from milp_ray.memory.lora import lora_alpha, target_modules
-from milp_ray.training.checkpoint import CheckpointFile, Progress, Tensors
+from milp_ray.training.checkpoint import Progress, Tensors, checkpoint_at
 from milp_ray.training.distributed import Processes
 from milp_ray.training.engine import engine_around
 from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
@@ -235,7 +235,7 @@ class Pack:
         slot = rack.free.pop()
         found = None
         if self._hooks.checkpoint_dir is not None:
-            found = CheckpointFile(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
+            found = checkpoint_at(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
         progress, tensors = found or (Progress(plan.fingerprint), {})
         slot_job = SlotJob(plan, rack, slot, progress, until_epoch)
         if found is None:
@@ -447,7 +447,7 @@ class Pack:
         tensors = {f"lora.{name}": t for name, t in rack.read(slot).items()}
         tensors |= {f"best.{name}": t for name, t in slot_job.best.items()}
         tensors |= {f"moments.{name}": t for name, t in rack.moments(slot).items()}
-        CheckpointFile(self._hooks.checkpoint_dir, slot_job.plan.job.job_id).write(slot_job.progress, tensors)
+        checkpoint_at(self._hooks.checkpoint_dir, slot_job.plan.job.job_id).write(slot_job.progress, tensors)
 
 
 def _part(tensors: Tensors, head: str) -> Tensors:

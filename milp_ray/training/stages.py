@@ -19,14 +19,14 @@ from milp_ray.config import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.training.adapters import load_tensors, lora_parameters, read_tensors
 from milp_ray.training.checkpoint import (
-    CheckpointFile,
+    Checkpoint,
     Progress,
     Tensors,
     optimizer_tensors,
     restore_optimizer,
 )
 from milp_ray.training.data import Sequence, epoch_plan
-from milp_ray.training.distributed import Processes, SharedCheckpointFile, Window, checkpoint_of
+from milp_ray.training.distributed import Processes, Window, checkpoint_of
 from milp_ray.training.engine import copy_to_scatter, deepspeed_engine, inner_optimizer, stepped_parameters
 from milp_ray.training.frozen import frozen_prefix
 from milp_ray.training.job import Stage
@@ -58,7 +58,7 @@ class JobTraining:
     section: TrainingSection
     seed: int
     fingerprint: str
-    checkpoint: CheckpointFile | None = None
+    checkpoint: Checkpoint | None = None
     on_step: StepCallback | None = None
     on_epoch: EpochCallback | None = None
     validate_every_epoch: bool = False
@@ -66,7 +66,7 @@ class JobTraining:
     processes: Processes = field(default_factory=Processes.here, init=False)
 
     @cached_property
-    def _kept(self) -> CheckpointFile | SharedCheckpointFile | None:
+    def _kept(self) -> Checkpoint | None:
         return checkpoint_of(self.checkpoint, self.processes, self._on_engine.device)
 
     @cached_property

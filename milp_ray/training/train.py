@@ -24,7 +24,7 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, adapter_config, injected, load_tensors, read_tensors
 from milp_ray.training.base import Base
-from milp_ray.training.checkpoint import CheckpointFile, Progress
+from milp_ray.training.checkpoint import KeptJobs, Progress, checkpoint_at
 from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import Job, JobResult, PausedJob, check_job, plan_job
 
@@ -46,7 +46,7 @@ def train(
     section: TrainingSection,
     prompt: PromptSection,
     *,
-    checkpoint_dir: Path | None = None,
+    checkpoint_dir: Path | KeptJobs | None = None,
     on_progress: OnProgress | None = None,
     on_epoch: OnEpoch | None = None,
     validate_every_epoch: bool = False,
@@ -63,6 +63,7 @@ def train(
         prompt: the fixed phrases around a user's texts.
         checkpoint_dir: where an unfinished job is kept after every epoch. A job that finds its own checkpoint
             goes on from it and ends with the same bits; one that ends removes it. ``None``: nothing is kept.
+            :class:`~milp_ray.training.checkpoint.KeptJobs` keeps them in memory.
         on_progress: called with (job_id, steps done, steps of the whole job) after every optimizer step.
         on_epoch: called with (job_id, epochs done in the stage, the LoRA weights then) after every epoch; the
             weights are copies on the CPU, named as in PEFT's files.
@@ -82,7 +83,7 @@ def train(
 
     def ended(job: Ended) -> None:
         if checkpoint_dir is not None:
-            CheckpointFile(checkpoint_dir, job.job.job_id).remove()
+            checkpoint_at(checkpoint_dir, job.job.job_id).remove()
         result = result_of(base, job, section)
         if on_result is None:
             found[result.job_id] = result
@@ -108,8 +109,9 @@ def train_until(
     prompt: PromptSection,
     *,
     epoch: int,
-    checkpoint_dir: Path,
+    checkpoint_dir: Path | KeptJobs,
     on_progress: OnProgress | None = None,
+    on_failure: OnFailure | None = None,
 ) -> list[PausedJob]:
     """Train each job until ``epoch`` epochs of its plan are done, measure it there and keep it.
 
@@ -126,6 +128,7 @@ def train_until(
         checkpoint_dir: keeps each job where it pauses; one that was killed on the way there begins again from
             its last pause.
         on_progress: as in :func:`train`.
+        on_failure: as in :func:`train`; a job that fails has no entry in the list.
 
     Raises:
         ValueError: ``epoch`` is below 1.
@@ -140,7 +143,7 @@ def train_until(
 
     hooks = Hooks(checkpoint_dir, on_progress, checkpoint_every_epoch=False, until_epoch=epoch)
     _check_ids(jobs)
-    _train_all(base, jobs, section, prompt, hooks, ended, None)
+    _train_all(base, jobs, section, prompt, hooks, ended, on_failure)
     return _in_order(jobs, found)
 
 
@@ -226,7 +229,7 @@ def _training(
             section=plan.section,
             seed=job.seed,
             fingerprint=plan.fingerprint,
-            checkpoint=CheckpointFile(folder, job.job_id) if folder is not None else None,
+            checkpoint=checkpoint_at(folder, job.job_id) if folder is not None else None,
             on_step=(lambda i, n: on_progress(job.job_id, i, n)) if on_progress is not None else None,
             on_epoch=(lambda i, tensors: on_epoch(job.job_id, i, tensors)) if on_epoch is not None else None,
             validate_every_epoch=hooks.validate_every_epoch,

@@ -16,12 +16,21 @@ from milp_ray.users.jsonl import read_jsonl, read_parquet
 from milp_ray.users.malp import read_malp
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
 from milp_ray.users.records import Example, User
-from milp_ray.users.sources import check_file
+from milp_ray.users.sources import UsersFile, check_file, files_at, shown_source
+from milp_ray.users.stream import UserStream
 
 if TYPE_CHECKING:
     from milp_ray.config import UsersSection
 
-__all__ = ["LoadedUsers", "Problem", "dataset_hash", "iterate_users", "read_users", "user_hash"]
+__all__ = [
+    "DatasetDigest",
+    "LoadedUsers",
+    "Problem",
+    "dataset_hash",
+    "iterate_users",
+    "read_users",
+    "user_hash",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +86,67 @@ def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterat
     Raises:
         MilpError: a path is missing or of another format.
     """
-    for path in section.paths:
-        check_file(path)
     first_seen: dict[str, str] = {}
     withdrawn: set[str] = set()
-    for path in section.paths:
-        for line, item in _READERS[section.format](path, unknown_fields):
-            if isinstance(item, Problem):
-                if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
-                    withdrawn.add(item.user_id)
-                yield item
-            elif item.user_id in withdrawn:
-                yield Problem(path, line, CONSENT_WITHDRAWN, item.user_id)
-            elif item.user_id in first_seen:
-                reason = f"user_id was given before, at {first_seen[item.user_id]}"
-                yield Problem(path, line, reason, item.user_id)
-            else:
-                first_seen[item.user_id] = f"{path.name}:{line}"
-                yield item
+    for path, line, item in _records(section, unknown_fields):
+        if isinstance(item, Problem):
+            if item.reason == CONSENT_WITHDRAWN and item.user_id is not None:
+                withdrawn.add(item.user_id)
+            yield item
+        elif item.user_id in withdrawn:
+            yield Problem(path, line, CONSENT_WITHDRAWN, item.user_id)
+        elif item.user_id in first_seen:
+            reason = f"user_id was given before, at {first_seen[item.user_id]}"
+            yield Problem(path, line, reason, item.user_id)
+        else:
+            first_seen[item.user_id] = f"{Path(path).name}:{line}"
+            yield item
+
+
+def _records(
+    section: UsersSection, unknown_fields: Counter[str]
+) -> Iterator[tuple[Path | str, int, User | Problem]]:
+    """Every record with its file's path or URI and its line; all files are found before one is read."""
+    found: list[Path | list[UsersFile]] = []
+    for source in section.paths:
+        if isinstance(source, Path):
+            check_file(source)
+            found.append(source)
+        else:
+            found.append(files_at(source, section.format))
+    for one in found:
+        if isinstance(one, Path):
+            for line, item in _READERS[section.format](one, unknown_fields):
+                yield one, line, item
+        else:
+            stream = UserStream(one)
+            for file, line, item in stream.records():
+                yield file.name, line, item
+            unknown_fields.update(stream.unknown_fields)
+
+
+class DatasetDigest:
+    """:func:`dataset_hash` of users that come one by one."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.n_users = 0
+
+    def add(self, user: User) -> None:
+        """Take the next user in."""
+        self._digest.update(bytes.fromhex(user_hash(user)))
+        self.n_users += 1
+
+    def hexdigest(self) -> str:
+        """The hash of the users so far."""
+        return self._digest.hexdigest()
 
 
 def dataset_hash(users: Iterable[User]) -> str:
     """SHA-256, in hex, over the users' contents in their order; the format they came in does not count."""
-    digest = hashlib.sha256()
+    digest = DatasetDigest()
     for user in users:
-        digest.update(bytes.fromhex(user_hash(user)))
+        digest.add(user)
     return digest.hexdigest()
 
 
@@ -144,7 +189,7 @@ def _embedded(section: UsersSection, seed: int) -> list[User]:
 
 
 def _no_users(section: UsersSection, problems: list[Problem]) -> str:
-    files = ", ".join(str(path) for path in section.paths)
+    files = ", ".join(map(shown_source, section.paths))
     if not problems:
         return f"users.paths: {files} hold no record; name files with users in the format {section.format}"
     return (

@@ -84,77 +84,110 @@ class _Forward(io.RawIOBase):
         super().close()
 
 
+class SourceMissingError(MilpError):
+    """A path or URI at which there are no users: the mistake of a configuration, or a file that has gone."""
+
+
 def find_users_files(uris: Iterable[str]) -> list[UsersFile]:
     """The users files that paths and URIs mean; what each holds is told by its name.
 
     Raises:
         MilpError: there is nothing, nothing readable, or no users file.
     """
-    found = [file for uri in uris for file in _find(uri)]
+    found = [file for uri in uris for file in _find(uri, "--users")]
     if not found:
         raise MilpError("--users names nothing; give a file, a folder or a URI")
     return found
 
 
 def named_files(section: UsersSection) -> list[UsersFile]:
-    """The files of a configuration's users, in its format.
+    """The files of a configuration's users, in its format; a folder that a URI names is what is in it.
 
     Raises:
-        MilpError: a path is missing, or the format is none of files that can be streamed.
+        SourceMissingError: there is nothing at a path or URI.
+        MilpError: a URI cannot be opened, or the format is none of files that can be streamed.
     """
     if section.format not in ("jsonl", "parquet"):
         raise MilpError(f"users.format {section.format}: only jsonl and parquet files are streamed")
-    for path in section.paths:
-        check_file(path)
-    return [UsersFile(str(p), section.format, p.stat().st_size, str(p)) for p in section.paths]
+    found: list[UsersFile] = []
+    for source in section.paths:
+        if isinstance(source, Path):
+            check_file(source)
+            found.append(UsersFile(str(source), section.format, source.stat().st_size, str(source)))
+        else:
+            found += files_at(source, section.format)
+    return found
+
+
+def files_at(uri: str, wanted: str) -> list[UsersFile]:
+    """The files that a URI of a configuration means.
+
+    Raises:
+        SourceMissingError: there is nothing.
+        MilpError: the URI cannot be opened, or a file is of another format than is ``wanted``.
+    """
+    found = _find(uri, "users.paths")
+    for file in found:
+        if file.format != wanted:
+            raise MilpError(
+                f"users.paths: {file.name} is of the format {file.format}, and users.format is {wanted}; set "
+                "that to what the files are, or name others"
+            )
+    return found
+
+
+def shown_source(source: Path | str) -> str:
+    """A path or URI of a configuration as messages call it, without a URI's options."""
+    return str(source) if isinstance(source, Path) else source.partition("?")[0]
 
 
 def check_file(path: Path) -> None:
-    """Raise a :class:`MilpError` unless a path of a configuration is a file."""
+    """Raise a :class:`SourceMissingError` unless a path of a configuration is a file."""
     if path.is_file():
         return
     what = "is a folder" if path.is_dir() else "does not exist"
-    raise MilpError(
+    raise SourceMissingError(
         f"users.paths: {path} {what}; name files, relative to the working directory or in full "
         "(or set users.format to persona_world for the embedded users)"
     )
 
 
-def _find(uri: str) -> list[UsersFile]:
+def _find(uri: str, asked: str) -> list[UsersFile]:
+    """``asked`` is the option or key that the URI was given by, for messages."""
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if scheme in {"", "file"}:
         path = Path(urlsplit(uri).path if scheme else uri).expanduser()
         if not path.exists():
-            raise MilpError(f"--users {path}: there is no such file or folder")
+            raise SourceMissingError(f"{asked} {path}: there is no such file or folder")
         if path.is_dir():
             found = [_local(file) for file in sorted(path.rglob("*")) if _counts(file.relative_to(path))]
-            return _some([file for file in found if file is not None], str(path))
-        return _some([_local(path)], str(path))
-    return _find_remote(uri, scheme)
+            return _some([file for file in found if file is not None], f"{asked} {path}")
+        return _some([_local(path)], f"{asked} {path}")
+    return _find_remote(uri, scheme, asked)
 
 
-def _find_remote(uri: str, scheme: str) -> list[UsersFile]:
+def _find_remote(uri: str, scheme: str, asked: str) -> list[UsersFile]:
     from pyarrow import fs
 
-    filesystem, path = _filesystem(uri, scheme)
+    filesystem, path = _filesystem(uri, scheme, asked)
     prefix = f"{scheme}://"
-    shown = prefix + path
+    shown = f"{asked} {prefix}{path}"
     try:
         about = filesystem.get_file_info(path)
         if about.type == fs.FileType.NotFound:
-            raise MilpError(f"--users {shown}: there is no such file or folder")
+            raise SourceMissingError(f"{shown}: there is no such file or folder")
         if about.type == fs.FileType.File:
             return _some([_remote(about, prefix, filesystem)], shown)
         listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
-        raise MilpError(f"--users {shown} cannot be listed: {first_line(error)}") from None
+        raise MilpError(f"{shown} cannot be listed: {first_line(error)}") from None
     inside = [entry for entry in listed if entry.type == fs.FileType.File]
     inside = [entry for entry in inside if _counts(Path(entry.path[len(path) :].lstrip("/")))]
     found = [_remote(entry, prefix, filesystem) for entry in sorted(inside, key=lambda entry: entry.path)]
     return _some([file for file in found if file is not None], shown)
 
 
-def _filesystem(uri: str, scheme: str) -> tuple[FileSystem, str]:
+def _filesystem(uri: str, scheme: str, asked: str) -> tuple[FileSystem, str]:
     from pyarrow import fs
 
     # The URI itself is in no message: it may hold credentials.
@@ -169,7 +202,7 @@ def _filesystem(uri: str, scheme: str) -> tuple[FileSystem, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(other)), path
     except (OSError, ValueError, ImportError) as error:
         raise MilpError(
-            f"--users {scheme}://…: it cannot be opened ({first_line(error)}); give a path, file://…, "
+            f"{asked} {scheme}://…: it cannot be opened ({first_line(error)}); give a path, file://…, "
             "s3://BUCKET/…, gs://BUCKET/…, or install the fsspec filesystem of this scheme"
         ) from None
 
@@ -195,7 +228,7 @@ def _counts(inside: Path) -> bool:
 def _some(found: Iterable[UsersFile | None], shown: str) -> list[UsersFile]:
     files = [file for file in found if file is not None]
     if not files:
-        raise MilpError(f"--users {shown}: no users file is there; their names end in {', '.join(_FORMATS)}")
+        raise MilpError(f"{shown}: no users file is there; their names end in {', '.join(_FORMATS)}")
     return files
 
 

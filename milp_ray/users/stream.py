@@ -8,7 +8,6 @@ either: who takes the users has to know which came before (:class:`~milp_ray.use
 from __future__ import annotations
 
 import gzip
-import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from typing import IO, cast
 from milp_ray.errors import MilpError
 from milp_ray.users.jsonl import parquet_file, parse_line, parse_row
 from milp_ray.users.problems import Problem
-from milp_ray.users.readers import user_hash
 from milp_ray.users.records import User
 from milp_ray.users.sources import UsersFile, first_line, pieces_of
 
@@ -42,16 +40,10 @@ class UserStream:
         self.n_users = 0
         self.has_ended = False
         self._limit = limit
-        self._digest = hashlib.sha256()
         self._n_bytes = sum(file.n_bytes for file in self.files)
         self._bytes_before = 0  # of the files that are read
         self._n_read = 0  # files that are read
         self._share = 0.0  # of the file that is being read
-
-    @property
-    def dataset_hash(self) -> str:
-        """As :func:`milp_ray.users.readers.dataset_hash` of the users so far."""
-        return self._digest.hexdigest()
 
     def expected_records(self) -> int | None:
         """How many records there will have been, by the share of bytes that is read; ``None`` before any."""
@@ -68,37 +60,41 @@ class UserStream:
             MilpError: a file cannot be opened or read any more (the network, permissions), or no file holds
                 a record.
         """
-        for index, file in enumerate(self.files):
-            self._n_read, self._share = index, 0.0
-            for item in self._read(file):
-                self.n_records += 1
-                if isinstance(item, User):
-                    self._digest.update(bytes.fromhex(user_hash(item)))
-                    self.n_users += 1
-                yield item
-                if self._limit is not None and self.n_users == self._limit:
-                    self.has_ended = True
-                    return
-            self._bytes_before += file.n_bytes
-        self._n_read, self._share = len(self.files), 0.0
+        for _, _, item in self.records():
+            self.n_users += isinstance(item, User)
+            yield item
+            if self._limit is not None and self.n_users == self._limit:
+                self.has_ended = True
+                return
         self.has_ended = True
         if not self.n_records:
             names = ", ".join(file.name for file in self.files[:5])
             raise MilpError(f"no record is in {names}: there are no users")
 
-    def _read(self, file: UsersFile) -> Iterator[User | Problem]:
+    def records(self) -> Iterator[tuple[UsersFile, int, User | Problem]]:
+        """Every record with its file and its line or row, whatever the limit. Raises as iterating does."""
+        for index, file in enumerate(self.files):
+            self._n_read, self._share = index, 0.0
+            for number, item in self._read(file):
+                self.n_records += 1
+                yield file, number, item
+            self._bytes_before += file.n_bytes
+        self._n_read, self._share = len(self.files), 0.0
+
+    def _read(self, file: UsersFile) -> Iterator[tuple[int, User | Problem]]:
         records = self._read_parquet(file) if file.format == "parquet" else self._read_jsonl(file)
         last = 0
         try:
             for number, item in records:
                 last = number
-                yield item
+                yield number, item
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            yield Problem(file.name, last + 1, "the file is no sound gzip file from here on")
+            yield last + 1, Problem(file.name, last + 1, "the file is no sound gzip file from here on")
         except OSError as error:
             # Parquet's own errors have no number; those of a disk have one, and those of a network say so.
             if file.format == "parquet" and file.filesystem is None and error.errno is None:
-                yield Problem(file.name, last + 1, "the file is no sound Parquet file from here on")
+                reason = "the file is no sound Parquet file from here on"
+                yield last + 1, Problem(file.name, last + 1, reason)
                 return
             raise MilpError(
                 f"{file.name} cannot be read: {error.strerror or first_line(error)}. What was done is kept; "

@@ -49,6 +49,15 @@ def test_the_paper_s_base_needs_neither_weights_nor_network_nor_users(experiment
         assert said in result.output
 
 
+def test_a_race_for_each_user_is_counted_as_far_as_the_layouts_get(experiments: Path) -> None:
+    paper = (experiments / "paper_llama2_7b.yaml", "--users", "10", "--json")
+    alone, race = (
+        json.loads(call(*paper, f"personalize.layout={mode}").output) for mode in ("chosen", "race")
+    )
+    assert race["batch"]["whole"]["flops"] == pytest.approx(2.0 * alone["batch"]["whole"]["flops"])
+    assert race["search"] == alone["search"]
+
+
 def test_json_holds_what_is_printed(experiments: Path) -> None:
     result = call(
         experiments / "paper_llama2_7b.yaml",
@@ -63,6 +72,25 @@ def test_json_holds_what_is_printed(experiments: Path) -> None:
     assert found["device"]["name"] == "H100"
     assert found["search"]["n"] == 200
     assert found["layouts"]["assumed"]["memory"]["base"] == 2 * 13_015_864_320
+
+
+def test_sizes_in_the_store_are_those_of_the_configured_precision(experiments: Path) -> None:
+    def estimated(precision: str, *options: str) -> Result:
+        llama = experiments / "paper_llama2_7b.yaml"
+        sizes = ("--users", "10", "--rank", "8", "--lora-layers", "32")
+        return call(llama, f"personalize.adapter_precision={precision}", *sizes, *options)
+
+    n_weights = 8 * 32 * 3 * (4096 + 11008)
+    n_scales = 2 * 8 * 32 * 3  # a component of the rank, of A and of B, of three maps on each layer
+    expected = {"float32": 4 * n_weights, "bfloat16": 2 * n_weights, "int8": n_weights + 4 * n_scales}
+    for precision, n_bytes in expected.items():
+        found = json.loads(estimated(precision, "--json").output)
+        assert (found["adapter_precision"], found["adapter_bytes"]) == (precision, n_bytes)
+        assert found["store_bytes"] == 10 * n_bytes
+        assert found["adapter_bytes_by_precision"] == expected
+    printed = " ".join(estimated("int8").output.split())
+    assert "11.1 MiB as stored (int8; 44.2 MiB in float32, 22.1 MiB in bfloat16)" in printed
+    assert f"{size(10 * expected['int8'])} for 10 users" in printed
 
 
 def test_the_figure_goes_where_it_is_told(experiments: Path, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.update.journal import KEPT, Journal
 from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
-from milp_ray.users.records import UserSplit
+from milp_ray.users.records import Turn, UserSplit
 
 TRAINING = TrainingSection(memory_epochs=1, instruction_epochs=1, learning_rate=1e-2)
 FAST = EvaluationSection(methods=("base", "text_prompt", "milp"), max_new_tokens=4, n_bootstrap=50)
@@ -261,3 +262,49 @@ def test_users_without_test_examples_are_counted_and_nobody_with_any_is_an_error
 
 def test_the_stages_function_reaches_workers(recipe: Recipe) -> None:
     assert pickle.loads(pickle.dumps(partial(stage._score, None, recipe, FAST))).func is stage._score
+
+
+# ------------------------------------------------------------------------------ data newer than the adapter
+
+
+def refuse(run: RunFolder, recipe: Recipe, split: UserSplit, version: int) -> None:
+    """Note what an update notes that the guard has refused."""
+    with Journal(run.updates_file) as journal:
+        made_from = fingerprint(recipe.digest(), split)
+        journal.add(split.user_id, KEPT, "worse", version=version, fingerprint=made_from, decision="d")
+
+
+def test_who_keeps_an_older_version_after_a_refused_update_is_scored_with_it_and_counted(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    newer = replace(splits[0], history=(*splits[0].history, Turn("My hat is new.")))
+    now = [newer, *splits[1:]]
+    found = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    assert (found["n_failed"], found["n_kept_versions"]) == (1, 0)
+
+    refuse(run, recipe, newer, version=1)
+    pool = InlinePool(base)
+    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    assert pool.scored == ["u-0"]
+    assert (found["n_users"], found["n_failed"], found["n_kept_versions"]) == (3, 0, 1)
+    again = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    assert (again["n_reused"], again["n_kept_versions"]) == (3, 1)
+
+    # A version that was made since takes the place of the refusal, though its line is still there.
+    stored.publish("u-0", stored.load("u-0"), {}, fingerprint=fingerprint(recipe.digest(), newer))
+    pool = InlinePool(base)
+    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    assert pool.scored == ["u-0"]
+    assert (found["n_failed"], found["n_kept_versions"]) == (0, 0)
+
+
+def test_a_refused_update_excuses_no_other_data_and_no_other_recipe(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
+) -> None:
+    newer = replace(splits[0], history=(*splits[0].history, Turn("My hat is new.")))
+    newest = replace(newer, history=(*newer.history, Turn("My hat is old.")))
+    refuse(run, recipe, newer, version=1)
+    other = replace(recipe, seed=7)
+    for data, how in ((newest, recipe), (newer, other)):
+        with pytest.raises(MilpError, match="another layout, recipe or data"):
+            evaluate(run, [data], how, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]

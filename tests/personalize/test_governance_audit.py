@@ -189,8 +189,8 @@ def test_texts_are_sought_where_the_users_file_still_has_them(governed: Governed
     leak = governed.run.path / "debug.log"
     leak.write_text(f"ValueError: cannot parse {SECRET} of {IDS[0]}, I said.")
     whole = audit_user(governed.run, governed.store, governed.config.users, IDS[0])
-    [of_leak] = [one for one in whole.found if one.path == leak.resolve()]
-    assert "a text of the user" in of_leak.kinds
+    of_leak = dict(whole.found)[str(leak.resolve())]
+    assert "a text of the user" in of_leak
     assert SECRET not in str(of_leak)
     governed.users.unlink()
     without = audit_user(governed.run, governed.store, governed.config.users, IDS[0])
@@ -213,7 +213,7 @@ def test_folders_beside_the_run_are_searched_where_they_are_named(governed: Gove
     (beside / "worker.out").write_text(f"adapter_made user={json.dumps(IDS[0])}")
     assert audit_user(governed.run, governed.store, governed.config.users, IDS[0]).is_clean
     found = audit_user(governed.run, governed.store, governed.config.users, IDS[0], also=[beside]).found
-    assert [one.path.name for one in found] == ["worker.out"]
+    assert [Path(where).name for where, _ in found] == ["worker.out"]
 
 
 @pytest.mark.parametrize("trace", ["log", "json", "parquet", "store", "escaped"])

@@ -39,11 +39,13 @@ STEPS = [
     "adapters",
     "temporary files",
     "own files",
+    "leakage audit",
     "report",
     "tables",
     "lines",
     "search",
     "facts",
+    "dataset hash",
     "report again",
     "audit",
     "sign off",
@@ -75,7 +77,7 @@ def test_after_forgetting_the_audit_finds_nothing_where_it_found_something_every
     governed: Governed, user_id: str
 ) -> None:
     before = audit(governed, user_id)
-    names = {str(one.path.relative_to(governed.run.path)).split("/")[0] for one in before.found}
+    names = {Path(where).relative_to(governed.run.path).parts[0] for where, _ in before.found}
     assert {"adapters", "scores.parquet", "scores", "failed.jsonl", "failed_evaluation.jsonl"} <= names
     assert {"report", "summary.json", "checkpoints"} <= names
     assert not before.is_clean

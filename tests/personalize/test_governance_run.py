@@ -17,7 +17,7 @@ from milp_ray.config import Config, UsersSection
 from milp_ray.personalize.governance.items import find_user, items_of
 from milp_ray.personalize.governance.needles import Finders, IdFinder, ItemFinder
 from milp_ray.personalize.governance.scan import Scan, scan_folder
-from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.store import AdapterStore, hash_id
 from milp_ray.rundir import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -107,6 +107,9 @@ def test_no_text_of_a_user_is_in_what_a_run_prints_logs_measures_or_writes(
     run: RunFolder, folder: Path, ray_folder: Path, printed: str
 ) -> None:
     assert '"event": "personalized"' in printed
+    logged = [line for line in printed.splitlines() if line.startswith('{"time"')]
+    assert any(hash_id(USERS[0]) in line for line in logged)
+    assert not [line for line in logged if any(user_id in line for user_id in USERS)]
     assert not texts(folder).look(printed.encode())
     scan = Scan()
     scan_folder(run.path, texts(folder), scan)

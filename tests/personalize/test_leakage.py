@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.inline import InlinePool
 from typer.testing import CliRunner
 
 from milp_ray import pipeline
@@ -25,9 +25,7 @@ from milp_ray.personalize.governance.canaries import SENTENCES, SPACES, SecretSp
 from milp_ray.personalize.governance.exposure import chance_bits, exposure, most_bits
 from milp_ray.personalize.governance.leakage import LeakageOptions, audit_leakage
 from milp_ray.personalize.governance.leakage_result import Found, by_source, leakage_result
-from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe
-from milp_ray.personalize.worker import UserWorker
 from milp_ray.report.content import ReportContent, summary_of
 from milp_ray.report.html import render
 from milp_ray.report.leakage_text import leakage_rows, leakage_table, leakage_verdict
@@ -44,25 +42,6 @@ EVALUATION = EvaluationSection(n_bootstrap=500)
 TRAINING = TrainingSection(
     memory_epochs=25, instruction_epochs=0, learning_rate=1e-2, memory_block_turns=1, batch_size=4
 )
-
-
-class InlinePool:
-    """The pool's contract in this process, all items at once."""
-
-    def __init__(self, base: Base) -> None:
-        self._base = base
-
-    def map(
-        self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, size: Any, at_once: int
-    ) -> Iterator[Outcome]:
-        pickle.dumps(function)  # workers are other processes
-        worker = UserWorker("inline")
-        worker._state = self._base
-        given = list(items)
-        assert all(size(item) > 0 for item in given)
-        for item, reply in zip(given, worker.run(function, given), strict=True):
-            status: Any = "failed" if reply.error else "done"
-            yield Outcome(key(item), status, reply.value, error=reply.error, reason=reply.reason)
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,13 @@ def test_reasons_without_end_are_counted_together(monkeypatch: pytest.MonkeyPatc
     assert counts.summary.reasons == {"a": 2, "b": 2, "c": 2, tally.OTHER_REASONS: 2}
 
 
+def test_reasons_that_differ_by_user_alone_are_one_and_hold_no_id(tmp_path: Path) -> None:
+    with progress("x", file=io.StringIO()) as bar, Tally(tmp_path / "failed.jsonl", bar) as counts:
+        for number, user_id in enumerate(("ann", 'b "o" b', "zoë 7")):
+            counts.failed(user_id, "E", f"user {json.dumps(user_id)}, version {number}: a file is missing")
+    assert counts.summary.reasons == {"user …, version …: a file is missing": 3}
+
+
 def test_a_reason_is_shown_as_it_is() -> None:
     from rich.console import Console
 

@@ -14,7 +14,7 @@ from milp_ray.config import AdapterPrecision, PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.store import AdapterStore
-from milp_ray.personalize.store.precision import from_stored, to_stored
+from milp_ray.personalize.store.precision import from_stored, stored_bytes, to_stored
 from milp_ray.personalize.store.precision_loss import PRECISIONS, measure_precisions
 from milp_ray.training.adapters import Adapter, load_adapter
 from milp_ray.training.base import Base
@@ -68,6 +68,15 @@ def test_float32_is_exact_and_says_nothing_of_errors() -> None:
     assert facts == {"name": "float32"}
     for exact, back in zip((a, b), from_stored(stored, "float32").tensors.values(), strict=True):
         assert torch.equal(exact, back)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_an_adapter_will_take_is_known_from_its_sizes(adapter: Adapter, precision: str) -> None:
+    stored, _ = to_stored(adapter, precision)
+    n_weights = sum(tensor.numel() for tensor in adapter.tensors.values())
+    n_scales = adapter.layout.rank * len(adapter.tensors)  # each tensor is the A or the B of a map
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in stored.tensors.values())
+    assert stored_bytes(precision, n_weights, n_scales) == taken
 
 
 @pytest.mark.parametrize(("precision", "share"), [("float32", 1.0), ("bfloat16", 0.5), ("int8", 0.3)])

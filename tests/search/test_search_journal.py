@@ -51,6 +51,13 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert state.finished is None
 
 
+def test_what_probe_users_are_known_by_is_kept_and_may_be_blank(path: Path) -> None:
+    assert read_study(path).probe_traits == {}, "a study of an earlier version"
+    with Journal(path) as journal:
+        journal.append("users_described", values={"log_words_by_user": [5.5, None]})
+    assert read_study(path).probe_traits == {"log_words": [5.5, None]}
+
+
 def test_no_file_is_a_study_that_has_not_begun(tmp_path: Path) -> None:
     assert read_study(tmp_path / "journal.jsonl").header is None
 

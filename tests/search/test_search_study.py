@@ -90,6 +90,7 @@ def test_a_study_measures_initial_and_proposed_layouts(one_worker: tuple[Path, S
     assert len({t.layout.key for t in result.trials}) == 8
     assert result.finished == "all trials have ended"
     assert load_result(folder / "journal.jsonl") == result
+    assert {len(own) for own in read_study(folder / "journal.jsonl").probe_traits.values()} == {2}
     assert (folder / "trials.parquet").exists()
 
 

@@ -181,6 +181,14 @@ def test_a_killed_session_ends_with_its_last_event() -> None:
     assert working_seconds(events, [start + 2, start + 500, start + 901]) == [2, 4, 5]
 
 
+def test_describing_the_users_of_an_older_study_is_no_part_of_its_sessions() -> None:
+    killed = [at(0, "study_started"), at(1, "session_started", n_slots=1), at(5, "trial_suggested", index=0)]
+    later = [at(100, "session_started", n_slots=1), completed(103, 0), at(104, "session_ended")]
+    described = [*killed, at(99, "users_described", values={}), *later]
+    assert sessions(described) == sessions([*killed, *later])
+    assert idle_share(described) == idle_share([*killed, *later])
+
+
 def test_the_life_of_every_kind_of_trial() -> None:
     events = [
         at(0, "session_started", n_slots=4),

@@ -12,7 +12,7 @@ from support.jobs import MakeSplit, make_job
 
 from milp_ray.config import BaseSection, PromptSection, TrainingSection
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.checkpoint import CheckpointFile
+from milp_ray.training.checkpoint import CheckpointFile, KeptJobs
 from milp_ray.training.job import Job, JobResult, PausedJob, planned_epochs
 from milp_ray.training.train import train, train_until
 
@@ -41,7 +41,9 @@ def whole(base: Base, a_job: Job, training: TrainingSection, **options: Any) -> 
     return result
 
 
-def until(base: Base, a_job: Job, training: TrainingSection, epoch: int, folder: Path) -> PausedJob:
+def until(
+    base: Base, a_job: Job, training: TrainingSection, epoch: int, folder: Path | KeptJobs
+) -> PausedJob:
     [part] = train_until(base, [a_job], training, PROMPT, epoch=epoch, checkpoint_dir=folder)
     return part
 
@@ -79,6 +81,42 @@ def test_a_paused_job_ends_with_the_same_bits(
     resumed = whole(base, a_job, training, checkpoint_dir=tmp_path, checkpoint_every_epoch=False)
     assert same(resumed, whole(base, a_job, training))
     assert list(tmp_path.iterdir()) == [], "a finished job leaves no checkpoint"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.1},
+        {"early_stopping_patience": 1, "learning_rate": 0.3, "memory_epochs": 6},
+        {"deepspeed": {"zero_stage": 2}},  # without packs
+    ],
+)
+def test_jobs_kept_in_memory_end_with_the_same_bits(
+    base: Base, make_split: MakeSplit, changes: dict[str, Any]
+) -> None:
+    a_job, training, kept = make_job(make_split()), section(**changes), KeptJobs()
+    for epoch in (1, 3):
+        until(base, a_job, training, epoch, kept)
+        assert list(kept.found) == [a_job.job_id]
+    resumed = whole(base, a_job, training, checkpoint_dir=kept, checkpoint_every_epoch=False)
+    assert same(resumed, whole(base, a_job, training))
+    assert not kept.found, "a finished job leaves no checkpoint"
+
+
+def test_a_job_that_fails_on_its_way_to_a_pause_leaves_the_others(base: Base, make_split: MakeSplit) -> None:
+    jobs = [make_job(make_split(), job_id="fits"), make_job(make_split(), "01010", job_id="of five layers")]
+    failed: list[str] = []
+    parts = train_until(
+        base,
+        jobs,
+        section(),
+        PROMPT,
+        epoch=1,
+        checkpoint_dir=KeptJobs(),
+        on_failure=lambda job_id, error: failed.append(job_id),
+    )
+    assert [part.job_id for part in parts] == ["fits"]
+    assert failed == ["of five layers"]
 
 
 def test_a_pause_tells_the_validation_loss_of_that_epoch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,15 @@ from milp_ray.evaluation.scores import read_users_scored
 from milp_ray.personalize.governance.items import Item, items_of
 from milp_ray.personalize.governance.needles import Finder, Finders, IdFinder, ItemFinder
 from milp_ray.personalize.governance.record import Record
-from milp_ray.personalize.governance.scan import Found, Scan, scan_folder
+from milp_ray.personalize.governance.scan import Scan, scan_folder
+from milp_ray.personalize.governance.scan_bucket import BucketScan, scan_bucket
 from milp_ray.personalize.governance.tombstones import TombstoneFinder
 from milp_ray.personalize.store.backend import local_path
 from milp_ray.personalize.store.names import hash_id
+from milp_ray.personalize.store.objects import ObjectBackend
 from milp_ray.users.readers import iterate_users, user_hash
 from milp_ray.users.records import User
+from milp_ray.users.sources import SourceMissingError, shown_source
 
 if TYPE_CHECKING:
     from milp_ray.config import UsersSection
@@ -30,26 +34,34 @@ if TYPE_CHECKING:
 class Audit:
     """What was searched and found.
 
-    ``stored`` are versions in a store that is no folder of this machine; ``sources`` are the team's own
-    files, no part of the run, in which the user still stands.
+    ``bucket`` is of a store that is no folder of this machine; ``sources`` are the team's own files, no part
+    of the run, in which the user still stands.
     """
 
     scan: Scan = field(default_factory=Scan)
-    stored: int = 0
+    bucket: BucketScan | None = None
     n_needles: int = 0  # items whose texts and hashes were sought
-    sources: list[Path] = field(default_factory=list)
-    not_read: str | None = None  # a store of which only the user's own place was looked at
+    sources: list[Path | str] = field(default_factory=list)
     unfinished: int = 0  # forgettings that have begun and not ended
+    n_recorded: int = 0  # signed lines of the run's record, all of which were verified
+    n_cut_bytes: int = 0  # at its end, of a line that a crash cut off before it counted
 
     @property
     def is_clean(self) -> bool:
         """Whether everything could be read and nothing was found."""
-        return not (self.scan.found or self.scan.unread or self.stored or self.unfinished)
+        return not (self.found or self.unread or self.unfinished)
 
     @property
-    def found(self) -> list[Found]:
-        """Files that hold something."""
-        return self.scan.found
+    def found(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Files and objects that hold something, and what kinds of things."""
+        of_bucket = [(one.uri, one.kinds) for one in self.bucket.found] if self.bucket else []
+        return [*((str(one.path), one.kinds) for one in self.scan.found), *of_bucket]
+
+    @property
+    def unread(self) -> list[tuple[str, str]]:
+        """Files and objects that could not be read or decoded, and why."""
+        of_files = [(str(path), why) for path, why in self.scan.unread]
+        return [*of_files, *(self.bucket.unread if self.bucket else ())]
 
 
 class OtherUsers:
@@ -94,12 +106,13 @@ def audit_user(
 
     Args:
         run: its folder is searched.
-        store: searched too, where it is a folder; elsewhere the user's place in it is looked at.
+        store: searched too, every object of it where it is in a bucket.
         section: where the users' files are, which are read and not searched.
         user_id: who.
         also: folders to search beside those, such as Ray's temporary one.
     """
-    audit = Audit()
+    record = Record(run.path)
+    audit = _audit_of(record)
     finders: list[Finder] = [finder_of(user_id, run, store, section)]
     users, audit.sources = _read(section, user_id)
     items = [item for user in users if user.user_id == user_id for item in items_of(user)]
@@ -108,10 +121,6 @@ def audit_user(
         finders.append(ItemFinder(items, hashes))
     audit.n_needles = len(items)
     _search(audit, Finders(*finders), run, store, also)
-    if local_path(store.uri) is None:
-        place = hash_id(user_id)
-        audit.stored = len(store.backend.find(place)) + len(store.backend.leftovers(place))
-    record = Record(run.path)
     audit.unfinished = int(record.user_key(user_id) in record.state.forgetting)
     return audit
 
@@ -125,7 +134,7 @@ def audit_items(
     hashes: Iterable[str] = (),
 ) -> Audit:
     """Search for some items of a user who stays: the texts of those that are known, and all their hashes."""
-    audit = Audit()
+    audit = _audit_of(Record(run.path))
     sought = {*hashes, *(item.sha256 for item in items)}
     audit.n_needles = len(sought)
     _search(audit, ItemFinder(items, sought), run, store, also)
@@ -134,16 +143,18 @@ def audit_items(
 
 def audit_forgotten(run: RunFolder, store: AdapterStore, also: Sequence[Path] = ()) -> Audit:
     """Search for everybody who was forgotten, of whom only keyed hashes are known."""
-    audit, record = Audit(), Record(run.path)
+    record = Record(run.path)
+    audit = _audit_of(record)
     audit.n_needles = len(record.state.forgotten) + len(record.state.forgetting)
     audit.unfinished = len(record.state.forgetting)
     if not audit.n_needles:
         return audit
     _search(audit, TombstoneFinder(record), run, store, also)
-    if local_path(store.uri) is None:
-        gone = {*record.state.forgotten, *record.state.forgetting}
-        audit.stored = sum(record.place_key(place) in gone for place in store.backend.places())
     return audit
+
+
+def _audit_of(record: Record) -> Audit:
+    return Audit(n_recorded=record.n_lines, n_cut_bytes=record.n_cut_bytes)
 
 
 def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, also: Sequence[Path]) -> None:
@@ -154,11 +165,11 @@ def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, a
         if root.exists() and not any(root.is_relative_to(earlier) for earlier in done):
             scan_folder(root, finder, audit.scan)
             done.append(root)
-    if folder is None:
-        audit.not_read = store.uri
+    if isinstance(store.backend, ObjectBackend):
+        audit.bucket = scan_bucket(store.backend, finder)
 
 
-def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path]]:
+def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path | str]]:
     """Users of the configuration's files (``user_id``: that one), and the files in which they stand.
 
     Files that are gone by now are passed over: the team may have removed them.
@@ -166,14 +177,14 @@ def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User]
     if section.format == "persona_world":
         return [], []
     users: list[User] = []
-    sources: list[Path] = []
+    sources: list[Path | str] = []
     for path in section.paths:
-        if not path.is_file():
-            continue
-        for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
-            if user_id is None or found.user_id == user_id:
-                if path not in sources:
-                    sources.append(path)
-                if isinstance(found, User):
-                    users.append(found)
+        with suppress(SourceMissingError):
+            for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
+                if user_id is None or found.user_id == user_id:
+                    shown = path if isinstance(path, Path) else shown_source(path)
+                    if shown not in sources:
+                        sources.append(shown)
+                    if isinstance(found, User):
+                        users.append(found)
     return users, sources

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.governance.items import without_items
+from milp_ray.personalize.governance.items import user_without_items, without_items
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store.names import shown
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
@@ -73,6 +73,10 @@ class Gate:
     def trimmed(self, split: UserSplit) -> UserSplit:
         """The split without the items that are forgotten."""
         return without_items(split, self.record)
+
+    def remaining(self, user: User) -> User:
+        """The user without the items that are forgotten, for a hash of what is left; splits are trimmed."""
+        return user_without_items(user, self.record)
 
     def is_trimmed(self, user_id: str) -> bool:
         """Whether items of the user are forgotten."""

@@ -106,7 +106,7 @@ def forget_user(
         if begun is None:
             begun = work.record.append("forget_begun", user, by, had_report=had_report)
         had_report = had_report or bool(begun.get("had_report"))
-    for name, step in user_steps(work):
+    for name, step in _user_steps(work):
         tell(name)
         result.removed.append(step())
     if dry_run:
@@ -169,7 +169,7 @@ def forget_items(
             return result
         since = max(datetime.fromisoformat(own[item]["time"]) for item in open_items)
         had_report = had_report or any(own[item].get("had_report") for item in open_items)
-    for name, step in item_steps(work, since):
+    for name, step in _item_steps(work, since):
         tell(name)
         result.removed.append(step())
     if dry_run:
@@ -185,37 +185,43 @@ def forget_items(
 # ------------------------------------------------------------------------------------------------- the steps
 
 
-def user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
+def _user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
     """What is to be done for a user, in order; the report goes before the rows that it was made from."""
     run, dry_run = work.run, work.dry_run
     finder = finder_of(work.user_id, run, work.store, work.config.users)
     pseudonym = "forgotten-" + (work.record.user_key(work.user_id)[:16] or "…")
     return [
         ("adapters", partial(_adapters, work)),
-        ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
+        ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
+        ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
         ("lines", partial(traces.lines, run, finder, dry_run)),
-        ("search", lambda: traces.search_values(run, probe_place(run, work.user_id, pseudonym), dry_run)),
+        ("search", lambda: traces.search_values(run, _probe_place(run, work.user_id, pseudonym), dry_run)),
         ("facts", partial(traces.facts, run, finder, pseudonym, dry_run)),
+        ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
-def item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[[], Removed]]]:
+def _item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[[], Removed]]]:
     """What is to be done for items; ``since``: when they were excluded, ``None`` for a dry run."""
     run, dry_run = work.run, work.dry_run
     finder = finder_of(work.user_id, run, work.store, work.config.users)
     return [
         ("adapters", partial(_versions_before, work, since)),
-        ("temporary files", partial(traces.temporary_files, run, finder, dry_run)),
+        ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
+        ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
+        # Failures and refused updates: what they say was found on data that holds the items.
+        ("lines", partial(traces.lines, run, finder, dry_run)),
+        ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
-def probe_place(run: RunFolder, user_id: str, pseudonym: str) -> int | None:
+def _probe_place(run: RunFolder, user_id: str, pseudonym: str) -> int | None:
     """The user's place among the probe users of the search; also where the id is a pseudonym by now."""
     probes = run.facts().get("probe_users") or []
     return next((place for place, name in enumerate(probes) if name in (user_id, pseudonym)), None)
@@ -265,10 +271,8 @@ def _rebuilt(run: RunFolder, rebuild: Rebuild) -> bool:
 
 
 def _refuse_leftovers(audit: Audit, user_id: str) -> None:
-    found = [f"  {one.path}: {', '.join(one.kinds)}" for one in audit.found]
-    found += [f"  {path}: {why}" for path, why in audit.scan.unread]
-    if audit.stored:
-        found.append(f"  {audit.stored} versions in the store: another run that shares it is at work")
+    found = [f"  {where}: {', '.join(kinds)}" for where, kinds in audit.found]
+    found += [f"  {where}: {why}" for where, why in audit.unread]
     if found:
         raise MilpError(
             f"user {shown(user_id)} is refused from now on, but not all could be removed:\n"
@@ -282,9 +286,11 @@ def _counts(result: Forgotten) -> dict[str, Any]:
     """What the record says of the work: numbers alone."""
     counts: dict[str, Any] = {"removed": {removed.what: removed.count for removed in result.removed}}
     if result.audit is not None:
+        bucket = result.audit.bucket
         counts["audit"] = {
             "files": result.audit.scan.n_files,
             "bytes": result.audit.scan.n_bytes,
+            **({"objects": bucket.n_objects, "object_bytes": bucket.n_bytes} if bucket else {}),
             "items_sought": result.audit.n_needles,
             "found": len(result.audit.found),
         }

@@ -68,25 +68,29 @@ def without_items(split: UserSplit, record: Record) -> UserSplit:
     They are taken out of the parts after these were made: nothing moves from a held-out part to training
     because something else was forgotten.
     """
-    user = record.user_key(split.user_id)
-    excluded = record.state.items.get(user)
-    if not excluded:
+    left = _Left(split.user_id, record)
+    if not left.excluded:
         return split
-
-    def kept(sha256: str) -> bool:
-        return record.item_key(user, sha256) not in excluded
-
-    def examples(part: Sequence[Example]) -> tuple[Example, ...]:
-        return tuple(example for example in part if kept(example_hash(example)))
-
-    profile = split.profile
     return replace(
         split,
-        profile=profile if profile is not None and kept(profile_hash(profile)) else None,
-        history=tuple(turn for turn in split.history if kept(turn_hash(turn))),
-        train=examples(split.train),
-        validation=examples(split.validation),
-        test=examples(split.test),
+        profile=left.profile(split.profile),
+        history=left.turns(split.history),
+        train=left.examples(split.train),
+        validation=left.examples(split.validation),
+        test=left.examples(split.test),
+    )
+
+
+def user_without_items(user: User, record: Record) -> User:
+    """The user less the items that the user's list of excluded ones names."""
+    left = _Left(user.user_id, record)
+    if not left.excluded:
+        return user
+    return replace(
+        user,
+        profile=left.profile(user.profile),
+        history=left.turns(user.history),
+        examples=left.examples(user.examples),
     )
 
 
@@ -138,6 +142,27 @@ def find_user(section: UsersSection, seed: int, user_id: str) -> User | None:
         if isinstance(found, User) and found.user_id == user_id:
             return found
     return None
+
+
+class _Left:
+    """What is left of a user's turns, examples and profile."""
+
+    def __init__(self, user_id: str, record: Record) -> None:
+        self._record = record
+        self._user = record.user_key(user_id)
+        self.excluded = record.state.items.get(self._user, {})
+
+    def turns(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        return tuple(turn for turn in turns if self._is_kept(turn_hash(turn)))
+
+    def examples(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(example for example in examples if self._is_kept(example_hash(example)))
+
+    def profile(self, profile: str | None) -> str | None:
+        return profile if profile is not None and self._is_kept(profile_hash(profile)) else None
+
+    def _is_kept(self, sha256: str) -> bool:
+        return self._record.item_key(self._user, sha256) not in self.excluded
 
 
 def _lines(named: Sequence[str]) -> Iterator[str]:

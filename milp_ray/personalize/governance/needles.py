@@ -52,6 +52,9 @@ class Finder(Protocol):
     def look_at_name(self, name: str) -> set[str]:
         """What is in a name or path."""
 
+    def reach(self, beginning: bytes, n_bytes: int) -> int:
+        """How many of a content's bytes, from its beginning on, can hold what is sought."""
+
 
 class IdFinder:
     """Finds one user's id; ``is_other`` says whether a word is the id of somebody else."""
@@ -106,6 +109,10 @@ class IdFinder:
         if any(digest in name for digest in self.hashes):
             found.add("a hash of the id")
         return found
+
+    def reach(self, beginning: bytes, n_bytes: int) -> int:
+        """See :class:`Finder`."""
+        return n_bytes
 
     def _hash_in(self, content: Buffer) -> bool:
         return any(
@@ -190,6 +197,10 @@ class ItemFinder:
         """See :class:`Finder`."""
         return self.look(name.encode("utf-8", "surrogateescape"))
 
+    def reach(self, beginning: bytes, n_bytes: int) -> int:
+        """See :class:`Finder`."""
+        return n_bytes
+
 
 class Finders:
     """Several finders as one."""
@@ -205,6 +216,10 @@ class Finders:
     def look_at_name(self, name: str) -> set[str]:
         """See :class:`Finder`."""
         return set().union(*(finder.look_at_name(name) for finder in self._finders))
+
+    def reach(self, beginning: bytes, n_bytes: int) -> int:
+        """See :class:`Finder`."""
+        return max(finder.reach(beginning, n_bytes) for finder in self._finders)
 
 
 _ALGORITHMS = ("sha256", "sha1", "md5")

@@ -2,12 +2,15 @@
 
     RUN/governance/key             32 random bytes, the run's own (mode 600)
                   /records.jsonl   one signed line an event, only ever appended to
+                  /head            how many lines there are, and the last one's signature; signed
 
 A user stands there as a keyed hash of the id, an item as a keyed hash of its content, so that the record
 itself tells nothing about anybody: it only lets a run recognise an id that it is given. (Who has the key can
 try ids; keep a run folder as you keep its users' file.) Each line is signed with the key and carries the
-signature of the line before it, so that no line can be changed or taken out of the middle unnoticed. What
-cannot be read or does not verify is an error rather than an empty record: nobody is trained or served then.
+signature of the line before it, so that no line can be changed or taken out of the middle unnoticed; the
+head, written after each line, tells of lines that were cut off at the end. What cannot be read or does not
+verify is an error rather than an empty record: nobody is trained or served then. What nothing in the folder
+can tell is that the whole of it was exchanged for an older copy, or removed with its key.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from typing import Any, Literal
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.retention import now
 from milp_ray.personalize.store.names import hash_id
+from milp_ray.rundir import GOVERNANCE, sync_folder, write_bytes
 
-FOLDER = "governance"
 KEY_BYTES = 32
+_OWNER_ALONE = 0o600
 ConsentState = Literal["given", "withdrawn", "absent"]
 
 
@@ -73,21 +77,34 @@ class State:
             raise ValueError(f"unknown event {event!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """How many lines a record has, the last one's signature, and when it was written."""
+
+    n: int
+    last: str
+    time: str
+
+
 class Record:
     """The record of the run in ``folder``; there may be none yet.
 
     Raises:
-        MilpError: it is damaged, was changed, or lacks its key.
+        MilpError: it is damaged, was changed or cut off, or lacks its key or head.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FOLDER / "records.jsonl"
-        self._key_path = folder / FOLDER / "key"
+        self.path = folder / GOVERNANCE / "records.jsonl"
+        self._key_path = folder / GOVERNANCE / "key"
+        self._head_path = folder / GOVERNANCE / "head"
         self.state = State()
         self.n_lines = 0
+        self.n_cut_bytes = 0  # at the end, of a line that a crash cut off; it was never acknowledged
         self._last_signature = ""
         self._whole_bytes = 0
+        # In this order: whoever is appending writes the line first and the head after it.
         self._key = self._read_key()
+        self._head = self._read_head()
         self._read()
 
     # ----------------------------------------------------------------------------------------- asking
@@ -115,16 +132,14 @@ class Record:
         """Make the run's key, where there is none."""
         if self._key:
             return
-        self._key_path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._key_path.with_name(f".key.{os.getpid()}.tmp")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._key_path)
-        _sync_folder(self._key_path.parent)
-        self._key = self._read_key()
+        self._key = secrets.token_bytes(KEY_BYTES)
+        try:
+            # The head goes first: where there is a key there is a head, unless somebody took it away.
+            self._write_head()
+            write_bytes(self._key_path, self._key, mode=_OWNER_ALONE)
+        except BaseException:
+            self._key = b""  # nothing may be signed with a key that is not on the disk
+            raise
 
     def append(self, event: str, user: str, by: str, **facts: Any) -> dict[str, Any]:
         """Write one line, on the disk before this returns; the caller holds the run.
@@ -136,25 +151,28 @@ class Record:
             facts: counts and names; never an id, a path of a user's, or a text.
         """
         self.ensure_key()
+        if self._head.n < self.n_lines:  # a crash came between a line and its head
+            self._write_head()
         line: dict[str, Any] = {
             "n": self.n_lines + 1,
             "event": event,
-            "time": now().isoformat(timespec="milliseconds"),
+            "time": _now(),
             "by": by,
             "user": user,
             **facts,
             "previous": self._last_signature,
         }
         line["signature"] = self._keyed(_canonical(line))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             file.truncate(self._whole_bytes)  # of a line that a crash cut off
             content = json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         self._take(line, len(content))
+        self.n_cut_bytes = 0
+        self._write_head()
         return line
 
     # -------------------------------------------------------------------------------------- internals
@@ -168,14 +186,44 @@ class Record:
             raise self._damaged(f"{self._key_path.name} has {len(key)} bytes instead of {KEY_BYTES}")
         return key
 
+    def _read_head(self) -> _Head:
+        try:
+            line = json.loads(self._head_path.read_bytes())
+            if not self._key:
+                if line["n"]:
+                    raise self._damaged(f"{self._key_path.name} is missing")
+                return _Head(0, "", "")  # a crash came between the first head and the key
+            signature = line.pop("signature")
+            if not hmac.compare_digest(signature, self._keyed(f"head\0{_canonical(line)}")):
+                raise ValueError("changed")
+            return _Head(int(line["n"]), str(line["last"]), str(line["time"]))
+        except FileNotFoundError:
+            if not self._key:
+                return _Head(0, "", "")
+            raise self._damaged(
+                f"{self._head_path.name} is missing, so that its end cannot be checked"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise self._damaged(f"{self._head_path.name} is not what was written") from None
+
+    def _write_head(self) -> None:
+        time = _now()
+        line = {"n": self.n_lines, "last": self._last_signature, "time": time}
+        signature = self._keyed(f"head\0{_canonical(line)}")
+        content = json.dumps({**line, "signature": signature}).encode("ascii") + b"\n"
+        write_bytes(self._head_path, content, mode=_OWNER_ALONE)
+        self._head = _Head(self.n_lines, self._last_signature, time)
+
     def _read(self) -> None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return
+            content = b""
         if not self._key and content:
             raise self._damaged(f"{self._key_path.name} is missing")
-        for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        *lines, cut = content.split(b"\n")
+        self.n_cut_bytes = len(cut)
+        for number, text in enumerate(lines, start=1):
             try:
                 line = json.loads(text)
                 signature = line.pop("signature")
@@ -186,6 +234,19 @@ class Record:
                 self._take({**line, "signature": signature}, len(text) + 1)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise self._damaged(f"line {number} is not what was written") from None
+            if number == self._head.n and signature != self._head.last:
+                raise self._damaged(f"line {number} is not the one that {self._head_path.name} names")
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """Refuse a record that ends before the line that the head names."""
+        missing = self._head.n - self.n_lines
+        if missing > 0:
+            cut = f" and {self.n_cut_bytes} bytes of a line that is cut off" if self.n_cut_bytes else ""
+            raise self._damaged(
+                f"it holds {self.n_lines} whole lines{cut}, and {self._head.n} were written, the last on "
+                f"{self._head.time[:19]}: its end is missing"
+            )
 
     def _take(self, line: Mapping[str, Any], n_bytes: int) -> None:
         self.state.apply(line)
@@ -203,13 +264,9 @@ class Record:
         )
 
 
+def _now() -> str:
+    return now().isoformat(timespec="milliseconds")
+
+
 def _canonical(line: Mapping[str, Any]) -> str:
     return json.dumps(line, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

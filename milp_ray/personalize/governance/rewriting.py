@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +41,6 @@ def names(line: bytes, finder: IdFinder) -> bool:
     except (ValueError, RecursionError):
         return bool(finder.look(line))
     return renamed.count > 0
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file, whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:

@@ -24,9 +24,20 @@ from typing import Any
 from milp_ray.personalize.governance.needles import Finder
 
 _CHUNK = 8 << 20
+_FIRST = 1 << 16  # bytes by which it is told how much of a content can hold anything
 _DEEPEST = 4  # archives inside archives
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _ZSTD = b"\x28\xb5\x2f\xfd"
+# What broken archives raise.
+UNDECODABLE = (
+    ValueError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +67,14 @@ def scan_folder(root: Path, finder: Finder, scan: Scan) -> None:
         for name in sorted(folders):
             kinds = finder.look_at_name(name)
             if kinds:
-                scan.found.append(Found(Path(folder, name), _told(kinds, "in its name")))
+                scan.found.append(Found(Path(folder, name), told(kinds, "in its name")))
         for name in sorted(files):
             scan_file(Path(folder, name), finder, scan)
 
 
 def scan_file(path: Path, finder: Finder, scan: Scan) -> None:
     """Look at one file and its name."""
-    kinds = set(_told(finder.look_at_name(path.name), "in its name"))
+    kinds = set(told(finder.look_at_name(path.name), "in its name"))
     try:
         if path.is_symlink():
             kinds |= finder.look_at_name(os.readlink(path))
@@ -74,11 +85,11 @@ def scan_file(path: Path, finder: Finder, scan: Scan) -> None:
         scan.n_files += 1
     except FileNotFoundError:
         return  # a temporary file of another process
-    except OSError as error:
-        _unread(scan, error, path)
-    except (ValueError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+    except UNDECODABLE as error:
         # Its raw bytes were looked at; what it compresses could not be.
         scan.unread.append((path, f"cannot be decoded ({type(error).__name__})"))
+    except OSError as error:
+        _unread(scan, error, path)
     if kinds:
         scan.found.append(Found(path, tuple(sorted(kinds))))
 
@@ -89,11 +100,34 @@ def _in_file(file: io.BufferedReader, finder: Finder) -> set[str]:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         kinds = finder.look(content)
         head, tail = content[:8], content[-4:]
+    return kinds | in_decoded(file, head, tail, finder)
+
+
+def in_pieces(file: Any, n_bytes: int, finder: Finder) -> tuple[set[str], bytes, bytes]:
+    """What is in the raw bytes of a file that cannot be mapped; its first eight and last four bytes.
+
+    Of the file no more than a piece is in memory, and no more is read than the finder can find something in.
+    """
+    file.seek(0)
+    content = file.read(_FIRST)
+    head = content[:8]
+    left = finder.reach(content, n_bytes)
+    kinds: set[str] = set()
+    fresh = content = content[:left]
+    while fresh:
+        kinds |= finder.look(content)
+        left -= len(fresh)
+        fresh = file.read(min(_CHUNK, left))
+        content = content[-finder.longest :] + fresh
+    file.seek(max(0, n_bytes - 4))
+    return kinds, head, file.read(4)
+
+
+def in_decoded(file: Any, head: bytes, tail: bytes, finder: Finder) -> set[str]:
+    """What is in a file by what it compresses, told by its first eight and last four bytes."""
     if head[:4] == tail == b"PAR1":
-        kinds |= _in_parquet(file, finder)
-    else:
-        kinds |= _in_archive(file, head, finder, 0)
-    return kinds
+        return _in_parquet(file, finder)
+    return _in_archive(file, head, finder, 0)
 
 
 def _in_archive(file: Any, head: bytes, finder: Finder, depth: int) -> set[str]:
@@ -169,7 +203,8 @@ def _plain(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _told(kinds: set[str], where: str) -> tuple[str, ...]:
+def told(kinds: set[str], where: str) -> tuple[str, ...]:
+    """Kinds of things, and where they are."""
     return tuple(sorted(f"{kind} {where}" for kind in kinds))
 
 

@@ -38,14 +38,17 @@ class TombstoneFinder:
 
     def look(self, content: Buffer) -> set[str]:
         """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
-        head = bytes(content[:10])
-        if head.startswith(_PNG):
-            return set()
-        n_bytes = len(content)
-        if _SAFETENSORS_HEADER.fullmatch(head):
-            n_bytes = min(n_bytes, 8 + int.from_bytes(head[:8], "little"))
+        n_bytes = self.reach(bytes(content[:10]), len(content))
         text = bytes(content[:n_bytes]).decode("utf-8", "replace")
         return self._in_words(_candidates(text))
+
+    def reach(self, beginning: bytes, n_bytes: int) -> int:
+        """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
+        if beginning.startswith(_PNG):
+            return 0
+        if _SAFETENSORS_HEADER.fullmatch(beginning[:10]):
+            return min(n_bytes, 8 + int.from_bytes(beginning[:8], "little"))
+        return n_bytes
 
     def look_at_name(self, name: str) -> set[str]:
         """See :class:`~milp_ray.personalize.governance.needles.Finder`."""

@@ -18,10 +18,9 @@ from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
-from milp_ray.personalize.governance.record import FOLDER
-from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table, write_bytes
+from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table
 from milp_ray.personalize.governance.scan import walk
-from milp_ray.rundir import RunFolder, write_json
+from milp_ray.rundir import GOVERNANCE, RunFolder, write_bytes, write_json
 
 SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
 
@@ -56,7 +55,7 @@ def own_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
     return removed
 
 
-def temporary_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+def temporary_files(run: RunFolder, dry_run: bool) -> Removed:
     """What writers that were killed left half-written, whoever it is about: nobody works on the run now."""
     removed = Removed("half-written files")
     found = [path for path in _files(run) if _is_temporary(path.name)]
@@ -95,7 +94,7 @@ def lines(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
 
 
 def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Removed:
-    """The id in JSON files, where the pseudonym takes its place; and the hash of all users' data together."""
+    """The id in JSON files, where the pseudonym takes its place."""
     removed = Removed("mentions")
     for path in _files(run):
         if path.suffix != ".json":
@@ -106,16 +105,37 @@ def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Re
             continue
         renamed = Renamed(finder, pseudonym)
         changed = renamed.apply(data)
-        if path == run.versions_file:
-            # Made of everybody's texts, the user's too; the next stage that reads users records it anew.
-            for part in (changed, changed.get("batch_users") or {}):
-                if part.get("dataset_hash"):
-                    part["dataset_hash"] = None
-                    renamed.count += 1
         if renamed.count:
             removed.add(path, renamed.count)
             if not dry_run:
                 write_json(path, changed)
+    return removed
+
+
+def dataset_hashes(run: RunFolder, dry_run: bool) -> Removed:
+    """The hash of all users' data together, this one's too; the next stage that reads users makes it anew."""
+    removed = Removed("hashes of all data")
+    recorded = run.facts()
+    parts = [part for part in (recorded, recorded.get("batch_users") or {}) if part.get("dataset_hash")]
+    if parts:
+        removed.add(run.versions_file, len(parts))
+        for part in parts:
+            part["dataset_hash"] = None
+        if not dry_run:
+            write_json(run.versions_file, recorded)
+    return removed
+
+
+def leakage_audit(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
+    """The leakage audit, where the user was among the audited ones; it can be repeated with the others.
+
+    It goes as a whole: with the others' values beside it, its means would tell the user's own.
+    """
+    removed = Removed("leakage audits")
+    if run.leakage_file.is_file() and names(run.leakage_file.read_bytes(), finder):
+        removed.add(run.leakage_file)
+        if not dry_run:
+            run.leakage_file.unlink()
     return removed
 
 
@@ -209,7 +229,7 @@ def _files(run: RunFolder) -> Iterator[Path]:
 
 
 def _pass_over(run: RunFolder, folder: Path, folders: list[str]) -> None:
-    for name in (run.adapters.name, FOLDER):
+    for name in (run.adapters.name, GOVERNANCE):
         if folder == run.path and name in folders:
             folders.remove(name)
 

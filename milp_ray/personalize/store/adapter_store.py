@@ -189,11 +189,17 @@ class AdapterStore:
 
         Reads and hashes the files, so that a damaged adapter is made again by the next run.
         """
+        return self.find(user_id, fingerprint) is not None
+
+    def find(self, user_id: str, fingerprint: str) -> Manifest | None:
+        """The manifest of the current adapter where :meth:`has` says yes."""
         try:
             manifest = self.verify(user_id)
-            return manifest.fingerprint == fingerprint and not self.is_expired(manifest)
         except (AdapterMissingError, AdapterDamagedError):
-            return False
+            return None
+        if manifest.fingerprint != fingerprint or self.is_expired(manifest):
+            return None
+        return manifest
 
     def load(self, user_id: str, *, version: int | None = None) -> Adapter:
         """A user's adapter in float32, checked; the current version unless another is named.

@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -63,6 +64,16 @@ _CREDENTIALS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object: where it is in the bucket, its name in the store, and its size (``None``: a folder)."""
+
+    path: str
+    name: str
+    uri: str
+    n_bytes: int | None
+
+
 class ObjectBackend:
     """Versions as objects in a bucket; see :class:`~milp_ray.personalize.store.backend.Backend`.
 
@@ -76,12 +87,12 @@ class ObjectBackend:
         parts = urlsplit(uri)
         self._kind, self._bucket = parts.scheme, parts.netloc
         self._root = "/".join([parts.netloc, *(part for part in parts.path.split("/") if part)])
-        self._shown = f"{parts.scheme}://{self._root}"
+        self.shown = f"{parts.scheme}://{self._root}"  # without options
         self._options = dict(parse_qsl(parts.query))
         unknown = sorted(self._options.keys() - set(_OPTIONS[self._kind]))
         if unknown:
             raise MilpError(
-                f"the store {self._shown} has the unknown option {unknown[0]!r}; allowed after '?': "
+                f"the store {self.shown} has the unknown option {unknown[0]!r}; allowed after '?': "
                 f"{', '.join(_OPTIONS[self._kind])}"
             )
         self._given = filesystem
@@ -129,6 +140,19 @@ class ObjectBackend:
             depth = len(first.split("/")) + 1
             paths = (info.path.split("/") for info in self._list(first, recursive=True))
             yield from sorted({p[depth] for p in paths if len(p) > depth and _HASH.fullmatch(p[depth])})
+
+    def objects(self) -> Iterator[StoredObject]:
+        """Everything under the store, also what is no part of it; a 256th of it is listed at a time."""
+        for first in sorted(self._list(self._root), key=lambda info: info.path):
+            yield self._stored(first)
+            if not first.is_file:
+                yield from map(self._stored, self._list(first.path, recursive=True))
+
+    @contextmanager
+    def opened(self, stored: StoredObject) -> Iterator[Any]:
+        """An object for reading, anywhere in it. Raises ``FileNotFoundError`` where it has gone."""
+        with self._told("read"), self._files.open_input_file(stored.path) as file:
+            yield file
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -206,7 +230,7 @@ class ObjectBackend:
         with self._told("read"):
             if self._files.get_file_info(self._bucket).type == FileType.NotFound:
                 raise StoreUnavailableError(
-                    f"the store {self._shown} cannot be read: "
+                    f"the store {self.shown} cannot be read: "
                     + _CAUSES[0][1].format(bucket=repr(self._bucket))
                 )
         self._bucket_seen = True
@@ -216,6 +240,11 @@ class ObjectBackend:
             self._delete_file(probe)
 
     # ----------------------------------------------------------------------------------------- internals
+
+    def _stored(self, info: Any) -> StoredObject:
+        name = info.path[len(self._root) + 1 :]
+        n_bytes = info.size if info.is_file else None
+        return StoredObject(info.path, name, f"{self._kind}://{info.path}", n_bytes)
 
     def _folder(self, place: str) -> str:
         return f"{self._root}/{place[:2]}/{place[2:4]}/{place}"
@@ -267,7 +296,7 @@ class ObjectBackend:
                 server=self._server(),
             )
             raise StoreUnavailableError(
-                f"the store {self._shown} cannot be {'written' if what == 'write' else 'read'}: {told}. "
+                f"the store {self.shown} cannot be {'written' if what == 'write' else 'read'}: {told}. "
                 "What was published stays; the same command goes on afterwards"
             ) from None
 

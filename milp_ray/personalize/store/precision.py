@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from milp_ray.training.adapters import Adapter
 
 _SCALE = ".scale"
+_SCALE_BYTES = 4
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _LARGEST = 127  # -128 is left out, so that the range is symmetric
 
 
@@ -44,6 +46,17 @@ def to_stored(adapter: Adapter, precision: str) -> tuple[Adapter, dict[str, Any]
             stored[name], stored[name + _SCALE] = _quantised(tensor, _channel_dim(name))
     errors = _errors(exact, _decoded(stored, precision))
     return replace(adapter, tensors=stored), {"name": precision, **errors}
+
+
+def stored_bytes(precision: str, n_weights: int, n_scales: int) -> int:
+    """Bytes of an adapter's tensors as :func:`to_stored` makes them; file headers are a few KiB more.
+
+    Args:
+        precision: as of :func:`to_stored`.
+        n_weights: numbers in the adapter.
+        n_scales: rank components, of A and of B, over all of its maps; int8 alone keeps a scale of each.
+    """
+    return _WEIGHT_BYTES[precision] * n_weights + (_SCALE_BYTES * n_scales if precision == "int8" else 0)
 
 
 def from_stored(adapter: Adapter, precision: str) -> Adapter:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,23 @@ def decision_of(version: int, fingerprint: str, section: UpdateSection) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode("ascii")).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An update that the guard refused: the version that stays, and the fingerprint that was wanted."""
+
+    version: int
+    fingerprint: str
+
+
+def refused_updates(path: Path) -> dict[str, Refused]:
+    """The refused updates of a journal's file, by the hash of the user's id; none where there is no file."""
+    return {
+        hash_id(line["user_id"]): Refused(line["version"], line["fingerprint"])
+        for line in _kept_lines(path)
+        if "version" in line and "fingerprint" in line
+    }
+
+
 class Journal:
     """The file, open for one update; use it as a context manager."""
 
@@ -36,9 +55,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.is_file():
-            for text in self._path.read_text(encoding="utf-8").splitlines():
-                self._read(text)
+        self._lines = {hash_id(line["user_id"]): line for line in _kept_lines(self._path)}
         # Failures are tried again, and half a line of a killed process ends here.
         self._write_all()
         self._file = self._path.open("a", encoding="utf-8")
@@ -64,16 +81,21 @@ class Journal:
         """A user's adapter is up to date: an earlier line holds no longer."""
         self._lines.pop(hash_id(user_id), None)
 
-    def _read(self, text: str) -> None:
-        try:
-            line = json.loads(text)
-            if line["outcome"] == KEPT:
-                self._lines[hash_id(line["user_id"])] = line
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return
-
     def _write_all(self) -> None:
         write_text(self._path, "".join(_encoded(line) for line in self._lines.values()))
+
+
+def _kept_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines about kept versions; what is none is passed over, such as half a line of a killed process."""
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.get("outcome") == KEPT and isinstance(line.get("user_id"), str):
+            yield line
 
 
 def _encoded(line: dict[str, Any]) -> str:

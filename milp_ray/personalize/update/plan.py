@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from milp_ray.personalize.layouts.race import CHOICE
 from milp_ray.personalize.provenance import News, Provenance
 
 if TYPE_CHECKING:
@@ -23,10 +25,11 @@ class Anew:
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """Train the weights of ``version`` on what is new."""
+    """Train the weights of ``version`` on what is new; ``layout_choice`` is what it says of its layout."""
 
     version: int
     news: News
+    layout_choice: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plan_of(split: UserSplit, manifest: Manifest, recipe_digest: str) -> Anew | Continue:
@@ -39,7 +42,7 @@ def plan_of(split: UserSplit, manifest: Manifest, recipe_digest: str) -> Anew | 
     news = made_from.news(split)
     if news.n_gone:
         return Anew("earlier turns or examples were edited, removed, or are held out now")
-    return Continue(manifest.version, news)
+    return Continue(manifest.version, news, {k: v for k, v in manifest.meta.items() if k == CHOICE})
 
 
 def update_training(training: TrainingSection, section: UpdateSection) -> TrainingSection:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.batch import users_at_once, worker_pool
 from milp_ray.personalize.intake import Item
-from milp_ray.personalize.recipe import Recipe, fingerprint
+from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import (
     AdapterDamagedError,
     AdapterMissingError,
@@ -138,20 +138,21 @@ class _Update:
 
     def pending(self, splits: Iterable[UserSplit]) -> Iterator[Task]:
         """Users with something to do; the others are counted as they come by."""
-        digest = self._recipe.digest()
+        maker = Maker(self._recipe)
         seen: set[bytes] = set()
         for split in splits:
             key = bytes.fromhex(hash_id(split.user_id))
             if key in seen:
                 self._fail(split.user_id, "DuplicateUser", "the user id occurs more than once")
-            elif (task := self._task(split, digest)) is not None:
+            elif (task := self._task(split, maker)) is not None:
                 yield task
             seen.add(key)
 
-    def _task(self, split: UserSplit, digest: str) -> Task | None:
+    def _task(self, split: UserSplit, maker: Maker) -> Task | None:
         """What is to be done for a user; ``None`` where that is nothing, or was refused before."""
-        user_id, made_from = split.user_id, fingerprint(digest, split)
-        item = Item(split, made_from, self._recipe.parts(split))
+        user_id, made = split.user_id, maker.of(split)
+        made_from = made.fingerprint
+        item = Item(split, made, self._recipe.parts(split))
         try:
             manifest = self._store.verify(user_id)
         except AdapterMissingError:
@@ -163,7 +164,7 @@ class _Update:
                 self._journal.drop(user_id)
                 self._count("unchanged")
                 return None
-            plan = plan_of(split, manifest, digest)
+            plan = plan_of(split, manifest, made.digest)
             decision = decision_of(manifest.version, made_from, self._section)
             refused = self._journal.kept(user_id, decision)
             if refused is not None:
@@ -195,16 +196,16 @@ class _Update:
             return
         made: dict[str, Any] = outcome.value
         if made["outcome"] == KEPT:
-            facts = {name: made[name] for name in ("version", "n_new", "n_replayed", "guard")}
+            facts = {name: made[name] for name in ("version", "fingerprint", "n_new", "n_replayed", "guard")}
             self._journal.add(user_id, KEPT, made["reason"], **facts, decision=decision)
         else:
             self._journal.drop(user_id)
-        log_event("user_updated", user=user_id, outcome=made["outcome"], version=made["version"])
+        log_event("user_updated", user=hash_id(user_id), outcome=made["outcome"], version=made["version"])
         self._count(made["outcome"], made["reason"], made)
 
     def _fail(self, user_id: str, error: str, reason: str, attempts: int = 0) -> None:
         self._journal.add(user_id, FAILED, reason, error=error, attempts=attempts)
-        log_event("user_failed", user=user_id, error=error, attempts=attempts)
+        log_event("user_failed", user=hash_id(user_id), error=error, attempts=attempts)
         self._count(FAILED, reason)
 
     def _count(self, outcome: str, reason: str | None = None, made: dict[str, Any] | None = None) -> None:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.intake import Item
+from milp_ray.personalize.layouts.race import Entrant, train_decided
 from milp_ray.personalize.making import publish
 from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, hash_id
 from milp_ray.personalize.update.guard import Guarded, Verdict, verdicts
+from milp_ray.personalize.update.journal import KEPT
 from milp_ray.personalize.update.plan import Anew, Continue, training_data, update_training
 from milp_ray.training.job import JobResult
 
@@ -87,7 +89,7 @@ def update_adapters(
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One user's turn: the job (``None``: nothing to train on), and the adapter that it continues, if any.
+    """One user's turn: the adapter to continue and the job (``None``: nothing to train on), or neither.
 
     ``made_from`` is what a version that comes of it will have seen.
     """
@@ -108,7 +110,6 @@ class _Work:
     ) -> None:
         self._store, self._recipe, self._section = store, recipe, section
         self._base, self._report = base, report
-        self._digest = recipe.digest()
         self._training = update_training(recipe.training, section)
 
     def begin(self, place: int, task: Task) -> _Turn:
@@ -122,8 +123,7 @@ class _Work:
         recipe, item, plan = self._recipe, task.item, task.plan
         name, seed = hash_id(task.user_id), recipe.seed_of(task.user_id)
         if isinstance(plan, Anew):
-            job = Job(name, item.split, recipe.layout, item.parts, seed)
-            return _Turn(place, task, job, Provenance.of(self._digest, item.split))
+            return _Turn(place, task, None, Provenance.of(item.made.digest, item.split))
         before = self._store.load(task.user_id, version=plan.version)
         # Another seed than the version's own, so that sample and order differ from one update to the next.
         seed = (seed + plan.version) % 2**31
@@ -132,24 +132,26 @@ class _Work:
         return _Turn(
             place,
             task,
-            Job(name, data, recipe.layout, parts, seed, start=before) if parts else None,
-            Provenance.of(self._digest, plan.news.trained_on(item.split)),
+            Job(name, data, before.layout, parts, seed, start=before) if parts else None,
+            Provenance.of(item.made.digest, plan.news.trained_on(item.split)),
             before,
             len(data.history) + len(data.train) - plan.news.n_new,
         )
 
     def make_anew(self, turns: Mapping[str, _Turn]) -> None:
         """Train from fresh weights, and publish each as it ends."""
-        from milp_ray.training.train import train
-
-        jobs = [turn.job for turn in turns.values() if turn.job is not None]
-        train(
+        items = {key: turn.task.item for key, turn in turns.items()}
+        entrants = [
+            Entrant(key, item.split, item.parts, self._recipe.seed_of(item.split.user_id), item.made.decision)
+            for key, item in items.items()
+        ]
+        train_decided(
             self._base,
-            jobs,
+            entrants,
             self._recipe.training,
             self._recipe.prompt,
-            on_result=lambda result: self._publish(turns[result.job_id], result, {}),
-            on_failure=lambda job_id, error: self._report(turns[job_id].place, error),
+            on_result=lambda key, result, facts: self._publish(turns[key], result, facts),
+            on_failure=lambda key, error: self._report(turns[key].place, error),
         )
 
     def carry_on(self, turns: Mapping[str, _Turn]) -> None:
@@ -187,6 +189,7 @@ class _Work:
         if not isinstance(plan, Continue):
             raise RuntimeError("only a version that is continued has such facts")
         return {
+            **plan.layout_choice,
             "continued_from": plan.version,
             "n_new": plan.news.n_new,
             "n_replayed": turn.n_replayed,
@@ -202,7 +205,13 @@ class _Work:
 
     def _keep(self, turn: _Turn, result: JobResult, verdict: Verdict) -> None:
         facts = self._facts(turn, verdict)
-        kept = {"outcome": "kept", "reason": ABOVE_TOLERANCE, "version": facts["continued_from"], **facts}
+        kept = {
+            "outcome": KEPT,
+            "reason": ABOVE_TOLERANCE,
+            "version": facts["continued_from"],
+            "fingerprint": turn.task.item.fingerprint,
+            **facts,
+        }
         self._report(turn.place, {**kept, **_cost(result.steps, result.tokens, result.seconds)})
 
 
