@@ -308,6 +308,16 @@ def test_a_user_without_an_adapter_fails_and_the_others_are_judged(
         judged(file, recipe, store, InlinePool(base), [stranger])
 
 
+def test_the_empty_layout_answers_as_the_base_does(
+    tmp_path: Path, recipe: Recipe, base: Any, splits: list[UserSplit]
+) -> None:
+    file = tmp_path / "judgements.parquet"
+    empty = replace(recipe, layout=CanonicalLayout((False,) * 4, 0))
+    nothing = AdapterStore(tmp_path / "adapters")
+    judged(file, empty, nothing, InlinePool(base), splits, methods=("milp", "base"))
+    assert set(read_judgements(file)["choice"].to_pylist()) == {0}
+
+
 def test_what_was_judged_before_an_interruption_is_kept(
     tmp_path: Path, recipe: Recipe, base: Any, store: AdapterStore, splits: list[UserSplit]
 ) -> None:
