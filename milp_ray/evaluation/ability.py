@@ -119,7 +119,11 @@ def measure_ability(
     items = [_Item(None), *(_Item(user_id) for user_id in user_ids)]
     with progress(STAGE, len(user_ids), unit="users", file=progress_file) as bar:
         for outcome in pool.map(
-            work, items, key=lambda item: item.key, at_once=users_at_once(config.training)
+            work,
+            items,
+            key=lambda item: item.key,
+            size=lambda item: 1.0,
+            at_once=users_at_once(config.training),
         ):
             if outcome.failed:
                 reasons[str(outcome.reason)] += 1

@@ -42,10 +42,11 @@ def answer_users(
     The full method answers with the user's current adapter of the store, the one that serves the user; a user
     without one fails. Other methods that need an adapter train it here.
     """
+    needs_stored = "milp" in methods and not recipe.layout.is_empty  # the empty layout is the base alone
     requests: dict[int, FitRequest] = {}
     for place, split in enumerate(splits):
         try:
-            adapter = current_adapter(store, split.user_id) if "milp" in methods else None
+            adapter = current_adapter(store, split.user_id) if needs_stored else None
         except MilpError as error:
             report(place, error)
         else:

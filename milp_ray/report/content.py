@@ -80,9 +80,9 @@ class ReportContent:
     chosen: Mapping[str, Any] | None = None  # what chosen.yaml holds
     comparison: Mapping[str, Any] | None = None
     leakage: Mapping[str, Any] | None = None  # what leakage.json holds
-    layouts: Mapping[str, Any] | None = None  # of the last batch, where users need not have the same one
     ability: Mapping[str, Any] | None = None  # as milp_ray.evaluation.ability gives it
     win_rates: Sequence[Mapping[str, Any]] = ()  # as milp_ray.evaluation.win_rate gives them
+    layouts: Mapping[str, Any] | None = None  # of the last batch, where users need not have the same one
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
     failures: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # stage → reason → users
@@ -133,9 +133,9 @@ def read_content(run: RunFolder) -> ReportContent:
         chosen=chosen,
         comparison=comparison,
         leakage=json.loads(run.leakage_file.read_text("utf-8")) if run.leakage_file.is_file() else None,
-        layouts=(versions.get("personalize") or {}).get("layouts"),
         ability=ability,
         win_rates=win_rates,
+        layouts=(versions.get("personalize") or {}).get("layouts"),
         seconds=run.seconds(),
         peak_rss_mib=run.peak_memory() or None,
         failures={stage: reasons for stage, reasons in failures.items() if reasons},
@@ -258,9 +258,9 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
         "leakage": dict(content.leakage) if content.leakage else None,
-        "n_kept_versions": content.n_kept_versions if comparison else None,
         "ability": dict(content.ability) if content.ability else None,
         "win_rates": [dict(rate) for rate in content.win_rates] or None,
+        "n_kept_versions": content.n_kept_versions if comparison else None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),
         "peak_rss_mib": content.peak_rss_mib,

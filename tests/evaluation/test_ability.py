@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
 from milp_ray import cli, pipeline
@@ -28,9 +28,7 @@ from milp_ray.evaluation.table_file import read_table, write_table
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance import traces
 from milp_ray.personalize.governance.needles import IdFinder
-from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.store import AdapterStore
-from milp_ray.personalize.worker import UserWorker
 from milp_ray.report.ability_text import ability_rows, ability_table, ability_title, ability_verdict
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
@@ -41,22 +39,6 @@ TRAINING = TrainingSection(memory_epochs=12, instruction_epochs=1, learning_rate
 TEXTS = Population(
     "texts.txt", ((("A plain text.", False),), (("A question? ", False), ("An answer.", True)))
 )
-
-
-class InlinePool:
-    """The pool's contract in this process, several items a call."""
-
-    def __init__(self, base: Any) -> None:
-        self._worker = UserWorker("inline")
-        self._worker._state = base
-
-    def map(
-        self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, at_once: int
-    ) -> Iterator[Outcome]:
-        items = list(items)
-        for item, reply in zip(items, self._worker.run(function, items), strict=True):
-            status: Any = "done" if reply.error is None else "failed"
-            yield Outcome(key(item), status, reply.value, error=reply.error, reason=reply.reason)
 
 
 @dataclass(frozen=True)
@@ -269,3 +251,24 @@ def test_the_command_prints_a_table_or_one_json_object(
     assert asked[0] == AbilityOptions(Path("t.txt"), 7)
     done = CliRunner().invoke(cli.app, ["ability", str(run.path), "--json"])
     assert json.loads(done.output)["n_users"] == 2
+
+
+def test_the_command_measures_a_run_and_the_report_has_it(
+    world: World, tmp_path: Path, make_split: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from milp_ray.report.content import read_content, summary_of
+
+    config = world.config.model_copy(update={"output_dir": tmp_path})
+    run = RunFolder.create(config)
+    write_chosen(run)
+    use_inline_pool(monkeypatch, world.base)
+    splits = [make_split(user) for user in ("u-1", "u-12", "stranger")]
+    monkeypatch.setattr(pipeline._Work, "splits", splits)
+    monkeypatch.setattr("milp_ray.personalize.store.run_store", lambda *_: world.store)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("A plain text.\nAnother one.\n")
+    done = CliRunner().invoke(cli.app, ["ability", str(run.path), "--texts", str(texts), "--json"])
+    assert done.exit_code == 3  # the stranger has no adapter
+    found = json.loads(done.stdout)
+    assert (found["n_users"], found["n_failed"], found["texts"]) == (2, 1, "texts.txt")
+    assert summary_of(read_content(run))["ability"]["change"] == found["change"]

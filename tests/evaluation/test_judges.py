@@ -111,6 +111,25 @@ def test_a_reward_models_score_is_its_one_logit(reward_model_dir: Path) -> None:
     assert RewardModelJudge(reward_model_dir).prefer([QUESTION]) == pytest.approx([first - second], abs=1e-5)
 
 
+def test_a_chat_template_says_how_query_and_answer_are_put(reward_model_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path / "chat"
+    AutoModelForSequenceClassification.from_pretrained(reward_model_dir).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(reward_model_dir)
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    scores = []
+    for answer in (QUESTION.first, QUESTION.second):
+        text = f"<s>user: {QUESTION.query}<s>assistant: {answer}"
+        with torch.inference_mode():
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            scores.append(float(model(**ids).logits[0, 0]))
+    assert RewardModelJudge(folder).prefer([QUESTION]) == pytest.approx([scores[0] - scores[1]], abs=1e-5)
+
+
 def test_a_query_that_is_too_long_is_cut_and_the_answer_still_counts(reward_model_dir: Path) -> None:
     long = Question("so many words " * 100, "", "yes", "no")
     [difference] = RewardModelJudge(reward_model_dir).prefer([long])
@@ -290,6 +309,13 @@ def test_a_failing_endpoint_is_told_without_any_text(
     told = f"{caught.value} {caught.value.__cause__} {safe_traceback(caught.value)}"
     assert "secret" not in told
     assert "turtle" not in told
+
+
+def test_an_endpoint_that_refuses_is_not_asked_everything_else(server: Server) -> None:
+    server.answer = lambda body, n: (403, {}, b"")
+    with pytest.raises(MilpError, match="403"):
+        server.judge().prefer([QUESTION] * 50)
+    assert len(server.bodies) < 50
 
 
 def test_an_endpoint_that_is_not_there_is_a_mistake(server: Server) -> None:

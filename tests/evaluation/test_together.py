@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from milp_ray.config import EvaluationSection
+from milp_ray.config import BaseSection, EvaluationSection, PromptSection, TrainingSection
 from milp_ray.evaluation.bootstrap import interval, pooled_interval
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.ngrams import corpus_bleu, distinct_n, sentence_bleu
 from milp_ray.evaluation.scores import LATER_COLUMNS, Row, as_table, read_scores, score_rows, write_scores
+from milp_ray.evaluation.stage import _closed_questions
 from milp_ray.evaluation.tables import task_table, terminal_tables
 from milp_ray.evaluation.tasks import macro_f1
+from milp_ray.evaluation.user import Subject, evaluate_users
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training.base import load_base
 from milp_ray.users.records import Example
 
 SECTION = EvaluationSection(n_bootstrap=100)
@@ -188,3 +193,22 @@ def test_without_users_or_a_value_there_is_no_interval() -> None:
 def test_a_task_without_its_answers_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="evaluation"):
         EvaluationSection(**wrong)
+
+
+def test_how_closed_questions_are_read_decides_who_is_scored_again() -> None:
+    assert _closed_questions(SECTION) == []  # free answers: as if there were no such thing
+    fewer = TAGS.model_copy(update={"labels": TAGS.labels[:2]})
+    wider = STARS.model_copy(update={"scale": (1.0, 10.0)})
+    assert len({json.dumps(_closed_questions(section)) for section in (TAGS, fewer, STARS, wider)}) == 4
+
+
+def test_evaluation_reads_answers_as_the_configuration_says(tiny_llama_dir: Path, make_split: Any) -> None:
+    base = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+    split = make_split("u-1", n_turns=1, n_train=1, n_val=0, n_test=2)
+    colours = tuple(sorted({str(example.answer) for example in split.test} | {"gold"}))
+    update = {"task": "classification", "labels": colours, "max_new_tokens": 2, "n_bootstrap": 50}
+    section = SECTION.model_copy(update=update)
+    layout = CanonicalLayout((False,) * 4, 0)
+    subjects = [Subject(split, None, seed=0)]
+    [rows] = evaluate_users(base, subjects, ("base",), layout, TrainingSection(), PromptSection(), section)
+    assert [row["wanted"] for row in rows] == [colours.index(str(example.answer)) for example in split.test]

@@ -6,18 +6,19 @@ import csv
 import json
 import pickle
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
 from milp_ray import cli, pipeline
-from milp_ray.config import BaseSection, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.answers import answer_users
 from milp_ray.evaluation.human import HumanChoice, SheetLine, read_choices, write_sheet
@@ -33,7 +34,6 @@ from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore
-from milp_ray.personalize.worker import UserWorker
 from milp_ray.report.win_rate_text import agreement_sentence, win_rate_table, win_rate_verdict
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
@@ -205,28 +205,12 @@ def test_a_missing_file_of_choices_says_how_to_make_one(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- answers → judgements
 
 
-@dataclass
-class InlinePool:
-    """The pool's contract in this process."""
+class StoppedPool(InlinePool):
+    """Is interrupted after its first item."""
 
-    base: Any
-    stop_after: int | None = None
-    done: list[str] = field(default_factory=list)
-
-    def map(
-        self, function: Callable[..., Any], items: Iterable[Any], *, key: Any, size: Any, at_once: int
-    ) -> Iterator[Outcome]:
-        pickle.dumps(function)  # workers are other processes
-        for item in items:
-            assert size(item) > 0
-            if len(self.done) == self.stop_after:
-                raise KeyboardInterrupt
-            worker = UserWorker("inline")
-            worker._state = self.base
-            [reply] = worker.run(function, [item])
-            self.done.append(key(item))
-            status: Any = "done" if reply.error is None else "failed"
-            yield Outcome(key(item), status, reply.value, error=reply.error, reason=reply.reason)
+    def map(self, function: Any, items: Any, **options: Any) -> Iterator[Outcome]:
+        yield from super().map(function, list(items)[:1], **options)
+        raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -324,20 +308,28 @@ def test_a_user_without_an_adapter_fails_and_the_others_are_judged(
         judged(file, recipe, store, InlinePool(base), [stranger])
 
 
+def test_the_empty_layout_answers_as_the_base_does(
+    tmp_path: Path, recipe: Recipe, base: Any, splits: list[UserSplit]
+) -> None:
+    file = tmp_path / "judgements.parquet"
+    empty = replace(recipe, layout=CanonicalLayout((False,) * 4, 0))
+    nothing = AdapterStore(tmp_path / "adapters")
+    judged(file, empty, nothing, InlinePool(base), splits, methods=("milp", "base"))
+    assert set(read_judgements(file)["choice"].to_pylist()) == {0}
+
+
 def test_what_was_judged_before_an_interruption_is_kept(
     tmp_path: Path, recipe: Recipe, base: Any, store: AdapterStore, splits: list[UserSplit]
 ) -> None:
     file = tmp_path / "judgements.parquet"
     with pytest.raises(KeyboardInterrupt):
-        judged(file, recipe, store, InlinePool(base, stop_after=1), splits)
+        judged(file, recipe, store, StoppedPool(base), splits)
     assert set(read_judgements(file)["user_id"].to_pylist()) == {"u-0"}
 
 
 def test_a_method_that_does_not_apply_is_counted(
     tmp_path: Path, recipe: Recipe, base: Any, store: AdapterStore, splits: list[UserSplit]
 ) -> None:
-    from dataclasses import replace
-
     bare = [replace(splits[0], profile=None), splits[1], replace(splits[2], test=())]
     methods = ("base", "oracle_profile")
     file = tmp_path / "judgements.parquet"
@@ -412,3 +404,42 @@ def test_the_command_prints_a_table_or_one_json_object(
     assert (asked[0].n_users, asked[0].judge().margin) == (5, 2.0)
     done = CliRunner().invoke(cli.app, ["winrate", str(run.path), "--json"])
     assert json.loads(done.output)["wins"]["mean"] == 0.5
+
+
+def test_the_command_judges_a_run_compares_it_with_people_and_the_report_has_it(
+    tmp_path: Path,
+    recipe: Recipe,
+    base: Any,
+    store: AdapterStore,
+    splits: list[UserSplit],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from milp_ray.report.content import read_content, summary_of
+
+    run = RunFolder.create(Config(name="judged", output_dir=tmp_path, base=recipe.base, evaluation=SECTION))
+    write_chosen(run)
+    use_inline_pool(monkeypatch, base)
+    monkeypatch.setattr(pipeline._Work, "splits", splits)
+    monkeypatch.setattr("milp_ray.personalize.store.run_store", lambda *_: store)
+    sheet = tmp_path / "sheet.csv"
+    arguments = ["winrate", str(run.path), "--judge", "embedded_free"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--sheet", str(sheet)])
+    assert done.exit_code == 0, done.output
+    assert "remove it afterwards" in done.output
+    choices = {
+        (row["user_id"], row["example"]): ("tie", "first", "second")[row["choice"]]
+        for row in read_judgements(run.judgements_file).to_pylist()
+    }
+    filled = tmp_path / "filled.csv"
+    with sheet.open(newline="") as file, filled.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["user_id", "example", "first", "second", "choice"])
+        for row in csv.DictReader(file):
+            choice = choices[row["user_id"], int(row["example"])]
+            writer.writerow([row["user_id"], row["example"], *PAIR, choice])
+    done = CliRunner().invoke(cli.app, [*arguments, "--human", str(filled), "--json"])
+    found = json.loads(done.stdout)
+    assert (found["n_users"], found["judge"], found["n_failed"]) == (3, "embedded_free", 0)
+    assert (found["agreement"]["n_matched"], found["agreement"]["accuracy"]["mean"]) == (6, 1.0)
+    [reported] = summary_of(read_content(run))["win_rates"]
+    assert reported["net"] == found["net"]

@@ -33,6 +33,7 @@ _SYSTEM = (
 )
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _VALUE = {"A": 1.0, "B": -1.0, "C": 0.0}
+_LONGEST_REPLY = 1 << 20  # bytes
 _MOST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -79,8 +80,11 @@ class OpenAIJudge:
             MilpError: the endpoint refuses, or does not answer after all attempts.
         """
         asked = [question for q in questions for question in (q, q.swapped())]
-        with ThreadPoolExecutor(self._endpoint.at_once) as threads:
+        threads = ThreadPoolExecutor(self._endpoint.at_once)
+        try:
             verdicts = list(threads.map(self._verdict, asked))
+        finally:
+            threads.shutdown(cancel_futures=True)  # an endpoint that has failed is not asked everything else
         self.n_unclear += verdicts.count(None)
         values = [verdict or 0.0 for verdict in verdicts]
         return [(there - back) / 2 for there, back in zip(values[::2], values[1::2], strict=True)]
@@ -122,7 +126,7 @@ class OpenAIJudge:
         url = f"{self._endpoint.base_url.rstrip('/')}/chat/completions"
         request = Request(url, json.dumps(body).encode("utf-8"), headers, method="POST")
         with self._opener.open(request, timeout=self._endpoint.timeout) as response:
-            reply = json.loads(response.read())
+            reply = json.loads(response.read(_LONGEST_REPLY))
         content = reply["choices"][0]["message"]["content"]
         return content if isinstance(content, str) else ""
 
