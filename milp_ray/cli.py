@@ -233,19 +233,21 @@ def update(
     """Continue adapters with new history.
 
     Trains each current version on what its user has said since; where that costs too much of what was known
-    before, the old version stays. Users without an adapter get one.
+    before, the old version stays. Users without an adapter get one. Exit code 3: some users failed.
     """
     from milp_ray import pipeline
 
-    pipeline.update(*_run_of(target, overrides), user, as_json=as_json)
+    if pipeline.update(*_run_of(target, overrides), user, as_json=as_json):
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()
 def evaluate(target: Target, overrides: Overrides = None) -> None:
-    """Score every method on held-out queries."""
+    """Score every method on held-out queries. Exit code 3: some users failed."""
     from milp_ray import pipeline
 
-    pipeline.evaluate(*_run_of(target, overrides))
+    if pipeline.evaluate(*_run_of(target, overrides)):
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()

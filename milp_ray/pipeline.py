@@ -263,8 +263,11 @@ def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> Ba
 
 def update(
     run: RunFolder, config: Config, user_ids: Sequence[str] | None = None, *, as_json: bool = False
-) -> None:
+) -> int:
     """Continue adapters with what is new since they were made, for all users or for some; print the outcomes.
+
+    Returns:
+        How many users failed.
 
     Raises:
         MilpError: the run has no user of an id.
@@ -291,10 +294,11 @@ def update(
         run.record_facts(update=summary.to_dict())
         if as_json:
             print(json.dumps(summary.to_dict(), indent=2, allow_nan=False))
-            return
+            return summary.users["failed"]
         work.console.print(update_table(summary))
         if summary.users["kept"] or summary.users["failed"]:
             work.say(f"users whose adapter was not replaced, one a line: {run.updates_file}")
+        return summary.users["failed"]
 
 
 def _some(splits: Sequence[UserSplit], user_ids: Sequence[str]) -> list[UserSplit]:
@@ -311,9 +315,11 @@ def _some(splits: Sequence[UserSplit], user_ids: Sequence[str]) -> list[UserSpli
     return found
 
 
-def evaluate(run: RunFolder, config: Config) -> None:
-    """Score every method on the held-out queries and write ``scores.parquet``."""
-    _alone(run, config, "evaluate")
+def evaluate(run: RunFolder, config: Config) -> int:
+    """Score every method on the held-out queries and write ``scores.parquet``; how many users failed."""
+    with _working(run, config) as work:
+        _do(work, "evaluate")
+        return sum(work.failures.get("evaluate", {}).values())
 
 
 def report(run: RunFolder, config: Config) -> None:
