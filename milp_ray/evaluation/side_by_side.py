@@ -254,7 +254,9 @@ def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str
     for split in splits:
         test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
         users.append([split.user_id, fingerprint(recipe, split), split.profile, test])
-    sections = [settings.methods.model_dump(mode="json"), settings.evaluation.max_new_tokens]
+    # Without defaults, so that a method that comes new to the package does not make the others' scores old.
+    given = settings.methods.model_dump(mode="json", exclude_defaults=True)
+    sections = [given, settings.evaluation.max_new_tokens]
     data = json.dumps([_FORMAT, method, sections, users])
     return hashlib.sha256(data.encode("ascii")).hexdigest()
 
