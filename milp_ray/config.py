@@ -459,6 +459,7 @@ ALL_METHODS = (
     "malp",
     "shared_adapter",
     "oppu",
+    "uelp",
     "memory_only",
     "instruction_only",
     "milp",
@@ -467,7 +468,7 @@ ALL_METHODS = (
 
 
 # Those of which a part is trained on all users together.
-SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu"})
+SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp"})
 
 
 def _known_method(name: str) -> str:
@@ -510,11 +511,39 @@ class MalpSection(Section):
     k: PositiveInt = 8  # turns that are retrieved from both for a query
 
 
+class UserEncoderSection(Section):
+    """What makes soft prompts of users' texts; trained on all users together."""
+
+    n_soft: PositiveInt = 16  # vectors of a soft prompt; each takes a token's place in the context
+    width: PositiveInt = 96
+    n_layers: PositiveInt = 2  # of the transformer over a user's turns
+    n_latent_layers: PositiveInt = 2  # in which the latents look at what it found
+    n_heads: PositiveInt = 4
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    max_turns: PositiveInt = 256  # the latest ones of a longer history
+    batch_size: PositiveInt = 16
+    examples_of_user: PositiveInt = 4  # of a user in a batch: more, and fewer histories are encoded a step
+    pretraining_epochs: NonNegativeInt = 20
+    pretraining_learning_rate: PositiveFloat = 1e-3
+    epochs: NonNegativeInt = 10  # over everybody's past examples
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> UserEncoderSection:
+        if self.width % self.n_heads:
+            raise ValueError(
+                f"width {self.width} cannot be shared out among {self.n_heads} heads; make it a multiple"
+            )
+        return self
+
+
 class MethodsSection(Section):
     """What the methods that MiLP is compared with have to set."""
 
     retrieval: RetrievalSection = RetrievalSection()
     malp: MalpSection = MalpSection()
+    user_encoder: UserEncoderSection = UserEncoderSection()
 
 
 class EvaluationSection(Section):

@@ -99,6 +99,12 @@ INFO: dict[str, MethodInfo] = {
             "an adapter for the task, trained on everybody's examples, and a user's own beside it",
         ),
         MethodInfo(
+            "uelp",
+            "UeLP",
+            "UeLP",
+            "a soft prompt that an encoder, trained on everybody's data, makes of the user's history",
+        ),
+        MethodInfo(
             "memory_only", "Memory only", "Memory", "an adapter trained on the history alone (stage 1)"
         ),
         MethodInfo(

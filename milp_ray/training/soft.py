@@ -36,7 +36,7 @@ def soft_of_each(soft: Tensor | None, n_texts: int, base: Base) -> list[Tensor |
     """
     if soft is None:
         return [None] * n_texts
-    hidden = embedding_size(base)
+    hidden = embedding_table(base).shape[1]
     wanted = (n_texts, *soft.shape[-2:])
     if soft.dim() not in (2, 3) or soft.shape[-1] != hidden or (soft.dim() == 3 and soft.shape != wanted):
         raise MilpError(
@@ -46,10 +46,11 @@ def soft_of_each(soft: Tensor | None, n_texts: int, base: Base) -> list[Tensor |
     return [soft] * n_texts if soft.dim() == 2 else list(soft)
 
 
-def embedding_size(base: Base) -> int:
-    """Numbers of one token's embedding."""
-    table: Any = base.model.get_input_embeddings()
-    return int(table.weight.shape[1])
+def embedding_table(base: Base) -> Tensor:
+    """(n_tokens, hidden): the base's embeddings of tokens."""
+    module: Any = base.model.get_input_embeddings()
+    weight: Tensor = module.weight
+    return weight
 
 
 def n_soft_of(soft: Tensor | None) -> int:

@@ -11,9 +11,10 @@ from torch import Tensor
 from milp_ray.config import BaseSection, PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.training.base import Base, load_base
+from milp_ray.training.data import instruction_set, make_batch
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.response_loss import Wanted, response_losses
-from milp_ray.training.soft import embeddings
+from milp_ray.training.soft import embeddings, sequence_with_places, soft_nll
 from milp_ray.users.records import Example
 
 PROMPT = PromptSection()
@@ -129,3 +130,20 @@ def test_gradients_reach_the_soft_prompt_and_no_other_row(base: Base) -> None:
     entering[1, first : first + 3].sum().backward()
     assert torch.equal(soft.grad, torch.ones_like(soft))
     assert torch.equal(entering[0], base.model.get_input_embeddings()(ids[0]))
+
+
+def test_the_gradient_at_a_soft_prompt_is_the_slope_of_the_loss(base: Base) -> None:
+    texts = instruction_set(EXAMPLES, base, PROMPT, max_length=100)
+    batch = make_batch([sequence_with_places(one, 3, base) for one in texts], base)
+    soft = noise(base, 3, 0).requires_grad_()
+
+    def loss(own: Tensor) -> Tensor:
+        return soft_nll(base, base.model, batch, [own, None]).double().sum()
+
+    loss(soft).backward()
+    size = float(soft.grad.norm())
+    step = 1e-2 * soft.grad / size
+    with torch.no_grad():
+        slope = float(loss(soft + step) - loss(soft - step)) / 2e-2
+    assert size > 1e-2
+    assert slope == pytest.approx(size, rel=0.05)
