@@ -460,6 +460,7 @@ ALL_METHODS = (
     "shared_adapter",
     "oppu",
     "uelp",
+    "soft_fused",
     "memory_only",
     "instruction_only",
     "milp",
@@ -468,7 +469,7 @@ ALL_METHODS = (
 
 
 # Those of which a part is trained on all users together.
-SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp"})
+SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp", "soft_fused"})
 
 
 def _known_method(name: str) -> str:
@@ -538,12 +539,21 @@ class UserEncoderSection(Section):
         return self
 
 
+class SoftFusedSection(Section):
+    """Which of a user's texts soft-fused prompting reads beside the whole history and all past examples."""
+
+    n_recent: PositiveInt = 8  # the latest turns
+    n_retrieved: PositiveInt = 8  # turns that share rare words with the query
+    bottleneck: PositiveInt = 32  # numbers through which a query decides the sources' weights
+
+
 class MethodsSection(Section):
     """What the methods that MiLP is compared with have to set."""
 
     retrieval: RetrievalSection = RetrievalSection()
     malp: MalpSection = MalpSection()
     user_encoder: UserEncoderSection = UserEncoderSection()
+    soft_fused: SoftFusedSection = SoftFusedSection()
 
 
 class EvaluationSection(Section):

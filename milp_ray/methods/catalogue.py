@@ -105,6 +105,12 @@ INFO: dict[str, MethodInfo] = {
             "a soft prompt that an encoder, trained on everybody's data, makes of the user's history",
         ),
         MethodInfo(
+            "soft_fused",
+            "Soft-fused prompting",
+            "Soft-fused",
+            "soft prompts of history, recent and retrieved turns and examples, weighted for each query",
+        ),
+        MethodInfo(
             "memory_only", "Memory only", "Memory", "an adapter trained on the history alone (stage 1)"
         ),
         MethodInfo(

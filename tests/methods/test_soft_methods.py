@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,33 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, MethodsSection, PromptSection, TrainingSection, UserEncoderSection
+from milp_ray.config import (
+    BaseSection,
+    MethodsSection,
+    PromptSection,
+    SoftFusedSection,
+    TrainingSection,
+    UserEncoderSection,
+)
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.methods import fit, fit_users, share
+from milp_ray.methods import fit, fit_users, share, soft_training, user_encoder
+from milp_ray.methods.fusion import new_fusion
 from milp_ray.methods.protocol import FitRequest, training_side
 from milp_ray.methods.shared import Shared
+from milp_ray.methods.soft_fused import SOURCES, user_texts
 from milp_ray.methods.soft_training import past_examples, pretrain, train_on_responses
 from milp_ray.methods.user_encoder import new_encoder, padded, text_vectors
+from milp_ray.training import encode
 from milp_ray.training.base import Base, load_base
+from milp_ray.training.data import make_batch
 from milp_ray.users.records import Turn, UserSplit
 
 ENCODER = UserEncoderSection(
     n_soft=3, width=16, n_heads=2, n_layers=1, n_latent_layers=1, pretraining_epochs=3, epochs=2, batch_size=4
 )
 METHODS = MethodsSection(user_encoder=ENCODER)
-SOFT_METHODS = ("uelp",)
+SOFT_METHODS = ("uelp", "soft_fused")
 
 
 @pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
@@ -118,7 +129,7 @@ def test_pretraining_learns_which_turn_follows(base: Base) -> None:
 
 def test_one_turn_has_no_next_one_and_gives_no_loss(base: Base) -> None:
     encoder = new_encoder(base, [torch.ones(1, 32)], ENCODER, 1)
-    assert float(encoder.next_turn_loss(*padded([torch.ones(1, 32)], base.device))) == 0.0
+    assert encoder.next_turn_loss(*padded([torch.ones(1, 32)], base.device)).item() == 0.0
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -215,3 +226,87 @@ def test_soft_prompts_are_counted_in_what_is_asked_and_kept(
     assert ready.costs.prompt_tokens == base.count_tokens(list(prompts))[0] + ENCODER.n_soft
     assert ready.costs.stored_bytes > 0
     assert ready.costs.shared_bytes > 0
+
+
+@pytest.mark.parametrize("name", SOFT_METHODS)
+def test_no_held_out_text_and_no_profile_is_read_by_an_encoder_or_the_base(
+    name: str, base: Base, make_split: Callable[..., UserSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def mean_states(base: Base, texts: Sequence[str], **_: Any) -> torch.Tensor:
+        read.extend(texts)
+        return encode.mean_states(base, texts)
+
+    def batch(chosen: Sequence[Any], base: Base) -> Any:
+        read.extend(base.tokenizer.decode(one.ids) for one in chosen)
+        return make_batch(chosen, base)
+
+    monkeypatch.setattr(user_encoder, "mean_states", mean_states)
+    monkeypatch.setattr(soft_training, "make_batch", batch)
+    split = make_split("u")
+    marked = replace(
+        split,
+        profile="PROFILEMARK",
+        validation=tuple(replace(e, response=f"HELDMARK {e.response}") for e in split.validation),
+        test=tuple(replace(e, response=f"HELDMARK {e.response}", answer="HELDMARK") for e in split.test),
+    )
+    requests = requests_on(base, [marked])
+    [personalizer] = fitted(name, requests, share(name, requests))
+    personalizer.questions([example.query for example in marked.test])
+    assert any(example.response in text for example in split.train for text in read)
+    assert any(turn.text in text for turn in split.history for text in read)
+    assert "MARK" not in "\n".join(read)
+
+
+# ------------------------------------------------------------------------------------------------- fusion
+
+
+def test_weights_sum_to_one_and_leave_out_sources_without_texts(base: Base) -> None:
+    vectors = [torch.randn(n, 32, generator=torch.Generator().manual_seed(n)) for n in (5, 0, 2)]
+    fusion = new_fusion(base, vectors, 3, ENCODER, SoftFusedSection(), 1).eval()
+    query, nothing = torch.randn(32, generator=torch.Generator().manual_seed(9)), torch.empty(0, 32)
+    asked = [(query, tuple(vectors)), (query, (nothing,) * 3)]
+    soft, weights = fusion.fused(asked, base.device)
+    assert soft.shape == (2, ENCODER.n_soft, 32)
+    assert torch.allclose(weights.sum(1), torch.ones(2))
+    assert weights[0, 1] == 0.0
+    assert float(weights[1].detach().min()) > 0.0
+    alone = [fusion.encoder(*padded([own], base.device))[0] for own in vectors]
+    expected = sum(weight * one for weight, one in zip(weights[0], alone, strict=True))
+    assert torch.allclose(soft[0], expected, atol=1e-5)
+
+
+def test_weights_depend_on_the_query_and_are_trained(base: Base) -> None:
+    vectors = [torch.randn(4, 32, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+    fusion = new_fusion(base, vectors, 2, ENCODER, SoftFusedSection(), 1)
+    queries = torch.randn(2, 32, generator=torch.Generator().manual_seed(9))
+    soft, weights = fusion.fused([(query, tuple(vectors)) for query in queries], base.device)
+    assert not torch.allclose(weights[0], weights[1], atol=1e-4)
+    soft.square().sum().backward()
+    for weight in (fusion.narrow.weight, fusion.widen.weight, fusion.preference, fusion.for_all):
+        assert float(weight.grad.abs().sum()) > 0.0
+
+
+def test_a_past_example_is_no_source_of_its_own_query(
+    base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    [request] = requests_on(base, [make_split("u", n_train=3)])
+    [texts] = user_texts([request])
+    for place in range(3):
+        query, sources = texts.of_past(place)
+        assert torch.equal(query, texts.queries[place])
+        others = texts.examples[[i for i in range(3) if i != place]]
+        assert torch.equal(sources[SOURCES.index("examples")], others)
+    _, sources = texts.of("Who?", texts.queries[0])
+    assert torch.equal(sources[SOURCES.index("examples")], texts.examples)
+
+
+def test_each_query_retrieves_turns_of_its_own(base: Base, make_split: Callable[..., UserSplit]) -> None:
+    history = (Turn("My dog is red."), Turn("It rained."), Turn("My piano is green."))
+    [request] = requests_on(base, [replace(make_split("u"), history=history)])
+    [texts] = user_texts([request])
+    assert texts.about("Which piano?") == [2]
+    assert texts.about("Which dog?") == [0]
+    _, sources = texts.of("Which piano?", texts.queries[0])
+    assert torch.equal(sources[SOURCES.index("retrieved")], texts.history[[2]])
