@@ -464,12 +464,13 @@ ALL_METHODS = (
     "memory_only",
     "instruction_only",
     "milp",
+    "dpo",
     "hybrid",
 )
 
 
 # Those of which a part is trained on all users together.
-SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp", "soft_fused"})
+SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp", "soft_fused", "dpo"})
 
 
 def _known_method(name: str) -> str:
@@ -547,6 +548,17 @@ class SoftFusedSection(Section):
     bottleneck: PositiveInt = 32  # numbers through which a query decides the sources' weights
 
 
+class DpoSection(Section):
+    """Preference alignment of users' adapters."""
+
+    beta: PositiveFloat = 0.1  # how dearly an adapter pays for leaving the base
+    epochs: NonNegativeInt = 2
+    batch_size: PositiveInt = 8  # pairs
+    learning_rate: PositiveFloat | None = None  # None: a tenth of training.learning_rate
+    rejected_per_example: PositiveInt = 1  # other users' responses against each of the user's own
+    pool_size: PositiveInt = 5000  # past responses of all users together that these are taken from
+
+
 class MethodsSection(Section):
     """What the methods that MiLP is compared with have to set."""
 
@@ -554,6 +566,7 @@ class MethodsSection(Section):
     malp: MalpSection = MalpSection()
     user_encoder: UserEncoderSection = UserEncoderSection()
     soft_fused: SoftFusedSection = SoftFusedSection()
+    dpo: DpoSection = DpoSection()
 
 
 class EvaluationSection(Section):

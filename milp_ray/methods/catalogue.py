@@ -121,6 +121,12 @@ INFO: dict[str, MethodInfo] = {
         ),
         MethodInfo("milp", "MiLP", "MiLP", "an adapter trained on the history and on past examples"),
         MethodInfo(
+            "dpo",
+            "MiLP with DPO",
+            "DPO",
+            "MiLP's adapter, then trained to prefer the user's own past answers to other users'",
+        ),
+        MethodInfo(
             "hybrid", "MiLP with retrieval", "Hybrid", "MiLP's adapter, with retrieved turns before the query"
         ),
     )
