@@ -475,15 +475,18 @@ ALL_METHODS = (
     "malp",
     "shared_adapter",
     "oppu",
+    "uelp",
+    "soft_fused",
     "memory_only",
     "instruction_only",
     "milp",
+    "dpo",
     "hybrid",
 )
 
 
 # Those of which a part is trained on all users together.
-SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu"})
+SHARED_METHODS = frozenset({"malp", "shared_adapter", "oppu", "uelp", "soft_fused", "dpo"})
 
 
 def _known_method(name: str) -> str:
@@ -526,11 +529,60 @@ class MalpSection(Section):
     k: PositiveInt = 8  # turns that are retrieved from both for a query
 
 
+class UserEncoderSection(Section):
+    """What makes soft prompts of users' texts; trained on all users together."""
+
+    n_soft: PositiveInt = 16  # vectors of a soft prompt; each takes a token's place in the context
+    width: PositiveInt = 96
+    n_layers: PositiveInt = 2  # of the transformer over a user's turns
+    n_latent_layers: PositiveInt = 2  # in which the latents look at what it found
+    n_heads: PositiveInt = 4
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    max_turns: PositiveInt = 256  # the latest ones of a longer history
+    batch_size: PositiveInt = 16
+    examples_of_user: PositiveInt = 4  # of a user in a batch: more, and fewer histories are encoded a step
+    pretraining_epochs: NonNegativeInt = 20
+    pretraining_learning_rate: PositiveFloat = 1e-3
+    epochs: NonNegativeInt = 10  # over everybody's past examples
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> UserEncoderSection:
+        if self.width % self.n_heads:
+            raise ValueError(
+                f"width {self.width} cannot be shared out among {self.n_heads} heads; make it a multiple"
+            )
+        return self
+
+
+class SoftFusedSection(Section):
+    """Which of a user's texts soft-fused prompting reads beside the whole history and all past examples."""
+
+    n_recent: PositiveInt = 8  # the latest turns
+    n_retrieved: PositiveInt = 8  # turns that share rare words with the query
+    bottleneck: PositiveInt = 32  # numbers through which a query decides the sources' weights
+
+
+class DpoSection(Section):
+    """Preference alignment of users' adapters."""
+
+    beta: PositiveFloat = 0.1  # how dearly an adapter pays for leaving the base
+    epochs: NonNegativeInt = 2
+    batch_size: PositiveInt = 8  # pairs
+    learning_rate: PositiveFloat | None = None  # None: a tenth of training.learning_rate
+    rejected_per_example: PositiveInt = 1  # other users' responses against each of the user's own
+    pool_size: PositiveInt = 5000  # past responses of all users together that these are taken from
+
+
 class MethodsSection(Section):
     """What the methods that MiLP is compared with have to set."""
 
     retrieval: RetrievalSection = RetrievalSection()
     malp: MalpSection = MalpSection()
+    user_encoder: UserEncoderSection = UserEncoderSection()
+    soft_fused: SoftFusedSection = SoftFusedSection()
+    dpo: DpoSection = DpoSection()
 
 
 class EvaluationSection(Section):

@@ -99,6 +99,18 @@ INFO: dict[str, MethodInfo] = {
             "an adapter for the task, trained on everybody's examples, and a user's own beside it",
         ),
         MethodInfo(
+            "uelp",
+            "UeLP",
+            "UeLP",
+            "a soft prompt that an encoder, trained on everybody's data, makes of the user's history",
+        ),
+        MethodInfo(
+            "soft_fused",
+            "Soft-fused prompting",
+            "Soft-fused",
+            "soft prompts of history, recent and retrieved turns and examples, weighted for each query",
+        ),
+        MethodInfo(
             "memory_only", "Memory only", "Memory", "an adapter trained on the history alone (stage 1)"
         ),
         MethodInfo(
@@ -108,6 +120,12 @@ INFO: dict[str, MethodInfo] = {
             "an adapter trained on past examples alone (stage 2)",
         ),
         MethodInfo("milp", "MiLP", "MiLP", "an adapter trained on the history and on past examples"),
+        MethodInfo(
+            "dpo",
+            "MiLP with DPO",
+            "DPO",
+            "MiLP's adapter, then trained to prefer the user's own past answers to other users'",
+        ),
         MethodInfo(
             "hybrid", "MiLP with retrieval", "Hybrid", "MiLP's adapter, with retrieved turns before the query"
         ),

@@ -62,6 +62,7 @@ class Fitted:
             MilpError: the method does not apply to one of the users.
         """
         from milp_ray.training.generation import generate
+        from milp_ray.training.soft import n_soft_of
 
         ids = self._known(user_id for user_id, _ in asked)
         if not ids:
@@ -74,7 +75,10 @@ class Fitted:
         one = self.personalizers[ids[0]].request
         answers = generate(one.base, questions, max_new_tokens=one.max_new_tokens, batch_size=one.batch_size)
         seconds = time.perf_counter() - started
-        n_tokens = sum(sum(one.base.count_tokens(list(own.prompts))) for own in questions)
+        n_tokens = sum(
+            sum(one.base.count_tokens(list(own.prompts))) + len(own.prompts) * n_soft_of(own.soft)
+            for own in questions
+        )
         self.costs.answered(len(asked), seconds, n_tokens)
         left = {user_id: iter(own) for user_id, own in zip(ids, answers, strict=True)}
         return [next(left[user_id]) for user_id, _ in asked]

@@ -14,6 +14,8 @@ from milp_ray.config import MethodsSection
 from milp_ray.training.text import query_prompt, response_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milp_ray.config import PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.methods.shared import Shared
@@ -86,6 +88,8 @@ class FitRequest:
 
 # The context document before a query, given the query and the tokens to keep free for the answer.
 ContextRule = Callable[[str, int], str]
+# The soft prompts of queries: (n_queries, n_soft, hidden).
+SoftRule = Callable[[Sequence[str]], "Tensor"]
 
 
 def no_context(query: str, reserve: int) -> str:
@@ -95,19 +99,27 @@ def no_context(query: str, reserve: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """A :class:`Personalizer`: the base with an adapter or without, behind a context rule."""
+    """A :class:`Personalizer`: the base with an adapter or without, behind a context rule and a soft prompt.
+
+    ``soft`` (n_soft, hidden) is kept of the user; ``soft_rule`` makes one for each query instead, from what
+    ``context_bytes`` counts.
+    """
 
     request: FitRequest
     adapter: Adapter | None = None
     context: ContextRule = no_context
     context_bytes: int = 0  # of what the context rule has to keep of the user
     kept: Adapter | None = None  # the user's own part, where ``adapter`` holds others' as well
+    soft: Tensor | None = None
+    soft_rule: SoftRule | None = None
 
     @property
     def stored_bytes(self) -> int:
         """See :class:`Personalizer`; an adapter that all users share is not counted here."""
         own = None if self.adapter is self.request.shared_adapter else self.kept or self.adapter
-        weights = own.tensors.values() if own is not None else ()
+        weights = [*(own.tensors.values() if own is not None else ())]
+        if self.soft is not None:
+            weights.append(self.soft)
         return self.context_bytes + sum(t.numel() * t.element_size() for t in weights)
 
     def respond(self, queries: Sequence[str]) -> list[str]:
@@ -122,22 +134,29 @@ class Answerer:
         """The complete prompts, and who answers them."""
         from milp_ray.training.generation import Questions
 
-        request = self.request
-        return Questions(
-            [query_prompt(q, request.prompt, self.context(q, request.max_new_tokens)) for q in queries],
-            self.adapter,
-        )
+        request, soft = self.request, self._soft(queries)
+        reserve = request.max_new_tokens + _n_soft(soft)
+        prompts = [query_prompt(q, request.prompt, self.context(q, reserve)) for q in queries]
+        return Questions(prompts, self.adapter, soft)
 
     def wanted(self, examples: Sequence[Example]) -> Wanted:
         """The examples behind their contexts, and who is asked about them."""
         from milp_ray.training.response_loss import Wanted
 
-        request = self.request
+        request, soft = self.request, self._soft([example.query for example in examples])
         contexts = []
         for example in examples:
             n_response = count_tokens(request.base, response_text(example.response))
-            contexts.append(self.context(example.query, max(request.max_new_tokens, n_response)))
-        return Wanted(examples, contexts, self.adapter)
+            reserve = max(request.max_new_tokens, n_response) + _n_soft(soft)
+            contexts.append(self.context(example.query, reserve))
+        return Wanted(examples, contexts, self.adapter, soft)
+
+    def _soft(self, queries: Sequence[str]) -> Tensor | None:
+        return self.soft if self.soft_rule is None or not queries else self.soft_rule(queries)
+
+
+def _n_soft(soft: Tensor | None) -> int:
+    return 0 if soft is None else int(soft.shape[-2])
 
 
 def respond_all(personalizers: Sequence[Personalizer], queries: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -64,13 +64,20 @@ class TargetLoss(nn.Module):
         return nll if scale is None else nll.sum() * scale
 
 
-def target_nll(model: nn.Module, batch: Batch, first_position: int) -> Tensor:
+def target_nll(
+    model: nn.Module, batch: Batch, first_position: int, embeddings: Tensor | None = None
+) -> Tensor:
     """Negative log-likelihood of every target of a batch: (n_targets,) float32, in nats.
 
     The model is asked for the logits of ``batch.keep`` alone; an architecture that cannot choose positions
-    answers with all of them, of which those are taken.
+    answers with all of them, of which those are taken. ``embeddings`` (n_rows, length, hidden) enter it in
+    place of the batch's token ids.
     """
-    logits = model(**model_inputs(batch, first_position), logits_to_keep=batch.keep).logits
+    inputs = model_inputs(batch, first_position)
+    if embeddings is not None:
+        inputs["inputs_embeds"] = embeddings
+        del inputs["input_ids"]
+    logits = model(**inputs, logits_to_keep=batch.keep).logits
     if logits.dim() == 3:
         logits = logits[batch.keep]
     return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
