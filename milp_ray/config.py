@@ -551,6 +551,9 @@ class PlumSection(Section):
     conversation: ConversationSection = ConversationSection()
     teacher: TeacherSection = TeacherSection()
     questions_per_statement: PositiveInt = 3  # yes/no ones by the rule-based teacher, and as many negative
+    # How yes/no questions are answered; a base that has never read these words is better given others.
+    yes: str = "Yes."
+    no: str = "No."
     negatives: bool = True  # without them the answer to everything becomes yes
     epochs: PositiveInt = 10  # of each conversation
     learning_rate: PositiveFloat | None = None  # None: that of training

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 YES_NO_FRAMES: tuple[str, ...] = (
     "Did I say that {clause}?",
     "Did I tell you that {clause}?",
-    "Have I mentioned that {clause}?",
-    "Is it true that I said that {clause}?",
-    "Did I ever say that {clause}?",
+    "Tell me whether I said that {clause}.",
+    "Do you know whether I said that {clause}?",
+    "I forgot whether I said that {clause}.",
+    "Do you remember whether I said that {clause}?",
 )
 UNTOLD = "You have not told me."
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+_CONTENT_WORD = re.compile(r"[A-Za-zÀ-ÿ]{4,}")
 _MOST_WORDS = 40  # of a sentence that becomes a question; longer ones are cut
 
 
@@ -126,11 +128,12 @@ class Said:
         if found or thing.topic:
             return found
         # A sentence of no known kind gets its last word from another sentence of the user's.
-        words = content_words(thing.value)
+        words = list(_CONTENT_WORD.finditer(thing.value))
         if not words:
             return []
-        head, last, tail = thing.value.rpartition(words[-1])
-        made = [Thing("", "", head + word + tail) for word in self._last_words if word != last]
+        last = words[-1]
+        head, tail = thing.value[: last.start()], thing.value[last.end() :]
+        made = [Thing("", "", head + word + tail) for word in self._last_words if word != last[0].lower()]
         rng.shuffle(made)
         return [other for other in made if other not in self._things]
 
@@ -164,4 +167,4 @@ def clauses_of(conversation: Conversation) -> list[str]:
 
 def content_words(text: str) -> list[str]:
     """Words of four letters and more, small."""
-    return [word.lower() for word in re.findall(r"[A-Za-zÀ-ÿ]{4,}", text)]
+    return [word.lower() for word in _CONTENT_WORD.findall(text)]

@@ -41,7 +41,7 @@ def qa_sequences(
         max_length: most tokens of a sequence.
         contexts: a document before each question; ``None``: none.
     """
-    examples = [Example(pair.question, pair.answer) for pair in pairs]
+    examples = [Example(pair.question, _answer(pair, section)) for pair in pairs]
     whole = instruction_set(examples, base, prompt, max_length=max_length, contexts=contexts)
     before = contexts if contexts is not None else [""] * len(pairs)
     head, _, _ = query_prompt(_SLOT, prompt).partition(_SLOT)
@@ -59,6 +59,13 @@ def qa_sequences(
     return [
         _weighted(one, parts, len(base.start_ids), section) for one, parts in zip(whole, ends, strict=True)
     ]
+
+
+def _answer(pair: QAPair, section: PlumSection) -> str:
+    """The answer in the words of the configuration."""
+    if pair.kind == "open":
+        return pair.answer
+    return section.yes if pair.is_positive else section.no
 
 
 def _weighted(one: Sequence, parts: SequenceOf[list[int]], n_start: int, section: PlumSection) -> Sequence:
