@@ -479,6 +479,7 @@ ALL_METHODS = (
     "soft_fused",
     "memory_only",
     "instruction_only",
+    "plum",
     "milp",
     "dpo",
     "hybrid",
@@ -575,6 +576,58 @@ class DpoSection(Section):
     pool_size: PositiveInt = 5000  # past responses of all users together that these are taken from
 
 
+class ConversationSection(Section):
+    """Where a history is cut into conversations."""
+
+    cut_by: Literal["turns", "day", "gap"] = "turns"
+    turns: PositiveInt = 2  # of a conversation
+    gap_hours: PositiveFloat = 6.0  # between two turns, above which a new one begins
+
+
+class TeacherSection(Section):
+    """Who writes questions and answers about conversations; the texts go to it and nowhere else."""
+
+    # rule: by rule, in this process; hf: a causal language model in this process; openai: an endpoint.
+    kind: Literal["rule", "hf", "openai"] = "rule"
+    model: str = ""  # hf: a folder or a Hugging Face model id with safetensors; openai: the endpoint's name
+    revision: str | None = None  # hf
+    device: str = "auto"  # hf
+    base_url: str = ""  # openai: such as http://localhost:8000/v1
+    key_env: str = ""  # openai: the environment variable that holds the key; empty: none is sent
+    timeout_seconds: PositiveFloat = 60.0  # openai: of an attempt
+    attempts: PositiveInt = 5  # openai
+    at_once: PositiveInt = 4  # openai: requests on the way
+    max_new_tokens: PositiveInt = 768  # hf, openai: of what is written about a conversation
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> TeacherSection:
+        if self.kind != "rule" and not self.model:
+            raise ValueError(f"kind is {self.kind!r} without a model; name one")
+        if self.kind == "openai" and not self.base_url:
+            raise ValueError(
+                "kind is 'openai' without a base_url; give one, such as http://localhost:8000/v1"
+            )
+        return self
+
+
+class PlumSection(Section):
+    """PLUM: conversations remembered as questions and answers (Magister et al. 2024)."""
+
+    conversation: ConversationSection = ConversationSection()
+    teacher: TeacherSection = TeacherSection()
+    questions_per_statement: PositiveInt = 3  # yes/no ones by the rule-based teacher, and as many negative
+    # How yes/no questions are answered; a base that has never read these words is better given others.
+    yes: str = "Yes."
+    no: str = "No."
+    negatives: bool = True  # without them the answer to everything becomes yes
+    epochs: PositiveInt = 10  # of each conversation
+    learning_rate: PositiveFloat | None = None  # None: that of training
+    # How much each token of a part counts in the loss.
+    instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    question_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    answer_weight: PositiveFloat = 1.0
+
+
 class MethodsSection(Section):
     """What the methods that MiLP is compared with have to set."""
 
@@ -583,6 +636,7 @@ class MethodsSection(Section):
     user_encoder: UserEncoderSection = UserEncoderSection()
     soft_fused: SoftFusedSection = SoftFusedSection()
     dpo: DpoSection = DpoSection()
+    plum: PlumSection = PlumSection()
 
 
 class EvaluationSection(Section):

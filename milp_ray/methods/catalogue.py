@@ -119,6 +119,9 @@ INFO: dict[str, MethodInfo] = {
             "Instruction",
             "an adapter trained on past examples alone (stage 2)",
         ),
+        MethodInfo(
+            "plum", "PLUM", "PLUM", "an adapter trained on questions and answers about each conversation"
+        ),
         MethodInfo("milp", "MiLP", "MiLP", "an adapter trained on the history and on past examples"),
         MethodInfo(
             "dpo",

@@ -206,9 +206,15 @@ def _fingerprint(
         "layout": job.layout.to_dict(),
         "seed": job.seed,
         "section": section.model_dump(mode="json", exclude={"pack_size"}),
-        "stages": [[s.name, s.epochs, [[q.ids, q.target_from] for q in s.sequences]] for s in stages],
+        "stages": [[s.name, s.epochs, [_hashed(q) for q in s.sequences]] for s in stages],
         "validation": [[q.ids, q.target_from] for q in validation],
     }
     if job.start is not None:
         made_from["start"] = weights_digest(job.start)
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed(sequence: Sequence) -> list[object]:
+    """What of a training sequence makes a difference; weights only where there are any."""
+    weights = [] if sequence.weights is None else [sequence.weights]
+    return [sequence.ids, sequence.target_from, *weights]

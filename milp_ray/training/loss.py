@@ -53,13 +53,14 @@ class TargetLoss(nn.Module):
     def forward(self, batches: SequenceOf[Batch], scale: float | None = None) -> Tensor:
         """Negative log-likelihoods in nats of the targets of a batch's pieces, one piece after the other.
 
-        (n_targets,), or with ``scale`` their sum × ``scale`` (a scalar).
+        (n_targets,), or with ``scale`` their weighted sum × ``scale`` (a scalar).
         """
         losses = []
         for batch in batches:
             if self.prefix is not None:
                 self.prefix.show(batch)
-            losses.append(target_nll(self.model, batch, self.first_position))
+            nll = target_nll(self.model, batch, self.first_position)
+            losses.append(nll if scale is None or batch.weights is None else nll * batch.weights)
         nll = torch.cat(losses)
         return nll if scale is None else nll.sum() * scale
 
