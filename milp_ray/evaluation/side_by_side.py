@@ -251,7 +251,8 @@ def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str
     users = []
     for split in splits:
         test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
-        users.append([split.user_id, fingerprint(recipe, split), split.profile, test])
+        rejected = [e.rejected for e in split.train]
+        users.append([split.user_id, fingerprint(recipe, split), split.profile, test, rejected])
     sections = [settings.methods.model_dump(mode="json"), settings.evaluation.max_new_tokens]
     data = json.dumps([_FORMAT, method, sections, users])
     return hashlib.sha256(data.encode("ascii")).hexdigest()
