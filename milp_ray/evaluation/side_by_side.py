@@ -253,7 +253,8 @@ def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str
     users = []
     for split in splits:
         test = [[e.query, e.response, e.kind, e.answer, sorted(e.tags.items())] for e in split.test]
-        users.append([split.user_id, fingerprint(recipe, split), split.profile, test])
+        rejected = [e.rejected for e in split.train]
+        users.append([split.user_id, fingerprint(recipe, split), split.profile, test, rejected])
     # Without defaults, so that a method that comes new to the package does not make the others' scores old.
     given = settings.methods.model_dump(mode="json", exclude_defaults=True)
     sections = [given, settings.evaluation.max_new_tokens]

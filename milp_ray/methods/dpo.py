@@ -1,9 +1,10 @@
 """Preference alignment: MiLP's adapter, then direct preference optimisation on the user's own preferences.
 
 DPO (Rafailov et al. 2023, arXiv 2305.18290) for one user: their own past response to a query is the chosen
-answer, and another user's response to the same or the most similar query (BM25) the rejected one, as what
-makes a preference personal is that somebody else would have answered otherwise. The reference is the base
-with the adapter switched off (:mod:`milp_ray.training.preference`).
+answer. The rejected one is what they turned down, where the data says so (``rejected`` of an example), and
+otherwise another user's response to the same or the most similar query (BM25), as what makes a preference
+personal is that somebody else would have answered otherwise. The reference is the base with the adapter
+switched off (:mod:`milp_ray.training.preference`).
 
 It begins with the user's MiLP adapter (the stored one, where there is one): DPO moves probability between two
 answers and teaches no facts, so that an adapter from scratch would prefer the user's answers without knowing
@@ -95,14 +96,15 @@ class Others:
 
 
 def preference_pairs(request: FitRequest, others: Others) -> tuple[Pair, ...]:
-    """The user's past responses, each against others' to the most similar queries."""
+    """The user's past responses, each against what they turned down, or others' responses."""
     from milp_ray.training.data import instruction_set
     from milp_ray.training.preference import Pair
 
     base, count = request.base, request.methods.dpo.rejected_per_example
     chosen, rejected = [], []
     for example in request.split.train:
-        for response in others.responses(request.split.user_id, example, count):
+        given = [example.rejected] if example.rejected is not None else []
+        for response in given or others.responses(request.split.user_id, example, count):
             chosen.append(example)
             rejected.append(replace(example, response=response))
     both = [

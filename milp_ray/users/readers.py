@@ -200,6 +200,7 @@ def _example_content(example: Example) -> list[Any]:
         example.kind,
         example.answer,
         dict(example.tags),
+        *([] if example.rejected is None else [example.rejected]),
     ]
 
 

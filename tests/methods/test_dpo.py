@@ -185,6 +185,21 @@ def test_rejected_is_what_another_user_answered_to_the_most_similar_query() -> N
     assert others.responses("a", Example("Who plays chess?", "Nobody."), 1) == []
 
 
+def test_what_the_user_turned_down_goes_before_others_answers(
+    base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    one, other = users(make_split)
+    turned_down = replace(one.train[0], rejected="Never that.")
+    requests = requests_on(base, [replace(one, train=(turned_down, *one.train[1:])), other])
+    others = Others.of(share("dpo", requests).facts["pool"])
+    rejected = [
+        base.tokenizer.decode(pair.rejected.ids[pair.rejected.target_from : -1]).strip()
+        for pair in preference_pairs(requests[0], others)
+    ]
+    assert rejected[0] == "Never that."
+    assert set(rejected[1:]) <= {example.response for example in other.train}
+
+
 def test_the_pool_is_a_sample_of_the_size_that_is_set(
     base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
