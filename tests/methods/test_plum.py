@@ -215,6 +215,14 @@ def test_a_pair_that_is_cut_counts_by_its_answer_alone(base: Base) -> None:
     assert base.tokenizer.decode(one.ids[one.target_from :]) == " Yes.</s>"
 
 
+def test_yes_and_no_are_said_in_the_words_of_the_configuration(base: Base) -> None:
+    section = PlumSection(yes="Indeed.", no="Never.", question_weight=0.0)
+    pairs = [yes_no("a?", True), yes_no("b?", False), QAPair("c?", "That.", "open", True)]
+    found = qa_sequences(pairs, base, PROMPT, section, max_length=200)
+    answers = [base.tokenizer.decode(one.ids[one.target_from :]) for one in found]
+    assert answers == [" Indeed.</s>", " Never.</s>", " That.</s>"]
+
+
 # ----------------------------------------------------------------------------------- stages, leakage
 
 
