@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --prefer-binary -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
-# Two processes, a test file in one of them: most of the tests' time is waiting for Ray to start.
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, a test file in one of them: much of the tests' time is waiting for Ray to start.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
@@ -51,7 +51,7 @@ forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters o
 	$(BIN)/milp-ray ability runs/demo
 
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
-	$(PYTEST) $(IN_TWO) --durations=15 -m "not slow and not gpu and not launcher"
+	$(PYTEST) $(IN_PARALLEL) --durations=15 -m "not slow and not gpu and not launcher"
 
 test-slow: $(VENV)/.stamp-dev ## the slow tests
 	$(PYTEST) -m "slow and not gpu and not launcher"
