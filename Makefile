@@ -8,21 +8,50 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-compile --prefer-binary -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
-# Two processes, a test file in one of them: most of the tests' time is waiting for Ray to start.
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, a test file in one of them: much of the tests' time is waiting for Ray to start.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check bench
+.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 forgetting test test-slow test-gpu check bench
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
 
+# The paper's tables and figures at the scale of the embedded base. Nothing that is finished is done again.
+table1: $(VENV)/.stamp-run ## what the demo's users are: counts and lengths
+	$(BIN)/milp-ray users stats experiments/demo.yaml --tokens
+
+table2: $(VENV)/.stamp-run ## every way of personalising on the same embedded users, into runs/table2_methods
+	$(BIN)/milp-ray compare experiments/table2_methods.yaml
+
+table3: $(VENV)/.stamp-run ## who wins against the text prompt, by two judges, on the demo's users
+	$(BIN)/milp-ray run experiments/demo.yaml
+	$(BIN)/milp-ray winrate runs/demo
+	$(BIN)/milp-ray winrate runs/demo --judge embedded_free
+
+table4: $(VENV)/.stamp-run ## which factors of a layout are worth searching
+	$(BIN)/python experiments/table4_search_space.py
+
+table5: $(VENV)/.stamp-run ## what MiLP's two stages are worth
+	$(BIN)/milp-ray compare experiments/table5_components.yaml
+
+table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of history (figure 3), of the paper's setting
+	$(BIN)/milp-ray estimate experiments/paper_llama2_7b.yaml --users 100 --figure runs/figure3_memory.png
+
+figure4: $(VENV)/.stamp-run ## what each method answers to the same user
+	$(BIN)/python experiments/figure4_case_study.py
+
+forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
+	$(BIN)/python experiments/benchmarks/updating.py
+	$(BIN)/milp-ray run experiments/demo.yaml
+	$(BIN)/milp-ray ability runs/demo
+
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
-	$(PYTEST) $(IN_TWO) --durations=15 -m "not slow and not gpu and not launcher"
+	$(PYTEST) $(IN_PARALLEL) --durations=15 -m "not slow and not gpu and not launcher"
 
 test-slow: $(VENV)/.stamp-dev ## the slow tests
 	$(PYTEST) -m "slow and not gpu and not launcher"

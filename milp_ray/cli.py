@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from milp_ray import governance_commands
 from milp_ray.leakage_command import leakage
+from milp_ray.quality_commands import ability, winrate
 from milp_ray.store_commands import store_app
 
 if TYPE_CHECKING:
@@ -164,6 +165,21 @@ def run(
 
 
 @app.command()
+def compare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare every way of personalising on the same users.
+
+    Fits, asks and scores the methods of compare.methods, and writes tables, values and a figure of quality
+    against cost into the run's compare folder. After an interruption the same command continues.
+    """
+    from milp_ray import pipeline
+    from milp_ray.config_loader import load_config
+    from milp_ray.rundir import RunFolder
+
+    resolved = load_config(config, overrides or [])
+    pipeline.compare(RunFolder.create(resolved), resolved, as_json=as_json)
+
+
+@app.command()
 def search(target: Target, overrides: Overrides = None) -> None:
     """Search for layouts on the cluster."""
     from milp_ray import pipeline
@@ -275,6 +291,8 @@ def generate(
 
 governance_commands.register(app)
 app.command()(leakage)
+app.command()(winrate)
+app.command()(ability)
 
 
 @app.command()
@@ -383,6 +401,25 @@ def users_check(file: ConfigFile, overrides: Overrides = None) -> None:
     from milp_ray.config_loader import load_config
 
     users_view.print_check(load_config(file, overrides or []))
+
+
+@users_app.command("stats")
+def users_stats(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    in_tokens: Annotated[
+        bool, typer.Option("--tokens", help="Count lengths in the base's tokens, too.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a paper's first table tells of a dataset.
+
+    Users, examples of each part, and how long histories, queries and responses are.
+    """
+    from milp_ray import users_view
+    from milp_ray.config_loader import load_config
+
+    users_view.print_statistics(load_config(file, overrides or []), in_tokens=in_tokens, as_json=as_json)
 
 
 @study_app.command("status")

@@ -11,7 +11,10 @@
       failed.jsonl     users that could not be personalised, with the reason
       updates.jsonl    users whose adapter the last update did not replace, with the reason
       scores.parquet   one row a (user, method, example)
+      judgements.parquet  which answers judges preferred, one row a (user, example, pair of methods, judge)
+      ability.parquet  one row a user: the loss on texts about nobody, under the base and under the adapter
       leakage.json     the latest leakage audit, where there was one
+      compare/         `milp-ray compare`: scores, costs and tables of every method
       report/          index.html and figures
       summary.json     the results, for programs
       governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh
@@ -54,6 +57,9 @@ RESUMABLE = (
     "evaluation.methods",
     "evaluation.n_bootstrap",
     "evaluation.confidence",
+    "evaluation.task",
+    "evaluation.labels",
+    "evaluation.scale",
 )
 GROWING = ("search.n_trials",)  # may become larger: a search goes on where it stood
 
@@ -180,9 +186,24 @@ class RunFolder:
         return self.path / "scores.parquet"
 
     @property
+    def judgements_file(self) -> Path:
+        """What judges preferred, one row a (user, example, pair of methods, judge)."""
+        return self.path / "judgements.parquet"
+
+    @property
+    def ability_file(self) -> Path:
+        """The loss on texts about nobody under each user's adapter, one row a user."""
+        return self.path / "ability.parquet"
+
+    @property
     def leakage_file(self) -> Path:
         """The latest leakage audit."""
         return self.path / "leakage.json"
+
+    @property
+    def compare(self) -> Path:
+        """Folder of the comparison of all methods."""
+        return self.path / "compare"
 
     @property
     def report(self) -> Path:

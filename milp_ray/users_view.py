@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.users.records import User
+    from milp_ray.users.statistics import DatasetStatistics, Spread
 
 _SHOWN_TURNS = 12
 _SHOWN_PROBLEMS = 20
@@ -92,3 +96,70 @@ def print_check(config: Config) -> None:
         if len(loaded.problems) > _SHOWN_PROBLEMS:
             console.print(f"  … and {len(loaded.problems) - _SHOWN_PROBLEMS} more")
     console.print(f"data hash: {loaded.dataset_hash}")
+
+
+def print_statistics(config: Config, *, in_tokens: bool, as_json: bool) -> None:
+    """Print what a paper's first table tells of a dataset; as one line of JSON, or as a table.
+
+    Args:
+        config: whose users and split are meant.
+        in_tokens: count lengths in the base's tokens as well, which loads its tokenizer.
+        as_json: for programs.
+
+    Raises:
+        MilpError: the files cannot be read or hold no user, or the tokenizer cannot be had.
+    """
+    from milp_ray.users.readers import read_users
+    from milp_ray.users.splits import split_user
+    from milp_ray.users.statistics import count_words, dataset_statistics
+
+    units = {"words": count_words}
+    if in_tokens:
+        from milp_ray.training.base import load_tokenizer
+        from milp_ray.training.workload import TokenizerTokens
+
+        units["tokens"] = TokenizerTokens(load_tokenizer(config.base)).count_tokens
+    loaded = read_users(config.users, config.seed)
+    found = dataset_statistics((split_user(user, config.users.split) for user in loaded.users), units)
+    if as_json:
+        facts = {"format": config.users.format, "n_problems": len(loaded.problems), **asdict(found)}
+        print(json.dumps(facts, ensure_ascii=True, allow_nan=False))
+        return
+    console = Console(highlight=False, emoji=False)
+    console.print(_statistics_table(config.users.format, found))
+    kinds = ", ".join(f"{escape(kind)} {n:,}" for kind, n in found.kinds.items()) or "none"
+    console.print(f"kinds of examples: {kinds}")
+    if loaded.problems:
+        console.print(f"{len(loaded.problems):,} records are kept out: milp-ray users check says why")
+
+
+def _statistics_table(format_name: str, found: DatasetStatistics) -> Table:
+    table = Table(title=f"Dataset: {format_name}", title_justify="left", box=None)
+    table.add_column("", style="bold", no_wrap=True)
+    for name in ("total", "mean", "median", "smallest", "largest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    totals = {
+        "users": found.n_users,
+        "  with a profile": found.n_profiles,
+        "  without a test example": found.n_untested,
+        "training examples": found.n_train,
+        "validation examples": found.n_validation,
+        "test examples": found.n_test,
+    }
+    for name, total in totals.items():
+        table.add_row(name, f"{total:,}")
+    spreads: dict[str, Spread] = {
+        "examples a user": found.examples_a_user,
+        "history turns a user": found.turns_a_user,
+    }
+    for unit, lengths in found.lengths.items():
+        spreads |= {
+            f"{unit} of history a user": lengths.history,
+            f"{unit} a turn": lengths.turn,
+            f"{unit} a query": lengths.query,
+            f"{unit} a response": lengths.response,
+        }
+    for name, spread in spreads.items():
+        ends = (f"{spread.median:,g}", f"{spread.smallest:,}", f"{spread.largest:,}")
+        table.add_row(name, "", f"{spread.mean:,.2f}", *ends)
+    return table

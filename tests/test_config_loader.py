@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -199,5 +200,5 @@ def test_every_experiment_loads_and_names_its_command_in_the_first_lines(reposit
         config = load_config(path)
         names.add(config.name)
         head = path.read_text(encoding="utf-8").split("\nname:")[0]
-        assert f"milp-ray run experiments/{path.name}" in head
+        assert re.search(rf"milp-ray (run|compare) experiments/{re.escape(path.name)}", head), path.name
     assert len(names) == len(files), "two experiments write the same run folder"

@@ -68,3 +68,23 @@ def test_a_check_reads_the_real_dialogues(shared_dir: Path, repository: Path) ->
     n_users = int(result.output.split(" users")[0])
     assert n_users > 600
     assert "records are kept out" in result.output
+
+
+def test_statistics_are_a_table_without_texts(configuration: Path) -> None:
+    result = call("users", "stats", configuration)
+    assert result.exit_code == 0
+    lines = {line.split("  ")[0].strip(): line.split()[-1] for line in result.output.splitlines()}
+    assert "Dataset: jsonl" in result.output
+    assert (lines["training examples"], lines["validation examples"], lines["test examples"]) == tuple("712")
+    assert "1 records are kept out" in result.output
+    assert "SECRET" not in result.output
+
+
+def test_statistics_for_programs_are_the_last_line(configuration: Path) -> None:
+    result = call("users", "stats", configuration, "--json", "--tokens")
+    facts = json.loads(result.output.splitlines()[-1])
+    assert (facts["format"], facts["n_users"], facts["n_problems"]) == ("jsonl", 1, 1)
+    assert (facts["n_train"], facts["n_validation"], facts["n_test"]) == (7, 1, 2)
+    assert facts["kinds"] == {"example": 10}
+    assert facts["lengths"]["words"]["query"] == {"mean": 2.0, "median": 2.0, "smallest": 2, "largest": 2}
+    assert facts["lengths"]["tokens"]["query"]["mean"] > 2

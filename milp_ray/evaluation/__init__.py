@@ -1,1 +1,1 @@
-"""Evaluation: metrics (pure functions), per-user scores, intervals over users, and comparison tables."""
+"""Evaluation: metrics (pure functions), per-user scores, judges, intervals over users, comparison tables."""

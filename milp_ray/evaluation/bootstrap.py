@@ -14,6 +14,7 @@ normal values: at 12 users a nominal 95 % covers about 91 %), and one user gives
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -95,6 +96,64 @@ def difference_interval(
     """
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return interval(differences, n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
+
+
+def pooled_interval(
+    sums: NDArray[np.float64],
+    value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """A measure of all answers together, with the interval that drawing users gives it.
+
+    For measures that are no mean over users, such as corpus BLEU. Users weigh by their answers here.
+
+    Args:
+        sums: each user's summed statistics, shape ``(n_users, …)``; users without an answer are not in it.
+        value: the measure of a sum over users, ``(n_draws, …)`` → ``(n_draws,)``; NaN where it has no value.
+        n_bootstrap: see :func:`interval`.
+        confidence: see :func:`interval`.
+        seed: see :func:`interval`.
+
+    Returns:
+        The measure as ``mean``; ``None`` where it has no value.
+    """
+    n_users = len(sums)
+    whole = float(value(sums.sum(axis=0, keepdims=True))[0]) if n_users else float("nan")
+    if not np.isfinite(whole):
+        return None
+    if n_users == 1:
+        return Interval(whole, None, None, 1)
+    drawn = value(_resampled_sums(sums, n_bootstrap, seed))
+    drawn = drawn[np.isfinite(drawn)]
+    tail = 100.0 * (1.0 - confidence) / 2.0
+    low, high = np.percentile(drawn, [tail, 100.0 - tail])
+    return Interval(whole, float(low), float(high), n_users)
+
+
+def _resampled_sums(sums: NDArray[np.float64], n_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """Sums over users of ``n_bootstrap`` draws with replacement, shape ``(n_bootstrap, …)``."""
+    n_users = len(sums)
+    flat = sums.reshape(n_users, -1)
+    if n_users * n_bootstrap <= _ELEMENTS_AT_ONCE:
+        parts = [_times_drawn(_positions(n_users, n_bootstrap, seed)) @ flat]
+    else:
+        rng = np.random.default_rng(seed)
+        at_once = max(1, _ELEMENTS_AT_ONCE // n_users)
+        parts = [
+            _times_drawn(rng.integers(0, n_users, size=(min(at_once, n_bootstrap - start), n_users))) @ flat
+            for start in range(0, n_bootstrap, at_once)
+        ]
+    return np.concatenate(parts).reshape(n_bootstrap, *sums.shape[1:])
+
+
+def _times_drawn(positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How often each user is in each draw, shape ``(n_draws, n_users)``."""
+    n_draws, n_users = positions.shape
+    places = positions + n_users * np.arange(n_draws)[:, None]
+    return np.bincount(places.ravel(), minlength=positions.size).reshape(n_draws, n_users).astype(np.float64)
 
 
 def _resampled_means(values: NDArray[np.float64], n_bootstrap: int, seed: int) -> NDArray[np.float64]:

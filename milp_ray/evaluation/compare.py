@@ -5,6 +5,7 @@ Nothing here does I/O or needs a model: a scores table in, a JSON-able dict out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from milp_ray.evaluation.bootstrap import Interval, difference_interval, interval
 from milp_ray.evaluation.measures import MEASURES
 from milp_ray.evaluation.slices import HISTORY_LABELS, TAG_LABELS, Groups, Slice, encoded, make_slices
+from milp_ray.evaluation.together import compare_together
 from milp_ray.methods import in_order, label, short_label
 
 if TYPE_CHECKING:
@@ -73,7 +75,12 @@ class _Columns:
         return means, int(rows.sum())
 
 
-def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str, Any]:
+def compare(
+    table: pa.Table,
+    section: EvaluationSection,
+    seed: int,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> dict[str, Any]:
     """Compare the methods of a scores table.
 
     Returns a dict of plain types:
@@ -81,6 +88,8 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
     * ``scores[method][slice][measure]`` = ``{mean, low, high, n_users, n_examples}`` (see
       :mod:`milp_ray.evaluation.slices` for the slices' keys);
     * ``differences["milp - base"][slice][measure]`` = ``{mean, low, high, n_users}``, paired inside users;
+    * ``together``: what :func:`milp_ray.evaluation.together.compare_together` gives, the measures of all
+      answers of a method taken together;
     * ``slices[slice]`` = ``{label, history, kind, exposure, tag, value, n_users, n_examples}``;
     * ``methods``, ``labels``, ``short_labels``, ``n_users``, ``n_users_fits``,
       ``n_users_long``, ``confidence``, ``n_bootstrap``.
@@ -92,6 +101,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
         table: as :func:`milp_ray.evaluation.scores.read_scores` gives it.
         section: confidence and number of draws.
         seed: of the draws.
+        pairs: of methods whose difference is told, the first minus the second, where both are there.
     """
     columns = _Columns.of(table)
     methods = in_order(columns.methods)
@@ -103,7 +113,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
         "seed": seed,
     }
     scores: dict[str, dict[str, Any]] = {method: {} for method in methods}
-    differences: dict[str, dict[str, Any]] = {f"{a} - {b}": {} for a, b in PAIRS if {a, b} <= set(methods)}
+    differences: dict[str, dict[str, Any]] = {f"{a} - {b}": {} for a, b in pairs if {a, b} <= set(methods)}
     sizes: dict[str, Any] = {}
     for piece in pieces:
         mask = columns.groups.mask(piece)
@@ -118,7 +128,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
                 if found is not None:
                     cell = scores[method].setdefault(piece.key, {})
                     cell[measure] = {**_rounded(found), "n_examples": n_examples}
-            for first, second in PAIRS:
+            for first, second in pairs:
                 if {first, second} <= per_user.keys():
                     difference = difference_interval(per_user[first], per_user[second], **draws)
                     if difference is not None:
@@ -130,6 +140,7 @@ def compare(table: pa.Table, section: EvaluationSection, seed: int) -> dict[str,
         "short_labels": {method: short_label(method) for method in methods},
         "scores": scores,
         "differences": differences,
+        "together": compare_together(table, methods, PAIRS, section, draws),
         "slices": sizes,
         "n_users": columns.n_users,
         "n_users_fits": fits,

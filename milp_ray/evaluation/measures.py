@@ -45,3 +45,28 @@ MEASURES: dict[str, Measure] = {
         Measure("loss", "Loss", "nats a token", "min", decimals=2),
     )
 }
+
+# Measures of answers taken together, see milp_ray.evaluation.together: of closed questions …
+TASK_MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        Measure("yes_no", "Yes/no accuracy", "%", "max", scale=100.0, decimals=0),
+        Measure("accuracy", "Accuracy", "%", "max", scale=100.0),
+        Measure("macro_f1", "Macro-F1", "0–1", "max", decimals=3),
+        Measure("mae", "MAE", "points", "min", decimals=3),
+        Measure("rmse", "RMSE", "points", "min", decimals=3),
+        Measure("unparsed", "Not understood", "%", "min", scale=100.0),
+    )
+}
+# … and of any answers.
+FURTHER_MEASURES: dict[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        Measure("bleu", "BLEU", "× 100", "max"),
+        Measure("sentence_bleu", "BLEU of an answer", "× 100", "max"),
+        Measure("perplexity", "Perplexity", "", "min", decimals=2),
+        Measure("distinct_1", "Distinct-1", "0–1", "max", decimals=3),
+        Measure("distinct_2", "Distinct-2", "0–1", "max", decimals=3),
+        Measure("persona_f1_share", "Persona-F1", "0–1", "max", decimals=4),
+    )
+}

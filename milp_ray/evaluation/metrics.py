@@ -1,11 +1,14 @@
 """What a response is measured by: pure functions of strings, no I/O and no torch.
 
-ROUGE and Persona-F1 are on the ×100 scale of the literature; fact accuracy is 0 or 1 an answer, so that its
-mean is a share. Everything is case-insensitive, and no stemming is done anywhere.
+ROUGE and Persona-F1 are on the ×100 scale of the MiLP paper; fact accuracy is 0 or 1 an answer, so that its
+mean is a share. Everything is case-insensitive, and no stemming is done anywhere. BLEU and distinct-n are in
+:mod:`milp_ray.evaluation.ngrams`, questions with a closed set of answers in
+:mod:`milp_ray.evaluation.tasks`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -91,6 +94,26 @@ def persona_f1(response: str, persona_texts: str | Iterable[str]) -> float:
     low by construction (the MiLP paper reports 0.3 to 2.3) and comparable only on the same users.
     """
     return set_f1(content_words(response), content_words(persona_texts))
+
+
+def persona_f1_share(response: str, persona_texts: str | Iterable[str]) -> float:
+    """:func:`persona_f1` on the other scale in use, [0, 1], as MSP's code prints it."""
+    return persona_f1(response, persona_texts) / 100.0
+
+
+def perplexity(nll: float, n_tokens: int) -> float | None:
+    """exp(nats a token), at least 1; infinite where that is beyond what a float holds.
+
+    Args:
+        nll: summed negative log-likelihood in nats, not negative.
+        n_tokens: tokens that it is the sum over; ``None`` comes out where there are none.
+    """
+    if not n_tokens:
+        return None
+    try:
+        return math.exp(nll / n_tokens)
+    except OverflowError:
+        return math.inf
 
 
 @lru_cache(maxsize=4096)

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.metrics import content_words, fact_accuracy, rouge_1, rouge_l, set_f1
+from milp_ray.evaluation.ngrams import BLEU_COUNTS, bleu_counts, new_n_grams
+from milp_ray.evaluation.tasks import parse_label, parse_rating, yes_no_accuracy
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from milp_ray.config import EvaluationSection
     from milp_ray.users.records import Example, UserSplit
 
 Row = dict[str, Any]
@@ -39,7 +42,20 @@ COLUMNS: Mapping[str, str] = {
     "rouge_l": "float64",
     "persona_f1": "float64",
     "fact_accuracy": "float64",  # 0 or 1; null where the example has no known answer
+    "match_1": "int32",  # n-grams of the answer that the wanted response has, too: see ngrams.BLEU_COUNTS
+    "match_2": "int32",
+    "match_3": "int32",
+    "match_4": "int32",
+    "n_words": "int32",  # of the answer
+    "n_reference_words": "int32",  # of the wanted response
+    "new_1": "int32",  # different words that none of the user's earlier answers under the method has
+    "new_2": "int32",  # … and pairs of words
+    "yes_no": "float64",  # 0 or 1; null where the wanted response does not begin with yes or no
+    "wanted": "float64",  # index of the wanted label, or the wanted rating; null for free answers
+    "given": "float64",  # the same of the answer; null where it names none
 }
+# Columns that files of earlier versions lack: read as null.
+LATER_COLUMNS = tuple(COLUMNS)[tuple(COLUMNS).index("match_1") :]
 _USERS_KEY = "milp_ray.users"
 TAGS = ("exposure", "order", "mentions", "attribute")
 
@@ -59,6 +75,7 @@ def score_rows(
     *,
     persona: frozenset[str],
     history_fits: bool,
+    section: EvaluationSection | None = None,
 ) -> list[Row]:
     """Score one method's answers to one user's examples.
 
@@ -70,8 +87,10 @@ def score_rows(
         losses: one (summed negative log-likelihood in nats, tokens) a example, of the wanted response.
         persona: :func:`persona_words` of the user.
         history_fits: whether the user's whole history fits the base's context.
+        section: what the queries ask for; ``None``: free answers.
     """
     rows: list[Row] = []
+    new = [new_n_grams(responses, n) for n in (1, 2)]
     for index, (example, response, (nll, n_tokens)) in enumerate(
         zip(examples, responses, losses, strict=True)
     ):
@@ -89,9 +108,25 @@ def score_rows(
                 "rouge_l": rouge_l(response, example.response),
                 "persona_f1": set_f1(content_words(response), persona),
                 "fact_accuracy": fact_accuracy(response, example.answer),
+                **dict(zip(BLEU_COUNTS, bleu_counts(response, example.response), strict=True)),
+                "new_1": new[0][index],
+                "new_2": new[1][index],
+                "yes_no": yes_no_accuracy(response, example.response),
+                "wanted": _closed_answer(example.answer or example.response, section),
+                "given": _closed_answer(response, section),
             }
         )
     return rows
+
+
+def _closed_answer(text: str, section: EvaluationSection | None) -> float | None:
+    """The label's index or the rating that a text names."""
+    if section is None or section.task == "answers":
+        return None
+    if section.task == "rating":
+        return parse_rating(text, *section.scale)
+    label = parse_label(text, section.labels)
+    return None if label is None else float(label)
 
 
 def schema() -> pa.Schema:
@@ -146,13 +181,19 @@ def read_scores(path: Path) -> pa.Table:
     """Read a scores file.
 
     Raises:
-        MilpError: there is no such file, or it holds other columns.
+        MilpError: there is no such file, or it holds other columns. :data:`LATER_COLUMNS` may be missing.
     """
+    import pyarrow as pa
+
     file = _open(path)
     missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise MilpError(f"{path} lacks the columns {missing} of a scores file; run the evaluate stage again")
-    return file.read(columns=list(COLUMNS)).cast(schema())
+    required = [name for name in missing if name not in LATER_COLUMNS]
+    if required:
+        raise MilpError(f"{path} lacks the columns {required} of a scores file; run the evaluate stage again")
+    table = file.read(columns=[name for name in COLUMNS if name not in missing])
+    for name in missing:
+        table = table.append_column(name, pa.nulls(len(table), schema().field(name).type))
+    return table.select(list(COLUMNS)).cast(schema())
 
 
 def read_users_scored(path: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from milp_ray.users.records import UserSplit
 
 STAGE = "evaluate"
-FORMAT = 1  # raised when the same user and recipe would be scored differently
+FORMAT = 2  # raised when the same user and recipe would be scored differently
 PARTS_FOLDER = "scores"  # in the run folder, while the stage is not finished
 FAILED_FILE = "failed_evaluation.jsonl"
 _PART_USERS = 64  # users a part at most
@@ -125,7 +125,7 @@ class _Ledger:
         self._file = run.scores_file
         self._parts = run.path / PARTS_FOLDER
         self._maker = Maker(recipe)
-        self._how = [FORMAT, sorted(section.methods), section.max_new_tokens]
+        self._how = [FORMAT, sorted(section.methods), section.max_new_tokens, *_closed_questions(section)]
         self._scored: dict[str, set[str]] = {}
         for source in self._sources():
             for user_id, made_from in read_users_scored(source).items():
@@ -197,6 +197,12 @@ class _Ledger:
         if kept_version is not None:
             data.append(kept_version)
         return hashlib.sha256(json.dumps(data).encode("ascii")).hexdigest()
+
+
+def _closed_questions(section: EvaluationSection) -> list[Any]:
+    """What decides how answers to closed questions are read; nothing for free answers."""
+    closed = {"classification": list(section.labels), "rating": list(section.scale)}
+    return [section.task, closed[section.task]] if section.task in closed else []
 
 
 class _PartWriter:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.evaluation.compare import main_measure, measured
-from milp_ray.evaluation.measures import MEASURES, Measure
+from milp_ray.evaluation.measures import MEASURES, TASK_MEASURES, Measure
 from milp_ray.evaluation.slices import ALL, HISTORY_LABELS
+from milp_ray.evaluation.together import present
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,11 +35,10 @@ def cell_text(measure: Measure, cell: Mapping[str, Any] | None, *, signed: bool 
 
 def terminal_tables(comparison: Mapping[str, Any]) -> list[Table]:
     """The tables of an evaluation: by method, by kind and length of history, and the differences."""
-    by_kind = [
-        table for history in histories(comparison) if (table := kind_table(comparison, history)) is not None
-    ]
+    by_kind = [kind_table(comparison, history) for history in histories(comparison)]
     differences = difference_table(comparison)
-    return [method_table(comparison), *by_kind, *([differences] if differences is not None else [])]
+    tables = [method_table(comparison), task_table(comparison), *by_kind, differences]
+    return [table for table in tables if table is not None]
 
 
 def method_table(comparison: Mapping[str, Any], slice_key: str = ALL) -> Table:
@@ -60,6 +60,22 @@ def method_table(comparison: Mapping[str, Any], slice_key: str = ALL) -> Table:
             text = cell_text(MEASURES[name], cells.get(name))
             shown.append(f"[bold]{_escape(text)}[/bold]" if method == bests[name] else _escape(text))
         table.add_row(comparison["labels"][method], *shown)
+    return table
+
+
+def task_table(comparison: Mapping[str, Any]) -> Table | None:
+    """One row a method, one column a measure of closed questions; ``None`` where none was asked."""
+    names = present(comparison, TASK_MEASURES)
+    if not names:
+        return None
+    table = _table("Closed questions: all users")
+    table.add_column("Method", no_wrap=True)
+    for name in names:
+        table.add_column(TASK_MEASURES[name].header, justify="right", no_wrap=True)
+    for method in comparison["methods"]:
+        cells = comparison["together"]["scores"][method]
+        texts = [_escape(cell_text(TASK_MEASURES[name], cells.get(name))) for name in names]
+        table.add_row(comparison["labels"][method], *texts)
     return table
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from milp_ray.config import MethodsSection
+from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import Row, persona_words, score_rows
-from milp_ray.methods import fit
-from milp_ray.methods.protocol import FitRequest, losses_all, respond_all, training_side
+from milp_ray.methods import fit_users, is_shared
+from milp_ray.methods.protocol import FitRequest, training_side
 from milp_ray.methods.text_prompt import history_fits
 
 if TYPE_CHECKING:
     from milp_ray.config import EvaluationSection, PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
+    from milp_ray.methods import Costs
+    from milp_ray.methods.shared import Shared
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.users.records import UserSplit
@@ -30,6 +34,33 @@ class Subject:
     seed: int
 
 
+def requests_of(
+    base: Base,
+    subjects: Sequence[Subject],
+    layout: CanonicalLayout,
+    training: TrainingSection,
+    prompt: PromptSection,
+    evaluation: EvaluationSection,
+    settings: MethodsSection,
+) -> list[FitRequest]:
+    """What the methods are told of the users: the training side of their splits."""
+    return [
+        FitRequest(
+            base=base,
+            split=training_side(subject.split),
+            layout=layout,
+            training=training,
+            prompt=prompt,
+            max_new_tokens=evaluation.max_new_tokens,
+            batch_size=evaluation.batch_size,
+            seed=subject.seed,
+            adapter=subject.adapter,
+            methods=settings,
+        )
+        for subject in subjects
+    ]
+
+
 def evaluate_users(
     base: Base,
     subjects: Sequence[Subject],
@@ -38,6 +69,10 @@ def evaluate_users(
     training: TrainingSection,
     prompt: PromptSection,
     evaluation: EvaluationSection,
+    *,
+    settings: MethodsSection | None = None,
+    shared: Mapping[str, Shared] | None = None,
+    costs: dict[str, Costs] | None = None,
 ) -> list[list[Row]]:
     """Score every method on each user's test examples; a row a (method, example), none without examples.
 
@@ -53,22 +88,21 @@ def evaluate_users(
         training: recipe of the adapters that are trained here.
         prompt: the fixed phrases.
         evaluation: lengths and batch sizes of generation.
+        settings: what the methods have to set; ``None``: their defaults.
+        shared: what methods have trained on all users together.
+        costs: is given what each method took, where it is wanted.
+
+    Raises:
+        MilpError: a method needs a part in ``shared`` that is not there.
     """
-    asked = [subject for subject in subjects if subject.split.test]
-    requests = [
-        FitRequest(
-            base=base,
-            split=training_side(subject.split),
-            layout=layout,
-            training=training,
-            prompt=prompt,
-            max_new_tokens=evaluation.max_new_tokens,
-            batch_size=evaluation.batch_size,
-            seed=subject.seed,
-            adapter=subject.adapter,
+    missing = [name for name in methods if is_shared(name) and name not in (shared or {})]
+    if missing:
+        raise MilpError(
+            f"{', '.join(missing)}: a part of it is trained on all users together, and these are only some; "
+            "use `milp-ray compare`"
         )
-        for subject in asked
-    ]
+    asked = [subject for subject in subjects if subject.split.test]
+    requests = requests_of(base, asked, layout, training, prompt, evaluation, settings or MethodsSection())
     rows: dict[str, list[Row]] = {subject.split.user_id: [] for subject in subjects}
     queries = [[example.query for example in subject.split.test] for subject in asked]
     persona = [persona_words(subject.split) for subject in asked]
@@ -77,13 +111,21 @@ def evaluate_users(
         for subject, own in zip(asked, queries, strict=True)
     ]
     for name in methods:
-        ready = [(i, one) for i, one in enumerate(fit(name, requests)) if one is not None]
-        personalizers = [one for _, one in ready]
-        responses = respond_all(personalizers, [queries[i] for i, _ in ready])
-        losses = losses_all(personalizers, [asked[i].split.test for i, _ in ready])
-        for (i, _), response, loss in zip(ready, responses, losses, strict=True):
-            split = asked[i].split
+        fitted = fit_users(name, requests, (shared or {}).get(name))
+        ready = [(i, s.split) for i, s in enumerate(asked) if s.split.user_id in fitted.personalizers]
+        answers = iter(fitted.respond([(split.user_id, q) for i, split in ready for q in queries[i]]))
+        losses = fitted.losses({split.user_id: split.test for _, split in ready})
+        for i, split in ready:
             rows[split.user_id] += score_rows(
-                split.user_id, name, split.test, response, loss, persona=persona[i], history_fits=whole[i]
+                split.user_id,
+                name,
+                split.test,
+                [next(answers) for _ in split.test],
+                losses[split.user_id],
+                persona=persona[i],
+                history_fits=whole[i],
+                section=evaluation,
             )
+        if costs is not None:
+            costs[name] = fitted.costs
     return [rows[subject.split.user_id] for subject in subjects]

@@ -24,12 +24,15 @@ BOTH = frozenset({"memory", "instruction"})
 
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Take the stored adapters, and train those that are missing."""
+    adapters = stored_or_trained(requests)
+    return [Answerer(request, adapter=adapter) for request, adapter in zip(requests, adapters, strict=True)]
+
+
+def stored_or_trained(requests: Sequence[FitRequest]) -> list[Adapter | None]:
+    """Each user's stored adapter, and one trained here where there is none; ``None``: the base alone."""
     missing = [request for request in requests if request.adapter is None]
     trained = iter(train_adapters(missing, BOTH))
-    return [
-        Answerer(request, adapter=next(trained) if request.adapter is None else request.adapter)
-        for request in requests
-    ]
+    return [next(trained) if request.adapter is None else request.adapter for request in requests]
 
 
 def train_adapters(requests: Sequence[FitRequest], parts: frozenset[str]) -> list[Adapter | None]:

@@ -25,13 +25,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """``None`` where a user has no profile."""
     return [
-        Answerer(request, context=_context_rule(request, profile)) if profile else None
+        Answerer(request, context=profile_rule(request, profile), context_bytes=len(profile.encode()))
+        if profile
+        else None
         for request in requests
         for profile in [(request.split.profile or "").strip()]
     ]
 
 
-def _context_rule(request: FitRequest, profile: str) -> ContextRule:
+def profile_rule(request: FitRequest, profile: str) -> ContextRule:
+    """A profile before every query, cut after the last whole sentence that fits."""
     base, prompt, sentences = request.base, request.prompt, _SENTENCE_END.split(profile)
 
     def context(query: str, reserve: int) -> str:

@@ -6,20 +6,24 @@ That is all in which the methods differ, so they are built by composition out of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from milp_ray.config import MethodsSection
 from milp_ray.training.text import query_prompt, response_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from milp_ray.config import PromptSection, TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
+    from milp_ray.methods.shared import Shared
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.training.generation import Questions
     from milp_ray.training.response_loss import Wanted
-    from milp_ray.users.records import Example, UserSplit
+    from milp_ray.users.records import Example, Turn, UserSplit
 
 Unit = TypeVar("Unit")
 
@@ -30,6 +34,11 @@ class Personalizer(Protocol):
     @property
     def request(self) -> FitRequest:
         """What it was fitted to."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """What has to be kept of this user so that they can be answered: weights, texts, vectors."""
         ...
 
     def respond(self, queries: Sequence[str]) -> list[str]:
@@ -55,7 +64,8 @@ class FitRequest:
 
     ``split`` comes without test examples (:func:`training_side`); its validation examples are for early
     stopping alone. ``adapter`` is the user's stored one, which :mod:`milp_ray.methods.milp` uses instead of
-    training.
+    training. ``methods`` is what the methods have to set, ``shared`` what this one's ``share`` made of all
+    users.
     """
 
     base: Base
@@ -67,10 +77,19 @@ class FitRequest:
     batch_size: int
     seed: int
     adapter: Adapter | None = None
+    methods: MethodsSection = field(default_factory=MethodsSection)
+    shared: Shared | None = None
+
+    @property
+    def shared_adapter(self) -> Adapter | None:
+        """The adapter that all users share, where the method has one."""
+        return None if self.shared is None else self.shared.adapter
 
 
 # The context document before a query, given the query and the tokens to keep free for the answer.
 ContextRule = Callable[[str, int], str]
+# The soft prompts of queries: (n_queries, n_soft, hidden).
+SoftRule = Callable[[Sequence[str]], "Tensor"]
 
 
 def no_context(query: str, reserve: int) -> str:
@@ -80,11 +99,28 @@ def no_context(query: str, reserve: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """A :class:`Personalizer`: the base with an adapter or without, behind a context rule."""
+    """A :class:`Personalizer`: the base with an adapter or without, behind a context rule and a soft prompt.
+
+    ``soft`` (n_soft, hidden) is kept of the user; ``soft_rule`` makes one for each query instead, from what
+    ``context_bytes`` counts.
+    """
 
     request: FitRequest
     adapter: Adapter | None = None
     context: ContextRule = no_context
+    context_bytes: int = 0  # of what the context rule has to keep of the user
+    kept: Adapter | None = None  # the user's own part, where ``adapter`` holds others' as well
+    soft: Tensor | None = None
+    soft_rule: SoftRule | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """See :class:`Personalizer`; an adapter that all users share is not counted here."""
+        own = None if self.adapter is self.request.shared_adapter else self.kept or self.adapter
+        weights = [*(own.tensors.values() if own is not None else ())]
+        if self.soft is not None:
+            weights.append(self.soft)
+        return self.context_bytes + sum(t.numel() * t.element_size() for t in weights)
 
     def respond(self, queries: Sequence[str]) -> list[str]:
         """See :class:`Personalizer`."""
@@ -98,22 +134,29 @@ class Answerer:
         """The complete prompts, and who answers them."""
         from milp_ray.training.generation import Questions
 
-        request = self.request
-        return Questions(
-            [query_prompt(q, request.prompt, self.context(q, request.max_new_tokens)) for q in queries],
-            self.adapter,
-        )
+        request, soft = self.request, self._soft(queries)
+        reserve = request.max_new_tokens + _n_soft(soft)
+        prompts = [query_prompt(q, request.prompt, self.context(q, reserve)) for q in queries]
+        return Questions(prompts, self.adapter, soft)
 
     def wanted(self, examples: Sequence[Example]) -> Wanted:
         """The examples behind their contexts, and who is asked about them."""
         from milp_ray.training.response_loss import Wanted
 
-        request = self.request
+        request, soft = self.request, self._soft([example.query for example in examples])
         contexts = []
         for example in examples:
             n_response = count_tokens(request.base, response_text(example.response))
-            contexts.append(self.context(example.query, max(request.max_new_tokens, n_response)))
-        return Wanted(examples, contexts, self.adapter)
+            reserve = max(request.max_new_tokens, n_response) + _n_soft(soft)
+            contexts.append(self.context(example.query, reserve))
+        return Wanted(examples, contexts, self.adapter, soft)
+
+    def _soft(self, queries: Sequence[str]) -> Tensor | None:
+        return self.soft if self.soft_rule is None or not queries else self.soft_rule(queries)
+
+
+def _n_soft(soft: Tensor | None) -> int:
+    return 0 if soft is None else int(soft.shape[-2])
 
 
 def respond_all(personalizers: Sequence[Personalizer], queries: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -143,6 +186,11 @@ def losses_all(
 def training_side(split: UserSplit) -> UserSplit:
     """The split without its test examples: what a method may see."""
     return replace(split, test=())
+
+
+def text_bytes(turns: Iterable[Turn]) -> int:
+    """Bytes of turns' texts in UTF-8."""
+    return sum(len(turn.text.encode("utf-8", "surrogatepass")) for turn in turns)
 
 
 def count_tokens(base: Base, text: str) -> int:

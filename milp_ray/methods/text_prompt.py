@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from milp_ray.methods.protocol import Answerer, fits, most_that_fits
+from milp_ray.methods.protocol import Answerer, fits, most_that_fits, text_bytes
 from milp_ray.training.text import history_context, query_prompt
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Nothing to train; the history is cut for each query by itself."""
-    return [Answerer(request, context=_context_rule(request)) for request in requests]
+    return [
+        Answerer(request, context=_context_rule(request), context_bytes=text_bytes(request.split.history))
+        for request in requests
+    ]
 
 
 def _context_rule(request: FitRequest) -> ContextRule:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.report.study_figures import Trial
 
 if TYPE_CHECKING:
+    from milp_ray.config import Config
     from milp_ray.rundir import RunFolder
     from milp_ray.search.insight import Beliefs, FrontRow, Study, StudyStatus
 
@@ -79,6 +80,8 @@ class ReportContent:
     chosen: Mapping[str, Any] | None = None  # what chosen.yaml holds
     comparison: Mapping[str, Any] | None = None
     leakage: Mapping[str, Any] | None = None  # what leakage.json holds
+    ability: Mapping[str, Any] | None = None  # as milp_ray.evaluation.ability gives it
+    win_rates: Sequence[Mapping[str, Any]] = ()  # as milp_ray.evaluation.win_rate gives them
     layouts: Mapping[str, Any] | None = None  # of the last batch, where users need not have the same one
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
@@ -108,6 +111,17 @@ def read_content(run: RunFolder) -> ReportContent:
         from milp_ray.evaluation.scores import read_scores
 
         comparison = compare(read_scores(run.scores_file), config.evaluation, config.seed)
+    ability = None
+    if run.ability_file.is_file():
+        from milp_ray.evaluation.ability import ability_of
+
+        ability = ability_of(run.ability_file, config)
+    win_rates = []
+    if run.judgements_file.is_file():
+        from milp_ray.evaluation.judgements import read_judgements
+        from milp_ray.evaluation.win_rate import win_rates as rates_of
+
+        win_rates = rates_of(read_judgements(run.judgements_file), _draws(config))
     from milp_ray.evaluation.stage import FAILED_FILE
 
     failed_files = {"personalize": run.failed_file, "evaluate": run.path / FAILED_FILE}
@@ -119,6 +133,8 @@ def read_content(run: RunFolder) -> ReportContent:
         chosen=chosen,
         comparison=comparison,
         leakage=json.loads(run.leakage_file.read_text("utf-8")) if run.leakage_file.is_file() else None,
+        ability=ability,
+        win_rates=win_rates,
         layouts=(versions.get("personalize") or {}).get("layouts"),
         seconds=run.seconds(),
         peak_rss_mib=run.peak_memory() or None,
@@ -126,6 +142,11 @@ def read_content(run: RunFolder) -> ReportContent:
         versions=versions,
         config_yaml=run.config_file.read_text("utf-8"),
     )
+
+
+def _draws(config: Config) -> dict[str, Any]:
+    section = config.evaluation
+    return {"n_bootstrap": section.n_bootstrap, "confidence": section.confidence, "seed": config.seed}
 
 
 def study_content(
@@ -233,9 +254,12 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "n_users_history_long": comparison["n_users_long"] if comparison else None,
         "scores": comparison["scores"] if comparison else None,
         "differences": comparison["differences"] if comparison else None,
+        "together": comparison["together"] if comparison else None,
         "confidence": comparison["confidence"] if comparison else None,
         "personalize": content.versions.get("personalize"),
         "leakage": dict(content.leakage) if content.leakage else None,
+        "ability": dict(content.ability) if content.ability else None,
+        "win_rates": [dict(rate) for rate in content.win_rates] or None,
         "n_kept_versions": content.n_kept_versions if comparison else None,
         "failed_users": {stage: sum(reasons.values()) for stage, reasons in content.failures.items()},
         "seconds": dict(content.seconds),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.evaluation.compare import main_measure, measured
-from milp_ray.evaluation.measures import MEASURES, Measure
+from milp_ray.evaluation.measures import FURTHER_MEASURES, MEASURES, TASK_MEASURES, Measure
 from milp_ray.evaluation.slices import ALL, HISTORY_LABELS, TAG_LABELS
 from milp_ray.evaluation.tables import (
     PAIR_NAMES,
@@ -21,12 +21,15 @@ from milp_ray.evaluation.tables import (
     kind_rows,
     slice_name,
 )
+from milp_ray.evaluation.together import present
 from milp_ray.methods import INFO
+from milp_ray.report.ability_text import ability_table, ability_verdict
 from milp_ray.report.html_table import Cell, HtmlTable, Row
 from milp_ray.report.layouts_text import layout_sentences, layout_table
 from milp_ray.report.leakage_text import leakage_table, leakage_verdict
 from milp_ray.report.study_text import cost_sentences, front_table, importance_table
 from milp_ray.report.style import duration, method_colour, thousands
+from milp_ray.report.win_rate_text import win_rate_table
 
 if TYPE_CHECKING:
     from milp_ray.report.content import ReportContent
@@ -55,11 +58,18 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         facts=facts(content),
         findings=findings(comparison) if comparison else [],
         method_table=method_table(comparison) if comparison else None,
+        task_table=together_table(comparison, TASK_MEASURES, "Closed questions") if comparison else None,
+        further_table=together_table(comparison, FURTHER_MEASURES, "Further measures, all held-out queries")
+        if comparison
+        else None,
         difference_table=difference_table(comparison) if comparison else None,
         kind_tables=kind_tables(comparison) if comparison else [],
         tag_table=tag_table(comparison) if comparison else None,
         front_table=front_table(content.study) if content.study else None,
         importance_table=importance_table(content.study) if content.study else None,
+        ability_table=ability_table(content.ability) if content.ability else None,
+        ability_verdict=ability_verdict(content.ability) if content.ability else "",
+        win_rate_table=win_rate_table(content.win_rates),
         layout_table=layout_table(content.layouts) if content.layouts else None,
         layout_sentences=layout_sentences(content.layouts) if content.layouts else [],
         leakage_table=leakage_table(content.leakage) if content.leakage else None,
@@ -148,6 +158,22 @@ def method_table(comparison: Mapping[str, Any]) -> HtmlTable:
         for position, method in enumerate(comparison["methods"])
     ]
     return HtmlTable("All held-out queries", ["Method", *(MEASURES[n].header for n in names)], rows)
+
+
+def together_table(
+    comparison: Mapping[str, Any], measures: Mapping[str, Measure], title: str
+) -> HtmlTable | None:
+    """One row a method, one column a measure of its answers taken together; ``None`` where there is none."""
+    names = present(comparison, measures)
+    rows = [
+        Row(
+            comparison["labels"][method],
+            [_cell(measures[name], comparison["together"]["scores"][method].get(name)) for name in names],
+            colour=method_colour(method, position),
+        )
+        for position, method in enumerate(comparison["methods"])
+    ]
+    return HtmlTable(title, ["Method", *(measures[name].header for name in names)], rows) if names else None
 
 
 def kind_tables(comparison: Mapping[str, Any]) -> list[HtmlTable]:

@@ -52,17 +52,30 @@ class Sequence:
     """One tokenised training text.
 
     ``target_from`` is the index of the first token that is predicted for a loss; all later ones are, too.
-    It is at least 1: the first token of a sequence is predicted by nothing.
+    It is at least 1: the first token of a sequence is predicted by nothing. ``weights``, one a target, say
+    how much each counts in training, where the mean over targets is then Σ w·loss / Σ w; ``None``: all alike.
+    What only measures counts every target alike.
     """
 
     ids: tuple[int, ...]
     target_from: int
     kind: Kind
+    weights: tuple[float, ...] | None = None
 
     @property
     def n_targets(self) -> int:
         """Tokens that count in the loss."""
         return len(self.ids) - self.target_from
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the targets' weights, by which a mean over them divides."""
+        return self.n_targets if self.weights is None else sum(self.weights)
+
+    @property
+    def target_weights(self) -> tuple[float, ...]:
+        """The weights, ones where there are none."""
+        return (1.0,) * self.n_targets if self.weights is None else self.weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +84,7 @@ class Batch:
 
     ids: (n_rows, length) int64; keep: (n_rows, length) bool, True where the *next* token is a target;
     labels: (n_targets,) int64, the targets in the order of ``keep``'s True entries; rows: (n_targets,)
-    int64, the row of each; sequences: one a row.
+    int64, the row of each; sequences: one a row; weights: (n_targets,) float32, where some sequence has any.
     """
 
     ids: torch.Tensor
@@ -79,6 +92,7 @@ class Batch:
     labels: torch.Tensor
     rows: torch.Tensor
     sequences: tuple[Sequence, ...]
+    weights: torch.Tensor | None = None
 
     @property
     def n_targets(self) -> int:
@@ -201,12 +215,16 @@ def make_batch(chosen: SequenceOf[Sequence], base: Base) -> Batch:
         keep[row, sequence.target_from - 1 : len(sequence.ids) - 1] = True
     labels = torch.tensor([token for s in chosen for token in s.ids[s.target_from :]])
     rows = torch.tensor([row for row, s in enumerate(chosen) for _ in range(s.n_targets)])
+    weights = None
+    if any(s.weights is not None for s in chosen):
+        weights = torch.tensor([w for s in chosen for w in s.target_weights], device=base.device)
     return Batch(
         ids=ids.to(base.device),
         keep=keep.to(base.device),
         labels=labels.to(base.device),
         rows=rows.to(base.device),
         sequences=tuple(chosen),
+        weights=weights,
     )
 
 

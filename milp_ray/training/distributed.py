@@ -36,11 +36,12 @@ _PROGRESS = "progress"
 class Window:
     """What one optimizer step is made from: this process's part of each of its batches, in pieces.
 
-    ``n_targets`` and ``n_tokens`` count over all processes.
+    ``total_weight`` of the targets (their number, where all count alike) and ``n_tokens`` are over all
+    processes.
     """
 
     batches: tuple[list[Batch], ...]
-    n_targets: int
+    total_weight: float
     n_tokens: int
 
 
@@ -70,7 +71,7 @@ class Processes:
         chosen = [sequences[i] for indices in plan for i in indices]
         return Window(
             batches=tuple(self._batches(sequences, indices, base) for indices in plan),
-            n_targets=sum(s.n_targets for s in chosen),
+            total_weight=sum(s.total_weight for s in chosen),
             n_tokens=sum(len(s.ids) for s in chosen),
         )
 
@@ -79,7 +80,7 @@ class Processes:
 
         DeepSpeed divides by the batches that it expects in a window and by the number of processes.
         """
-        return n_accumulate * self.size / window.n_targets
+        return n_accumulate * self.size / window.total_weight
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, with the same bits on each."""

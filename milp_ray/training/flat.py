@@ -190,12 +190,16 @@ class FlatView:
         self._model: Any = base.model.base_model
         self.rows: FlatRows | None = None
 
-    def hidden_states(self, ids: Tensor, rows: FlatRows) -> Tensor:
-        """Last hidden states (n_tokens, hidden) of tokens (n_tokens,) that lie as ``rows`` says."""
+    def hidden_states(self, ids: Tensor, rows: FlatRows, embeddings: Tensor | None = None) -> Tensor:
+        """Last hidden states (n_tokens, hidden) of tokens (n_tokens,) that lie as ``rows`` says.
+
+        ``embeddings`` (n_tokens, hidden) enter the base in place of the tokens'.
+        """
+        entering = {"input_ids": ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
         self.rows = rows
         try:
             positions = rows.positions + self._base.first_position
-            output = self._model(input_ids=ids[None], position_ids=positions, use_cache=False)
+            output = self._model(**entering, position_ids=positions, use_cache=False)
         finally:
             self.rows = None
         states: Tensor = output.last_hidden_state

@@ -26,6 +26,7 @@ class Texts:
     """A job's sequences, one after the other.
 
     ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest block with LoRA.
+    ``weights`` are the targets' in each sequence; ``None``: all count alike.
     """
 
     def __init__(self, sequences: SequenceOf[Sequence]) -> None:
@@ -36,6 +37,9 @@ class Texts:
             (token for s in sequences for token in s.ids), dtype=np.int64, count=self.starts[-1]
         )
         self.states: Tensor | None = None
+        self.weights: list[tuple[float, ...]] | None = None
+        if any(s.weights is not None for s in sequences):
+            self.weights = [s.target_weights for s in sequences]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -43,6 +47,10 @@ class Texts:
     def n_targets(self, index: int) -> int:
         """Tokens of a sequence that count in the loss."""
         return self.lengths[index] - self.target_from[index]
+
+    def weights_of(self, index: int) -> tuple[float, ...]:
+        """How much each of a sequence's targets counts."""
+        return (1.0,) * self.n_targets(index) if self.weights is None else self.weights[index]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,18 @@ class Part:
     def n_targets(self) -> int:
         """Those that count in the loss."""
         return sum(self.texts.n_targets(i) for i in self.chosen)
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of their weights; their number, where all count alike."""
+        if self.texts.weights is None:
+            return self.n_targets
+        return sum(sum(self.texts.weights[i]) for i in self.chosen)
+
+    @property
+    def target_weights(self) -> list[float]:
+        """How much each of them counts."""
+        return [weight for i in self.chosen for weight in self.texts.weights_of(i)]
 
 
 def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | None = None) -> FlatBatch:

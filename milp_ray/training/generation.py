@@ -17,6 +17,7 @@ from milp_ray.errors import MilpError
 from milp_ray.training.data import chunks, cut_left
 from milp_ray.training.fused import fused_operations
 from milp_ray.training.seating import Seating, seated
+from milp_ray.training.soft import embeddings, n_soft_of, soft_of_each, with_places
 
 if TYPE_CHECKING:
     from milp_ray.training.adapters import Adapter
@@ -25,10 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Complete prompts (:func:`milp_ray.training.text.query_prompt`) for one adapter; ``None``: the base."""
+    """Complete prompts (:func:`milp_ray.training.text.query_prompt`) for one adapter; ``None``: the base.
+
+    ``soft``, a soft prompt between the start token and a prompt's tokens, is (n_soft, hidden) for all of
+    them, or (n_prompts, n_soft, hidden).
+    """
 
     prompts: Sequence[str]
     adapter: Adapter | None = None
+    soft: Tensor | None = None
 
 
 def generate(
@@ -37,7 +43,8 @@ def generate(
     """Continue each prompt greedily until the end token or ``max_new_tokens``.
 
     A prompt that leaves no room for ``max_new_tokens`` within the base's context loses its beginning: it
-    keeps its last (context length − ``max_new_tokens``) tokens, the start token counted among them.
+    keeps its last (context length − ``max_new_tokens``) tokens, the start token and a soft prompt counted
+    among them.
 
     Args:
         base: the frozen base, afterwards as it was.
@@ -50,12 +57,13 @@ def generate(
         order of its prompts.
 
     Raises:
-        MilpError: ``max_new_tokens`` leaves no room for any prompt, or an adapter does not fit the base.
+        MilpError: ``max_new_tokens`` leaves no room for any prompt, or an adapter or a soft prompt does not
+            fit the base.
     """
     owners = [i for i, questions in enumerate(asked) for _ in questions.prompts]
-    prompts = [prompt for questions in asked for prompt in questions.prompts]
-    token_ids = prompt_tokens(base, prompts, max_new_tokens)
-    answers: list[list[int]] = [[] for _ in prompts]
+    soft = [one for q in asked for one in soft_of_each(q.soft, len(q.prompts), base)]
+    token_ids = [ids for questions in asked for ids in _rows(base, questions, max_new_tokens)]
+    answers: list[list[int]] = [[] for _ in token_ids]
     longest_first = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     adapters = [questions.adapter for questions in asked]
     with seated(base, adapters) as seating, fused_operations(base), torch.inference_mode():
@@ -63,20 +71,30 @@ def generate(
             # Rows of one adapter next to each other.
             rows = sorted(indices, key=lambda i: (seating.place(owners[i]), owners[i]))
             own = [owners[i] for i in rows]
-            batch = _GreedyBatch(base, seating, own, [token_ids[i] for i in rows], max_new_tokens)
+            ids, own_soft = [token_ids[i] for i in rows], [soft[i] for i in rows]
+            batch = _GreedyBatch(base, seating, own, ids, own_soft, max_new_tokens)
             for index, answer in zip(rows, batch.run(), strict=True):
                 answers[index] = answer
     texts = iter(str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers)
     return [[next(texts) for _ in questions.prompts] for questions in asked]
 
 
-def prompt_tokens(base: Base, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-    """Token ids of the prompts, start token included, cut as :func:`generate` says."""
-    room = base.context_length - max_new_tokens - len(base.start_ids)
+def _rows(base: Base, questions: Questions, max_new_tokens: int) -> list[list[int]]:
+    """Token ids with places for the soft prompt."""
+    n_soft = n_soft_of(questions.soft)
+    rows = prompt_tokens(base, questions.prompts, max_new_tokens, n_soft)
+    return [with_places(ids, n_soft, base) for ids in rows] if n_soft else rows
+
+
+def prompt_tokens(
+    base: Base, prompts: Sequence[str], max_new_tokens: int, n_soft: int = 0
+) -> list[list[int]]:
+    """Token ids of the prompts, start token included, cut as :func:`generate` says for ``n_soft`` places."""
+    room = base.context_length - max_new_tokens - len(base.start_ids) - n_soft
     if room < 1 or max_new_tokens < 1:
         raise MilpError(
             f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the base's context of "
-            f"{base.context_length} tokens; use 1 to {base.context_length - len(base.start_ids) - 1}"
+            f"{base.context_length} tokens; use 1 to {max_new_tokens + room - 1}"
         )
     # A text of no tokens on a base without a start token still needs something to follow.
     return [[*base.start_ids, *cut_left(ids, room)] or [base.eos_id] for ids in base.tokenize(list(prompts))]
@@ -95,6 +113,7 @@ class _GreedyBatch:
         seating: Seating,
         owners: Sequence[int],
         prompts: Sequence[Sequence[int]],
+        soft: Sequence[Tensor | None],
         max_new_tokens: int,
     ) -> None:
         from milp_ray.training.roomy_cache import roomy_cache
@@ -112,6 +131,10 @@ class _GreedyBatch:
         self._padding = torch.tensor(padding, device=base.device)
         self._length = 0  # tokens in the cache
         self._padded = any(padding)
+        self._embeddings: Tensor | None = None  # what enters first, in place of token ids
+        if any(one is not None for one in soft):
+            begins = [row * length + n for row, n in enumerate(padding)]
+            self._embeddings = embeddings(base, self._ids, begins, soft)
 
     def run(self) -> list[list[int]]:
         """The answers' token ids, without the end token."""
@@ -132,7 +155,11 @@ class _GreedyBatch:
         n_new = self._ids.shape[1]
         columns = torch.arange(self._length, self._length + n_new, device=self._base.device)
         positions = (columns - self._padding[:, None]).clamp(min=0) + self._base.first_position
-        inputs: dict[str, Any] = {"input_ids": self._ids, "position_ids": positions}
+        inputs: dict[str, Any] = {"position_ids": positions}
+        if self._embeddings is None:
+            inputs["input_ids"] = self._ids
+        else:
+            inputs["inputs_embeds"], self._embeddings = self._embeddings, None
         self._length += n_new
         if self._padded:
             inputs["attention_mask"] = self._mask(columns)

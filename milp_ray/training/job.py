@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from milp_ray.config import PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.data import Sequence
+from milp_ray.training.token_cache import UserTokens
 from milp_ray.users.records import UserSplit
 
 if TYPE_CHECKING:
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
-    from milp_ray.training.token_cache import UserTokens
 
 MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
 PARTS = frozenset({MEMORY, INSTRUCTION})
@@ -30,7 +31,9 @@ class Job:
     ``parts`` are the kinds of sequences to train on, of {"memory", "instruction"}. ``seed`` alone decides
     the initial weights, the order of sequences and dropout. ``learning_rate`` is the job's own, where it is
     not the recipe's. ``start`` is an adapter of the same layout whose weights the job begins with, in place
-    of fresh ones; the optimizer and its schedule begin anew all the same.
+    of fresh ones; the optimizer and its schedule begin anew all the same. ``stages`` are sequences of the
+    job's own, in place of those that ``split`` and ``parts`` would make; of the split there is then only the
+    validation set.
     """
 
     job_id: str
@@ -40,6 +43,7 @@ class Job:
     seed: int
     learning_rate: float | None = None
     start: Adapter | None = None
+    stages: tuple[Stage, ...] | None = None
 
 
 @dataclass
@@ -121,7 +125,7 @@ def plan_job(job: Job, base: Base, section: TrainingSection, prompt: PromptSecti
     if job.learning_rate is not None:
         section = section.model_copy(update={"learning_rate": job.learning_rate})
     tokens = base.tokens.of(job.split, base, section, prompt)
-    stages = _stages(job, section, tokens)
+    stages = _stages(job.parts, section, tokens) if job.stages is None else job.stages
     return JobPlan(
         job=job,
         section=section,
@@ -160,16 +164,30 @@ def check_job(job: Job, base: Base, section: TrainingSection) -> None:
     check_start(job, base, section)
 
 
-def _stages(job: Job, section: TrainingSection, tokens: UserTokens) -> tuple[Stage, ...]:
+def pooled_stages(
+    splits: Iterable[UserSplit],
+    parts: frozenset[str],
+    base: Base,
+    section: TrainingSection,
+    prompt: PromptSection,
+) -> tuple[Stage, ...]:
+    """The stages of one job over all of these users' data; no sequence holds texts of two of them."""
+    tokens = [base.tokens.of(split, base, section, prompt) for split in splits]
+    memory = tuple(sequence for one in tokens for sequence in one.memory)
+    instruction = tuple(sequence for one in tokens for sequence in one.instruction)
+    return _stages(parts, section, UserTokens(tokens[0].split, memory, instruction, ()))
+
+
+def _stages(parts: frozenset[str], section: TrainingSection, tokens: UserTokens) -> tuple[Stage, ...]:
     """The stages of a job that have sequences."""
     found = {MEMORY: tokens.memory, INSTRUCTION: tokens.instruction}
-    parts = {name: sequences for name, sequences in found.items() if name in job.parts}
+    wanted = {name: sequences for name, sequences in found.items() if name in parts}
     epochs = {MEMORY: section.memory_epochs, INSTRUCTION: section.instruction_epochs}
-    if section.stages == JOINT and len(parts) > 1:
-        n_epochs = planned_epochs(section, job.parts)
-        stages = [Stage(JOINT, parts[MEMORY] + parts[INSTRUCTION], n_epochs)]
+    if section.stages == JOINT and len(wanted) > 1:
+        n_epochs = planned_epochs(section, parts)
+        stages = [Stage(JOINT, wanted[MEMORY] + wanted[INSTRUCTION], n_epochs)]
     else:
-        stages = [Stage(name, sequences, epochs[name]) for name, sequences in parts.items()]
+        stages = [Stage(name, sequences, epochs[name]) for name, sequences in wanted.items()]
     return tuple(stage for stage in stages if stage.sequences)
 
 
@@ -188,9 +206,15 @@ def _fingerprint(
         "layout": job.layout.to_dict(),
         "seed": job.seed,
         "section": section.model_dump(mode="json", exclude={"pack_size"}),
-        "stages": [[s.name, s.epochs, [[q.ids, q.target_from] for q in s.sequences]] for s in stages],
+        "stages": [[s.name, s.epochs, [_hashed(q) for q in s.sequences]] for s in stages],
         "validation": [[q.ids, q.target_from] for q in validation],
     }
     if job.start is not None:
         made_from["start"] = weights_digest(job.start)
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _hashed(sequence: Sequence) -> list[object]:
+    """What of a training sequence makes a difference; weights only where there are any."""
+    weights = [] if sequence.weights is None else [sequence.weights]
+    return [sequence.ids, sequence.target_from, *weights]

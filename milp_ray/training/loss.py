@@ -53,24 +53,32 @@ class TargetLoss(nn.Module):
     def forward(self, batches: SequenceOf[Batch], scale: float | None = None) -> Tensor:
         """Negative log-likelihoods in nats of the targets of a batch's pieces, one piece after the other.
 
-        (n_targets,), or with ``scale`` their sum × ``scale`` (a scalar).
+        (n_targets,), or with ``scale`` their weighted sum × ``scale`` (a scalar).
         """
         losses = []
         for batch in batches:
             if self.prefix is not None:
                 self.prefix.show(batch)
-            losses.append(target_nll(self.model, batch, self.first_position))
+            nll = target_nll(self.model, batch, self.first_position)
+            losses.append(nll if scale is None or batch.weights is None else nll * batch.weights)
         nll = torch.cat(losses)
         return nll if scale is None else nll.sum() * scale
 
 
-def target_nll(model: nn.Module, batch: Batch, first_position: int) -> Tensor:
+def target_nll(
+    model: nn.Module, batch: Batch, first_position: int, embeddings: Tensor | None = None
+) -> Tensor:
     """Negative log-likelihood of every target of a batch: (n_targets,) float32, in nats.
 
     The model is asked for the logits of ``batch.keep`` alone; an architecture that cannot choose positions
-    answers with all of them, of which those are taken.
+    answers with all of them, of which those are taken. ``embeddings`` (n_rows, length, hidden) enter it in
+    place of the batch's token ids.
     """
-    logits = model(**model_inputs(batch, first_position), logits_to_keep=batch.keep).logits
+    inputs = model_inputs(batch, first_position)
+    if embeddings is not None:
+        inputs["inputs_embeds"] = embeddings
+        del inputs["input_ids"]
+    logits = model(**inputs, logits_to_keep=batch.keep).logits
     if logits.dim() == 3:
         logits = logits[batch.keep]
     return functional.cross_entropy(logits.float(), batch.labels, reduction="none")

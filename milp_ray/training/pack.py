@@ -309,14 +309,20 @@ class Pack:
 
     def _pass(self, engine: Any, jobs: list[SlotJob], parts: list[Part]) -> None:
         """Forward, backward and the optimizer step of some jobs: each by the mean of its own targets."""
-        batch = self._batch(parts)
+        batch, device = self._batch(parts), self._base.device
         n_targets = [part.n_targets for part in parts]
-        sizes = torch.tensor(n_targets, device=self._base.device)
-        loss = engine(batch, torch.repeat_interleave(1.0 / sizes, sizes), self._section.dropout)
+        totals = torch.tensor([part.total_weight for part in parts], device=device)
+        shares = torch.repeat_interleave(1.0 / totals, torch.tensor(n_targets, device=device))
+        weights = None
+        if any(part.texts.weights is not None for part in parts):
+            weights = torch.tensor([w for part in parts for w in part.target_weights], device=device)
+            shares = shares * weights
+        loss = engine(batch, shares, self._section.dropout)
         engine.backward(loss)
         engine.step()
+        nll = self._module.last_nll if weights is None else self._module.last_nll * weights
         # Fetched in one go: each fetch waits for the device.
-        sums = torch.stack([nll.double().sum() for nll in self._module.last_nll.split(n_targets)]).tolist()
+        sums = torch.stack([own.double().sum() for own in nll.split(n_targets)]).tolist()
         for slot_job, own in zip(jobs, sums, strict=True):
             slot_job.epoch_nll += own
 
@@ -343,7 +349,7 @@ class Pack:
         for slot_job in closing:
             slot_job.progress.epoch += 1
             try:
-                slot_job.check_finite(slot_job.epoch_nll / slot_job.epoch_targets)
+                slot_job.check_finite(slot_job.epoch_nll / slot_job.epoch_weight)
             except MilpError as error:
                 self._fail(slot_job, error)
             else:
@@ -370,7 +376,7 @@ class Pack:
                 {
                     "stage": slot_job.stage.name,
                     "epoch": progress.epoch,
-                    "training_loss": slot_job.epoch_nll / slot_job.epoch_targets,
+                    "training_loss": slot_job.epoch_nll / slot_job.epoch_weight,
                     "validation_loss": loss,
                 }
             )

@@ -24,12 +24,18 @@ class Seating:
 
     def __init__(self, base: Base, adapters: SequenceOf[Adapter | None], context: PackContext) -> None:
         self.context = context
-        wanted = Counter(_kind(adapter) for adapter in adapters if adapter is not None)
+        # One that answers for many users has one seat.
+        own = {id(adapter): adapter for adapter in adapters if adapter is not None}
+        wanted = Counter(_kind(adapter) for adapter in own.values())
+        taken: dict[int, tuple[Rack, int]] = {}
         racks: dict[tuple[str, float], Rack] = {}
         self._seats: list[tuple[Rack, int] | None] = []
         for adapter in adapters:
             if adapter is None:
                 self._seats.append(None)
+                continue
+            if id(adapter) in taken:
+                self._seats.append(taken[id(adapter)])
                 continue
             kind = _kind(adapter)
             rack = racks.get(kind)
@@ -41,7 +47,8 @@ class Seating:
                 )
             slot = rack.free.pop()
             rack.load(slot, adapter.tensors)
-            self._seats.append((rack, slot))
+            taken[id(adapter)] = rack, slot
+            self._seats.append(taken[id(adapter)])
         order = {id(rack): i for i, rack in enumerate(racks.values())}
         self._order = [(-1, 0) if seat is None else (order[id(seat[0])], seat[1]) for seat in self._seats]
 

@@ -29,8 +29,8 @@ class SlotJob:
     """A job that has a slot.
 
     ``windows`` are the steps of the epoch under way that are still to come; ``epoch_nll`` and
-    ``epoch_targets`` sum up those that were taken. ``until_epoch`` is where the job pauses, counted through
-    all stages (``None``: at its end).
+    ``epoch_weight`` sum up those that were taken, by the targets' weights. ``until_epoch`` is where the job
+    pauses, counted through all stages (``None``: at its end).
     """
 
     plan: JobPlan
@@ -41,7 +41,7 @@ class SlotJob:
     best: Tensors = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
     epoch_nll: float = 0.0
-    epoch_targets: int = 0
+    epoch_weight: float = 0.0
     seconds: float = 0.0
     has_trained: bool = False  # in this call
 
@@ -96,7 +96,7 @@ class SlotJob:
         rng = random.Random(f"{self.plan.job.seed}/{self.stage.name}/{self.progress.epoch}")
         batches = epoch_plan(self.stage.sequences, self.section.batch_size, self.section.order, rng)
         self.windows = list(self._windows(batches))[::-1]
-        self.epoch_nll, self.epoch_targets = 0.0, 0
+        self.epoch_nll, self.epoch_weight = 0.0, 0.0
         self.has_trained = True
 
     def _windows(self, batches: list[Window]) -> Iterator[Window]:
@@ -126,7 +126,7 @@ class SlotJob:
         self.progress.steps += 1
         self.progress.stage_steps += 1
         self.progress.tokens += part.n_tokens
-        self.epoch_targets += part.n_targets
+        self.epoch_weight += part.total_weight
 
     def check_finite(self, mean: float) -> None:
         """Refuse a training loss that is no number.

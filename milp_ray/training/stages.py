@@ -161,25 +161,25 @@ class JobTraining:
         )
 
     def _train_epoch(self, engine: Any, stage: Stage, progress: Progress) -> float:
-        """The optimizer steps of one epoch; gives the mean training loss a target token."""
+        """The optimizer steps of one epoch; gives the (weighted) mean training loss a target token."""
         n_accumulate = self.section.gradient_accumulation
         rng = random.Random(f"{self.seed}/{stage.name}/{progress.epoch}")
         plan = epoch_plan(stage.sequences, self.section.batch_size, self.section.order, rng)
         total = torch.zeros((), device=self._on_engine.device)
-        n_targets = 0
+        total_weight = 0.0
         for start in range(0, len(plan), n_accumulate):
             window = self.processes.window(
                 stage.sequences, plan[start : start + n_accumulate], self._on_engine
             )
             total += self._step(engine, window)
-            n_targets += window.n_targets
+            total_weight += window.total_weight
             progress.tokens += window.n_tokens
             progress.steps += 1
             progress.stage_steps += 1
             if self.on_step is not None and self.processes.is_first:
                 self.on_step(progress.steps, self._n_steps)
         progress.epoch += 1
-        mean = float(self.processes.sum(total)) / n_targets
+        mean = float(self.processes.sum(total)) / total_weight
         if not math.isfinite(mean):
             raise MilpError(
                 f"training diverged in epoch {progress.epoch} of the {stage.name} stage: the loss is no "
@@ -189,10 +189,10 @@ class JobTraining:
         return mean
 
     def _step(self, engine: Any, window: Window) -> torch.Tensor:
-        """One optimizer step on the mean loss over *all* target tokens of the window's batches.
+        """One optimizer step on the (weighted) mean loss over *all* target tokens of the window's batches.
 
         So accumulation over k batches is one k times larger batch, whatever the batches' numbers of targets.
-        Gives the sum of the targets' losses, of this process's part.
+        Gives the weighted sum of the targets' losses, of this process's part.
         """
         scale = self.processes.scale(window, self.section.gradient_accumulation)
         total = torch.zeros((), device=self._on_engine.device)

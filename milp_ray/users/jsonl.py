@@ -4,7 +4,8 @@ A line holds::
 
     {"user_id": "u-17", "profile": "free text, or null", "consent": true,
      "history":  [{"role": "user", "text": "…", "time": "2024-05-01T10:00:00Z"}, "a bare string", …],
-     "examples": [{"query": "…", "response": "…", "time": "…", "kind": "…", "answer": "…", "tags": {…}}, …]}
+     "examples": [{"query": "…", "response": "…", "time": "…", "kind": "…", "answer": "…", "tags": {…},
+                   "rejected": "…"}, …]}
 
 ``user_id`` and one of ``history``/``examples`` are required; ``null``, and "" for an optional text, are the
 same as absent; a bare string is a turn of role ``user``. Times are ISO 8601, in UTC where they name no zone;
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _USER_FIELDS = frozenset({"user_id", "profile", "consent", "history", "examples"})
 _TURN_FIELDS = frozenset({"role", "text", "time"})
-_EXAMPLE_FIELDS = frozenset({"query", "response", "time", "kind", "answer", "tags"})
+_EXAMPLE_FIELDS = frozenset({"query", "response", "time", "kind", "answer", "tags", "rejected"})
 
 
 class RecordRefused(Exception):
@@ -175,6 +176,7 @@ def _example(value: Any, place: str, unknown: Counter[str]) -> Example:
         kind=_optional_string(fields, "kind", f"{place}.kind") or "example",
         answer=_optional_string(fields, "answer", f"{place}.answer"),
         tags=_tags(fields.get("tags"), f"{place}.tags"),
+        rejected=_optional_string(fields, "rejected", f"{place}.rejected"),
     )
 
 

@@ -18,23 +18,21 @@ are an example. Times are synthetic, a minute an utterance, so that the split go
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import Problem
+from milp_ray.users.published import load_json, synthetic_times
 from milp_ray.users.records import Example, Turn, User
 
 DOCTOR = "doctor"
 PATIENT = "patient"
 KIND = "dialogue"
 
-_FIRST_MINUTE = datetime(2000, 1, 1, tzinfo=UTC)
 _FIELDS = (("Assistant", DOCTOR), ("User", PATIENT))
 _QUOTES = '"“”'
 # Up to four capitalised words and a colon, at the start of a line, perhaps after a quotation mark.
@@ -73,12 +71,7 @@ def read_malp(path: Path) -> Iterator[tuple[int, User | Problem]]:
     Raises:
         MilpError: the file is no JSON list.
     """
-    try:
-        dialogues = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MilpError(
-            f"users.paths: {path} is no JSON file; users.format malp reads a list of dialogues"
-        ) from error
+    dialogues = load_json(path, "malp", "a list of dialogues")
     if not isinstance(dialogues, list):
         raise MilpError(f"users.paths: {path} holds no list; users.format malp reads a list of dialogues")
     for index, dialogue in enumerate(dialogues):
@@ -90,7 +83,7 @@ def _patient(dialogue: Any, user_id: str, path: Path, index: int) -> User | Prob
     if isinstance(fields, str):
         return Problem(path, index, f"dialogue {index}: {fields}", user_id)
     turns = utterances(fields)
-    times = [_FIRST_MINUTE + timedelta(minutes=minute) for minute in range(len(turns))]
+    times = synthetic_times(len(turns))
     history = tuple(
         Turn(text=text, time=time) for (role, text), time in zip(turns, times, strict=True) if role == PATIENT
     )

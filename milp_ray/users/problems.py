@@ -10,9 +10,9 @@ from pathlib import Path
 class Problem:
     """One record that is kept out.
 
-    ``line`` is the line of a JSON Lines file, the row of a Parquet file (both from 1), or the index of a
-    dialogue (from 0). ``reason`` names fields and places, and holds nothing of what a user wrote;
-    ``user_id`` is there where it could be read.
+    ``line`` is the line of a text file, the row of a Parquet file (both from 1), the index of a record in a
+    JSON list (from 0), or 0 where something is said of the whole file. ``reason`` names fields and places,
+    and holds nothing of what a user wrote; ``user_id`` is there where it could be read.
     """
 
     path: Path | str  # a string where it is a URI

@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.users.amazon_qa import read_amazon_qa
+from milp_ray.users.casino import read_casino
 from milp_ray.users.jsonl import read_jsonl, read_parquet
+from milp_ray.users.lamp import read_lamp
 from milp_ray.users.malp import read_malp
+from milp_ray.users.memorybank import read_memorybank
+from milp_ray.users.personachat import read_personachat
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
+from milp_ray.users.published import Found
 from milp_ray.users.records import Example, User
+from milp_ray.users.reddit_msp import read_reddit_msp
+from milp_ray.users.reddit_pchatbot import read_reddit_pchatbot
 from milp_ray.users.sources import UsersFile, check_file, files_at, shown_source
 from milp_ray.users.stream import UserStream
 
@@ -27,6 +35,7 @@ __all__ = [
     "LoadedUsers",
     "Problem",
     "dataset_hash",
+    "file_groups",
     "iterate_users",
     "read_users",
     "user_hash",
@@ -77,8 +86,9 @@ def read_users(section: UsersSection, seed: int) -> LoadedUsers:
 
 
 def iterate_users(section: UsersSection, unknown_fields: Counter[str]) -> Iterator[User | Problem]:
-    """Users and problems of the files under ``users.paths``, one after the other; only ids are remembered.
+    """Users and problems of the files under ``users.paths``, one after the other.
 
+    Only ids are remembered here; what else is held in memory, a published format's reader says.
     A user_id that was given before is a problem, whichever file it stands in, and so is one that has
     withdrawn consent before. Consent that is withdrawn after the user was given out is a problem with that
     user_id.
@@ -107,6 +117,10 @@ def _records(
     section: UsersSection, unknown_fields: Counter[str]
 ) -> Iterator[tuple[Path | str, int, User | Problem]]:
     """Every record with its file's path or URI and its line; all files are found before one is read."""
+    read_together = _READERS_OF_SEVERAL.get(section.format)
+    if read_together is not None:
+        yield from read_together(_checked(section.paths))
+        return
     found: list[Path | list[UsersFile]] = []
     for source in section.paths:
         if isinstance(source, Path):
@@ -142,6 +156,21 @@ class DatasetDigest:
         return self._digest.hexdigest()
 
 
+def file_groups(section: UsersSection) -> list[tuple[Path | str, ...]]:
+    """The files of a configuration, those together that have to be read together."""
+    if section.format in _READERS_OF_SEVERAL:
+        return [section.paths]
+    return [(path,) for path in section.paths]
+
+
+def _checked(sources: Iterable[Path | str]) -> list[Path]:
+    """Files that are all there; the configuration lets no URI of such a format through."""
+    paths = [Path(source) for source in sources]
+    for path in paths:
+        check_file(path)
+    return paths
+
+
 def dataset_hash(users: Iterable[User]) -> str:
     """SHA-256, in hex, over the users' contents in their order; the format they came in does not count."""
     digest = DatasetDigest()
@@ -171,6 +200,7 @@ def _example_content(example: Example) -> list[Any]:
         example.kind,
         example.answer,
         dict(example.tags),
+        *([] if example.rejected is None else [example.rejected]),
     ]
 
 
@@ -198,8 +228,25 @@ def _no_users(section: UsersSection, problems: list[Problem]) -> str:
     )
 
 
-def _read_malp(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
-    return read_malp(path)
+def _without_fields(
+    read: Callable[[Path], Iterator[tuple[int, User | Problem]]],
+) -> Callable[[Path, Counter[str]], Iterator[tuple[int, User | Problem]]]:
+    """A reader that knows its dataset's fields, as one that counts unknown ones."""
+    return lambda path, unknown_fields: read(path)
 
 
-_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "malp": _read_malp}
+_READERS = {
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "malp": _without_fields(read_malp),
+    "casino": _without_fields(read_casino),
+}
+# Of datasets in which several files, or lines in any of them, make one user.
+_READERS_OF_SEVERAL: dict[str, Callable[[Sequence[Path]], Iterator[Found]]] = {
+    "amazon_qa": read_amazon_qa,
+    "reddit_msp": read_reddit_msp,
+    "reddit_pchatbot": read_reddit_pchatbot,
+    "personachat": read_personachat,
+    "lamp": read_lamp,
+    "memorybank": read_memorybank,
+}

@@ -22,6 +22,7 @@ class Example:
 
     ``answer`` is the word or phrase that a right response must contain (fact accuracy); ``None`` where
     nothing is known about it. ``tags`` group examples in evaluation and never reach training or a prompt.
+    ``rejected`` is an answer that the user has turned down: preference alignment alone reads it.
     """
 
     query: str
@@ -30,6 +31,7 @@ class Example:
     kind: str = "example"
     answer: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,14 @@ from milp_ray.config import EvaluationSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare, main_measure, measured
 from milp_ray.evaluation.measures import MEASURES
-from milp_ray.evaluation.scores import as_table, read_scores, read_users_scored, score_rows, write_scores
+from milp_ray.evaluation.scores import (
+    LATER_COLUMNS,
+    as_table,
+    read_scores,
+    read_users_scored,
+    score_rows,
+    write_scores,
+)
 from milp_ray.evaluation.tables import kind_rows, terminal_tables
 from milp_ray.users.records import Example
 
@@ -38,6 +45,7 @@ def row(user: str, method: str, example: int = 0, **changes: Any) -> dict[str, A
         "rouge_l": 40.0,
         "persona_f1": 2.0,
         "fact_accuracy": None,
+        **dict.fromkeys(LATER_COLUMNS),
         **changes,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from milp_ray.evaluation.metrics import (
     STOP_WORDS,
     content_words,
     fact_accuracy,
+    perplexity,
     persona_f1,
+    persona_f1_share,
     rouge_1,
     rouge_l,
     set_f1,
@@ -91,6 +94,26 @@ def test_persona_f1_is_0_where_a_side_is_empty(response: str, history: list[str]
     assert persona_f1(response, history) == 0.0
 
 
+def test_persona_f1_has_two_scales() -> None:
+    history = ["My dog is at the park", "The dog, the DOG, is named Max."]
+    assert persona_f1_share("I have the dog Max", history) == pytest.approx(4 / 6)
+
+
+def test_perplexity_by_hand() -> None:
+    # Eight equally likely words: 8, whatever the number of tokens.
+    assert perplexity(5 * math.log(8), 5) == pytest.approx(8.0)
+    assert perplexity(0.0, 3) == 1.0
+    assert perplexity(0.0, 0) is None
+    assert perplexity(1e6, 1) == math.inf
+
+
+@given(st.floats(0, 1e6), st.integers(1, 1000))
+def test_perplexity_is_at_least_1(nll: float, n_tokens: int) -> None:
+    value = perplexity(nll, n_tokens)
+    assert value is not None
+    assert value >= 1.0
+
+
 def test_persona_f1_reads_one_text_as_a_text_and_not_as_letters() -> None:
     assert persona_f1("dog", "dog") == 100.0
 
@@ -140,6 +163,7 @@ def test_an_answer_between_spaces_is_found_whatever_it_is_made_of(
 
 def test_importing_the_metrics_loads_nothing_heavy() -> None:
     heavy = ("torch", "ray", "nltk", "numpy")
-    code = f"import sys, milp_ray.evaluation.metrics; print([m for m in {heavy} if m in sys.modules])"
+    modules = "milp_ray.evaluation.metrics, milp_ray.evaluation.ngrams, milp_ray.evaluation.tasks"
+    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

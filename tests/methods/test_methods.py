@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import METHODS, BaseSection, LoraAlphaSection, PromptSection, TrainingSection
+from milp_ray.config import ALL_METHODS, BaseSection, LoraAlphaSection, PromptSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.methods import INFO, fit, in_order
+from milp_ray.methods import INFO, fit, fit_users, in_order, share
 from milp_ray.methods.protocol import FitRequest, most_that_fits, respond_all, training_side
 from milp_ray.methods.text_prompt import history_fits, recent_turns
 from milp_ray.training.base import load_base
+from milp_ray.training.text import query_prompt
 from milp_ray.users.records import Example, Turn, UserSplit
 
 PROMPT = PromptSection()
@@ -84,7 +86,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def fit_one(name: str, request: FitRequest) -> Any:
     """What a method makes of one user."""
-    [personalizer] = fit(name, [request])
+    [personalizer] = fit(name, [replace(request, shared=share(name, [request]))])
     return personalizer
 
 
@@ -238,9 +240,9 @@ def test_without_data_or_with_the_empty_layout_the_base_answers(
     assert seen.jobs == []
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL_METHODS)
 def test_no_text_of_a_held_out_example_reaches_a_method(
-    name: str, request_for: Any, make_split: Any, seen: SimpleNamespace
+    name: str, base: Any, request_for: Any, make_split: Any, seen: SimpleNamespace
 ) -> None:
     split = make_split("u", n_val=2, n_test=2)
     marked = replace(
@@ -257,6 +259,8 @@ def test_no_text_of_a_held_out_example_reaches_a_method(
     for job in seen.jobs:
         assert job.split.test == ()
         assert "MARK" not in repr((job.split.history, job.split.train))
+        for sequence in (s for stage in job.stages or () for s in stage.sequences):
+            assert "MARK" not in base.tokenizer.decode(sequence.ids)
 
 
 def test_no_held_out_query_stands_in_the_prompt_of_another(
@@ -277,7 +281,7 @@ def test_a_real_run_of_every_method_answers_and_measures_and_leaves_the_base_alo
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     split = make_split("u")
     losses = {}
-    for name in METHODS:
+    for name in ALL_METHODS:
         personalizer = fit_one(name, request_for(split))
         assert personalizer is not None
         answers = personalizer.respond([example.query for example in split.test])
@@ -294,8 +298,51 @@ def test_a_real_run_of_every_method_answers_and_measures_and_leaves_the_base_alo
 
 
 def test_the_registry_holds_the_methods_of_the_configuration() -> None:
-    assert tuple(INFO) == METHODS
+    assert tuple(INFO) == ALL_METHODS
     assert in_order(["milp", "unheard_of", "base"]) == ["base", "milp", "unheard_of"]
+
+
+def test_a_method_of_ones_own_is_a_module(
+    request_for: Any, make_split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+from milp_ray.methods.protocol import Answerer
+
+def fit(requests):
+    return [Answerer(request, context=lambda query, reserve: "Be brief.\\n") for request in requests]
+"""
+    (tmp_path / "my_methods").mkdir()
+    (tmp_path / "my_methods" / "brief.py").write_text(source.replace("\\\\", "\\"), encoding="utf-8")
+    (tmp_path / "my_methods" / "empty.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    fitted = fit_users("my_methods.brief", [request_for(make_split("u"))])
+    assert fitted.personalizers["u"].questions([QUERY]).prompts == [
+        "Be brief.\n" + query_prompt(QUERY, PROMPT)
+    ]
+    with pytest.raises(MilpError, match="no function fit"):
+        fit("my_methods.empty", [])
+    with pytest.raises(MilpError, match=r"no module .my_methods\.absent."):
+        fit("my_methods.absent", [])
+
+
+def test_the_readmes_example_of_a_method_works(
+    request_for: Any, make_split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    [source] = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def fit(" in part]
+    assert len(source.splitlines()) <= 15
+    (tmp_path / "readme_methods").mkdir()
+    (tmp_path / "readme_methods" / "latest.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    split = replace(make_split("u"), history=turns("an old turn", "the latest turn"))
+    fitted = fit_users("readme_methods.latest", [request_for(split)])
+    [prompt] = fitted.personalizers["u"].questions([QUERY]).prompts
+    assert "the latest turn" in prompt
+    assert "old" not in prompt
+    assert fitted.costs.stored_bytes == len("the latest turn")
+    [answer] = fitted.respond([("u", QUERY)])
+    assert isinstance(answer, str)
+    assert fitted.costs.n_answers == 1
 
 
 def test_an_unknown_method_is_refused_by_name(request_for: Any, make_split: Any) -> None:

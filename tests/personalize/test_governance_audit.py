@@ -23,6 +23,7 @@ from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milp_ray.config import UsersSection
 from milp_ray.personalize.governance.audit import audit_forgotten, audit_items, audit_user
 from milp_ray.personalize.governance.forget import forget_user
 from milp_ray.personalize.governance.items import Item, find_user, items_of
@@ -195,6 +196,19 @@ def test_texts_are_sought_where_the_users_file_still_has_them(governed: Governed
     governed.users.unlink()
     without = audit_user(governed.run, governed.store, governed.config.users, IDS[0])
     assert (without.n_needles, without.sources) == (0, [])
+
+
+def test_files_that_make_a_user_together_are_read_and_named_together(
+    governed: Governed, tmp_path: Path
+) -> None:
+    files = (tmp_path / "1.txt", tmp_path / "2.txt")
+    for second, file in enumerate(files, start=1):
+        file.write_text(f"a post\tother\t{second}\t{SECRET}, part {second}\tann\t{second}\n")
+    section = UsersSection(format="reddit_pchatbot", paths=files)
+    whole = audit_user(governed.run, governed.store, section, "pchatbot-ann")
+    assert (whole.n_needles, whole.sources) == (2, list(files))
+    files[1].unlink()
+    assert audit_user(governed.run, governed.store, section, "pchatbot-ann").sources == []
 
 
 def test_a_forgotten_item_alone_can_be_sought(governed: Governed) -> None:

@@ -29,10 +29,11 @@ from milp_ray.training.engine import linear_schedule
 from milp_ray.training.flat import flat_rows, padded_length
 from milp_ray.training.flat_batch import FlatBatch
 from milp_ray.training.generation import Questions, generate
+from milp_ray.training.hooks import Hooks
 from milp_ray.training.job import Job, JobResult, plan_job
 from milp_ray.training.pack_module import PackModule
 from milp_ray.training.rack import initial_weights, pairs_of
-from milp_ray.training.train import train
+from milp_ray.training.train import train, train_alone
 from milp_ray.users.records import UserSplit
 
 PROMPT = PromptSection()
@@ -92,11 +93,14 @@ def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Ten
             done = 0
             for epoch in range(stage.epochs):
                 rng = random.Random(f"{job.seed}/{stage.name}/{epoch}")
-                total, count = 0.0, 0
+                total, count = 0.0, 0.0
                 for chosen in epoch_plan(stage.sequences, section.batch_size, section.order, rng):
-                    nll = padded_nll(base, model, [stage.sequences[i] for i in chosen])
-                    nll.mean().backward()
-                    total, count = total + float(nll.detach().sum()), count + len(nll)
+                    rows = [stage.sequences[i] for i in chosen]
+                    nll = padded_nll(base, model, rows)
+                    counted = torch.tensor([w for row in rows for w in row.target_weights]).to(nll)
+                    ((nll * counted).sum() / counted.sum()).backward()
+                    total += float((nll.detach() * counted).sum())
+                    count += float(counted.sum())
                     torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm)
                     factor = linear_schedule(done, n_steps, section.warmup_ratio)
                     optimizer.param_groups[0]["lr"] = rate * factor
@@ -167,6 +171,61 @@ def test_a_packed_job_equals_the_same_job_alone_with_plain_peft(any_base: Base, 
         assert furthest(tensors_of(result), weights) < 1e-5
     after = any_base.model.state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def weighted_job(base: Base, make_split: Split, name: str = "weighted") -> Job:
+    """Two stages whose targets count unevenly: some for nothing, some for three times as much."""
+    split = make_split(name, n_turns=6, n_train=4)
+    job = Job(name, split, CanonicalLayout((True,) * base.n_layers, 4), BOTH, 3)
+    stages = []
+    for stage in plan_job(job, base, RECIPE, PROMPT).stages:
+        sequences = tuple(
+            replace(s, weights=tuple((0.0, 0.5, 3.0)[i % 3] for i in range(s.n_targets)))
+            for s in stage.sequences
+        )
+        stages.append(replace(stage, sequences=sequences))
+    return replace(job, stages=tuple(stages))
+
+
+def test_targets_count_by_their_weights_in_packs_and_alone(any_base: Base, make_split: Split) -> None:
+    """Beside a job whose targets count alike, which ends with the bits that it has by itself."""
+    plain = mixed_jobs(any_base, make_split)[1]
+    weighted = weighted_job(any_base, make_split)
+    neighbour, packed = train(any_base, [plain, weighted], RECIPE, PROMPT)
+    by_hand, losses = with_plain_peft(any_base, weighted, RECIPE)
+    [unweighted] = train(any_base, [replace(weighted, stages=None)], RECIPE, PROMPT)
+    ended = train_alone(any_base, weighted, RECIPE, PROMPT, Hooks())
+    for curve in (packed.curve, ended.progress.curve):
+        assert [row["training_loss"] for row in curve] == pytest.approx(losses, abs=1e-5)
+    assert furthest(tensors_of(packed), by_hand) < 1e-5
+    assert furthest(ended.tensors, by_hand) < 1e-5
+    assert furthest(tensors_of(unweighted), by_hand) > 1e-4
+    [alone] = train(any_base, [plain], RECIPE, PROMPT)
+    assert furthest(tensors_of(neighbour), tensors_of(alone)) < 1e-5
+
+
+def test_weights_of_one_are_no_weights_and_change_the_fingerprint_alone(
+    base: Base, make_split: Split
+) -> None:
+    plain = weighted_job(base, make_split)
+    assert plain.stages is not None
+
+    def with_weights(make: Callable[[int], tuple[float, ...] | None]) -> Job:
+        stages = [
+            replace(stage, sequences=tuple(replace(s, weights=make(s.n_targets)) for s in stage.sequences))
+            for stage in plain.stages or ()
+        ]
+        return replace(plain, stages=tuple(stages))
+
+    none, ones = with_weights(lambda n: None), with_weights(lambda n: (1.0,) * n)
+    twos = with_weights(lambda n: (2.0,) * n)
+    results = [train(base, [job], RECIPE, PROMPT)[0] for job in (none, ones, twos)]
+    assert furthest(tensors_of(results[0]), tensors_of(results[1])) == 0.0
+    assert furthest(tensors_of(results[0]), tensors_of(results[2])) < 1e-6
+    prints = {plan_job(job, base, RECIPE, PROMPT).fingerprint for job in (none, ones, twos)}
+    assert len(prints) == 3
+    planned = plan_job(replace(plain, stages=None), base, RECIPE, PROMPT)
+    assert plan_job(none, base, RECIPE, PROMPT).fingerprint == planned.fingerprint
 
 
 @settings(

@@ -20,7 +20,7 @@ from milp_ray.personalize.governance.tombstones import TombstoneFinder
 from milp_ray.personalize.store.backend import local_path
 from milp_ray.personalize.store.names import hash_id
 from milp_ray.personalize.store.objects import ObjectBackend
-from milp_ray.users.readers import iterate_users, user_hash
+from milp_ray.users.readers import file_groups, iterate_users, user_hash
 from milp_ray.users.records import User
 from milp_ray.users.sources import SourceMissingError, shown_source
 
@@ -172,19 +172,19 @@ def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, a
 def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path | str]]:
     """Users of the configuration's files (``user_id``: that one), and the files in which they stand.
 
-    Files that are gone by now are passed over: the team may have removed them.
+    Of files that make users together, all are named. Files that are gone by now are passed over: the team may
+    have removed them.
     """
     if section.format == "persona_world":
         return [], []
     users: list[User] = []
     sources: list[Path | str] = []
-    for path in section.paths:
+    for paths in file_groups(section):
         with suppress(SourceMissingError):
-            for found in iterate_users(section.model_copy(update={"paths": (path,)}), Counter()):
+            for found in iterate_users(section.model_copy(update={"paths": paths}), Counter()):
                 if user_id is None or found.user_id == user_id:
-                    shown = path if isinstance(path, Path) else shown_source(path)
-                    if shown not in sources:
-                        sources.append(shown)
+                    shown = [path if isinstance(path, Path) else shown_source(path) for path in paths]
+                    sources.extend(one for one in shown if one not in sources)
                     if isinstance(found, User):
                         users.append(found)
     return users, sources

@@ -189,18 +189,22 @@ def without_place(event: dict[str, Any], place: int) -> dict[str, Any]:
 
 
 def pages(run: RunFolder, dry_run: bool) -> Removed:
-    """The report and the summary, whose means hold the user's part; they are made again from what is left."""
+    """The report, the summary and the comparison of methods, which hold the user's part in means and weights.
+
+    They are made again from what is left.
+    """
     removed = Removed("pages and figures")
-    for path in [*(walk(run.report) if run.report.is_dir() else ()), run.summary_file]:
+    folders = [run.report, run.compare]
+    for path in [*(path for folder in folders if folder.is_dir() for path in walk(folder)), run.summary_file]:
         if path.is_file():
             removed.add(path)
-    if not dry_run:
-        run.summary_file.unlink(missing_ok=True)
-        shutil.rmtree(run.report, ignore_errors=True)
-        if run.report.exists():
-            raise MilpError(
-                f"{run.report} cannot be removed; change its permissions and run the command again"
-            )
+    if dry_run:
+        return removed
+    run.summary_file.unlink(missing_ok=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise MilpError(f"{folder} cannot be removed; change its permissions and run the command again")
     return removed
 
 

@@ -32,7 +32,8 @@ from milp_ray.users.persona_world.generator import (
     PRETRAINING_FIRST,
     evaluation_rng,
     generate_users,
+    population_rng,
     pretraining_rng,
 )
 
-__all__ = ["PRETRAINING_FIRST", "evaluation_rng", "generate_users", "pretraining_rng"]
+__all__ = ["PRETRAINING_FIRST", "evaluation_rng", "generate_users", "population_rng", "pretraining_rng"]

@@ -30,6 +30,7 @@ LONG_TURNS = (180, 240)
 MAX_USERS = 1_000_000
 MAX_SEED = 1_000_000
 PRETRAINING_FIRST = 1 << 48
+POPULATION_FIRST = 1 << 56  # far above everything that pretraining can have read
 # A user wants all responses in one of so many forms (a phrasing a kind of question).
 N_FORMS = 6
 START = datetime(2024, 1, 1, 8, 0, tzinfo=UTC)
@@ -45,6 +46,11 @@ def evaluation_rng(seed: int, index: int) -> Random:
 def pretraining_rng(index: int) -> Random:
     """The random stream of one pretraining document; never that of a user that occurs later."""
     return Random(PRETRAINING_FIRST + index)
+
+
+def population_rng(index: int) -> Random:
+    """The random stream of one document about nobody: drawn as pretraining's are, and never one of those."""
+    return Random(POPULATION_FIRST + index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,178 @@
+"""Which factors of a layout are worth searching (the paper's Table 4): number, size, layers, pairs, all.
+
+    .venv/bin/python experiments/table4_search_space.py                        # demo scale: some 20 minutes
+    .venv/bin/python experiments/table4_search_space.py --seeds 1 --trials 4   # to see it work
+    .venv/bin/python experiments/table4_search_space.py --scale paper users.paths='[data/users.jsonl]'
+
+For every set of factors and every seed `milp-ray run` searches with the same number of trials, the other
+factors held (all layers, as many LoRAs as layers, the smallest rank), takes the layout with the lowest
+validation loss, and scores MiLP on the users' held-out queries. A finished run is not repeated. Differences
+to the whole space are paired inside users, after the mean over seeds; 95 % intervals by bootstrap.
+
+Writes experiments/results/table4/{table.md,values.csv}; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import yaml
+
+from milp_ray.evaluation.bootstrap import difference_interval, interval
+from milp_ray.evaluation.scores import read_scores
+from milp_ray.memory.layout import CanonicalLayout
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "table4"
+FACTORS = (
+    ("number",),
+    ("rank",),
+    ("layers",),
+    ("number", "rank"),
+    ("layers", "number"),
+    ("layers", "rank"),
+    ("layers", "number", "rank"),
+)
+LABELS = {"number": "number", "rank": "size", "layers": "layers"}
+MEASURES = ("rouge_l", "fact_accuracy", "loss")
+SCALES = {
+    "demo": (
+        "demo.yaml",
+        [
+            "users.persona_world.n_short_users=6",
+            "users.persona_world.n_long_users=6",
+            "search.n_initial=6",
+            "evaluation.methods=[milp]",
+            "choice.rule=best_loss",
+        ],
+    ),
+    "paper": ("paper_llama2_7b.yaml", ["evaluation.methods=[milp]", "choice.rule=best_loss"]),
+}
+DRAWS: dict[str, Any] = {"n_bootstrap": 2000, "confidence": 0.95, "seed": 0}
+
+
+def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, extra: list[str]) -> Path:
+    """Run one search and everything after it, or find it finished; its folder."""
+    config, settings = SCALES[arguments.scale]
+    name = f"table4_{arguments.scale}_{'-'.join(factors)}_{seed}"
+    overrides = [*settings, f"name={name}", f"seed={seed}", f"space.factors=[{','.join(factors)}]", *extra]
+    if arguments.trials is not None:
+        n_initial = min(6, arguments.trials)
+        overrides += [f"search.n_trials={arguments.trials}", f"search.n_initial={n_initial}"]
+    command = [sys.executable, "-m", "milp_ray", "run", str(HERE / config), *overrides]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        said = answer.stdout[-2000:] + answer.stderr[-2000:]
+        raise SystemExit(f"{name} ended with {answer.returncode}:\n{said}")
+    folder = Path("runs") / name
+    for part in extra:
+        if part.startswith("output_dir="):
+            folder = Path(part.removeprefix("output_dir=")) / name
+    return folder
+
+
+def by_user(run: Path) -> dict[str, dict[str, float]]:
+    """User → measure → mean over their held-out queries."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_scores(run / "scores.parquet").to_pylist():
+        for name in MEASURES:
+            if row["method"] == "milp" and row[name] is not None:
+                found[row["user_id"]][name].append(row[name])
+    return {user: {name: fmean(values) for name, values in own.items()} for user, own in found.items()}
+
+
+def layout_of(run: Path) -> CanonicalLayout:
+    """What the run chose."""
+    chosen = yaml.safe_load((run / "chosen.yaml").read_text(encoding="utf-8"))
+    return CanonicalLayout.from_dict(chosen["layout"])
+
+
+def cell(found: Any, scale: float, decimals: int, *, signed: bool = False) -> str:
+    """A mean and its interval; an asterisk where a difference's leaves zero out."""
+    if found is None:
+        return "–"
+    values = found.to_dict()
+    sign = "+" if signed else ""
+    mean = f"{values['mean'] * scale:{sign}.{decimals}f}"
+    if values["low"] is None:
+        return mean
+    low, high = (f"{values[end] * scale:{sign}.{decimals}f}" for end in ("low", "high"))
+    clear = signed and (values["low"] > 0 or values["high"] < 0)
+    return f"{mean} [{low}, {high}]{' *' if clear else ''}"
+
+
+def main() -> None:
+    """Run what is missing, compare, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=None, help="of every search; demo 12, paper 200")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write into")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
+    arguments = parser.parse_args()
+    if arguments.scale == "demo" and arguments.trials is None:
+        arguments.trials = 12
+    per_set: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    layouts: dict[tuple[str, ...], list[CanonicalLayout]] = {}
+    for factors in FACTORS:
+        runs = [run_of(factors, seed, arguments, arguments.overrides) for seed in range(arguments.seeds)]
+        scores = [by_user(run) for run in runs]
+        # Users of different seeds are different embedded users: each is one of the bootstrap's.
+        per_set[factors] = [own for of_seed in scores for _, own in sorted(of_seed.items())]
+        layouts[factors] = [layout_of(run) for run in runs]
+        keys = ", ".join(one.key for one in layouts[factors])
+        print(f"{' + '.join(LABELS[factor] for factor in factors)}: {keys}", flush=True)
+    write(per_set, layouts, arguments)
+
+
+def write(
+    per_set: dict[tuple[str, ...], list[dict[str, float]]],
+    layouts: dict[tuple[str, ...], list[CanonicalLayout]],
+    arguments: argparse.Namespace,
+) -> None:
+    """The tables and the JSON object."""
+    whole = FACTORS[-1]
+    scales = {"rouge_l": (1.0, 1), "fact_accuracy": (100.0, 0), "loss": (1.0, 3)}
+    header = ["Searched", "ROUGE-L", "Fact accuracy (%)", "Loss (nats)"]
+    header += ["− all: ROUGE-L", "− all: facts", "− all: loss", "LoRAs × rank (mean)"]
+    rows, values, last = [], [], {}
+    for factors in FACTORS:
+        means, differences = {}, {}
+        for name in MEASURES:
+            own = np.array([user.get(name, np.nan) for user in per_set[factors]])
+            of_whole = np.array([user.get(name, np.nan) for user in per_set[whole]])
+            means[name] = interval(own, **DRAWS)
+            differences[name] = difference_interval(own, of_whole, **DRAWS) if factors != whole else None
+            values.append([" ".join(factors), name, means[name].to_dict()["mean"] if means[name] else ""])
+        label = " + ".join(LABELS[factor] for factor in factors)
+        size = fmean(len(one.layers) * one.rank for one in layouts[factors])
+        rows.append([
+            label,
+            *(cell(means[name], *scales[name]) for name in MEASURES),
+            *(cell(differences[name], *scales[name], signed=True) for name in MEASURES),
+            f"{size:.0f}",
+        ])  # fmt: skip
+        last[label] = {name: found.to_dict()["mean"] for name, found in means.items() if found}
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(text.replace(" *", r" \*") for text in row) + " |" for row in rows]
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    command = f"experiments/table4_search_space.py --scale {arguments.scale} --seeds {arguments.seeds}"
+    text = f"`{command} --trials {arguments.trials}`\n\n" + "\n".join(lines) + "\n"
+    (arguments.results / "table.md").write_text(text, encoding="utf-8")
+    with (arguments.results / "values.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["factors", "measure", "mean"], *values])
+    print(text)
+    print(json.dumps(last))
+
+
+if __name__ == "__main__":
+    main()

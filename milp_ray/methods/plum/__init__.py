@@ -1,0 +1,99 @@
+"""PLUM (Magister et al. 2024, arXiv 2411.13405): remembering conversations as questions and answers.
+
+A user's history is cut into conversations; a teacher writes questions and answers about each, open ones and
+such that are answered with yes or no, and as many about related things that were not discussed, without which
+the model learns to say yes. One LoRA adapter goes through the conversations in order: each is a stage with a
+learning-rate schedule and fresh optimizer moments of its own, and its pairs are not seen again. The loss is
+a weighted cross-entropy in which the tokens of the instruction, of the question and of the answer count
+differently. The answer to a query is given without any history in the prompt.
+
+Where it departs from the paper: there a language model of 70 billion parameters is the teacher, and LoRA sits
+on the attention; here the teacher can be chosen, one by rule being the default, and the layout is the one
+that the other methods have. As in the paper, a user's past examples are not used, only their history.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from milp_ray.methods.plum.conversations import conversations
+from milp_ray.methods.plum.qa import balanced, positive_only
+from milp_ray.methods.plum.sequences import qa_sequences
+from milp_ray.methods.plum.teacher import teacher_of
+from milp_ray.methods.protocol import Answerer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milp_ray.config import TrainingSection
+    from milp_ray.methods.plum.qa import QAPair
+    from milp_ray.methods.plum.teacher import Teacher
+    from milp_ray.methods.protocol import FitRequest, Personalizer
+    from milp_ray.training.adapters import Adapter
+    from milp_ray.training.job import Job, Stage
+
+
+def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
+    """Write the questions and train an adapter each; without history the base answers."""
+    adapters = train_adapters(requests)
+    return [Answerer(request, adapter=adapter) for request, adapter in zip(requests, adapters, strict=True)]
+
+
+def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
+    """Each user's adapter after their last conversation; ``None`` where there is nothing to train.
+
+    Raises:
+        MilpError: the teacher fails, or training diverges.
+    """
+    from milp_ray.training.train import train
+
+    if not requests:
+        return []
+    one = requests[0]
+    teacher = teacher_of(one.methods.plum.teacher, one.methods.plum.questions_per_statement)
+    jobs = {i: job for i, request in enumerate(requests) if (job := _job(str(i), request, teacher))}
+    results = train(one.base, list(jobs.values()), _recipe(one), one.prompt) if jobs else []
+    adapters = {int(result.job_id): result.adapter for result in results}
+    return [adapters.get(i) for i in range(len(requests))]
+
+
+def stages_of(request: FitRequest, teacher: Teacher) -> tuple[Stage, ...]:
+    """A user's conversations as stages, oldest first; those about which nothing is asked are left out."""
+    from milp_ray.training.job import Stage
+
+    section = request.methods.plum
+    cut = conversations(request.split.history, section.conversation)
+    written = teacher.pairs(cut, request.seed)
+    limit = request.training.max_length or request.base.context_length
+    stages = []
+    for conversation, pairs in zip(cut, written, strict=True):
+        kept = _chosen(pairs, section.negatives, Random(f"{request.seed}/{conversation.number}"))
+        sequences = qa_sequences(kept, request.base, request.prompt, section, max_length=limit)
+        # The order of sequences is drawn by the stage's name, so that each has one of its own.
+        stages.append(Stage(f"conversation {conversation.number}", tuple(sequences), section.epochs))
+    return tuple(stage for stage in stages if stage.sequences)
+
+
+def _chosen(pairs: Sequence[QAPair], negatives: bool, rng: Random) -> list[QAPair]:
+    return balanced(pairs, rng) if negatives else positive_only(pairs)
+
+
+def _job(job_id: str, request: FitRequest, teacher: Teacher) -> Job | None:
+    from dataclasses import replace
+
+    from milp_ray.training.job import INSTRUCTION, Job
+
+    if request.layout.is_empty or not request.split.history:
+        return None
+    stages = stages_of(request, teacher)
+    if not stages:
+        return None
+    # Validation examples are about the end of the history, and no stage may choose by them.
+    split = replace(request.split, validation=())
+    rate = request.methods.plum.learning_rate
+    return Job(job_id, split, request.layout, frozenset({INSTRUCTION}), request.seed, rate, stages=stages)
+
+
+def _recipe(request: FitRequest) -> TrainingSection:
+    return request.training.model_copy(update={"early_stopping_patience": None})

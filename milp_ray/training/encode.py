@@ -1,0 +1,42 @@
+"""Texts as vectors: the mean of a frozen base's last hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from milp_ray.training.data import Sequence as Tokens
+from milp_ray.training.data import chunks, make_batch
+from milp_ray.training.loss import model_inputs
+
+if TYPE_CHECKING:
+    from milp_ray.training.base import Base
+
+
+def mean_states(base: Base, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+    """Mean over its tokens of the states that the base's last layer gives a text.
+
+    A text longer than the base's context keeps its beginning; one without tokens is the start token alone, or
+    zeros where the base has none.
+
+    Returns:
+        (n_texts, hidden) float32 on the CPU.
+    """
+    room = base.context_length - len(base.start_ids)
+    ids = [(*base.start_ids, *own[:room]) for own in base.tokenize(list(texts))]
+    found = torch.zeros(len(texts), base.model.config.hidden_size)
+    encoder = base.model.base_model
+    longest_first = sorted((i for i, own in enumerate(ids) if own), key=lambda i: -len(ids[i]))
+    with torch.inference_mode():
+        for some in chunks(longest_first, batch_size):
+            batch = make_batch([Tokens(ids[i], len(ids[i]), "memory") for i in some], base)
+            states = encoder(**model_inputs(batch, base.first_position)).last_hidden_state.float()
+            # No real token of a causal model sees padding on the right; its own states are left out.
+            lengths = torch.tensor([len(ids[i]) for i in some], device=states.device)
+            real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
+            means = (states * real[:, :, None]).sum(1) / lengths[:, None]
+            found[list(some)] = means.cpu()
+    return found
