@@ -1,9 +1,9 @@
 """MiLP with retrieval: the user's adapter answers, with the turns that a query is about before it.
 
-What the survey of personalised generation expects to work best (Zhang et al. 2024, arXiv 2411.00027): weights
-hold what was said often, and the prompt what was said once. The adapter is MiLP's own (the stored one, where
-there is one), trained without such prompts, so that a user needs one adapter for both. Turns are ranked by
-recency, BM25 and hidden states together (:mod:`milp_ray.methods.ranking`).
+Two of the families that surveys of personalised models tell apart (Liu et al. 2025, arXiv 2502.11528) put
+together: weights hold what was said often, and the prompt what was said once. The adapter is MiLP's own (the
+stored one, where there is one), trained without such prompts, so that a user needs one adapter for both.
+Turns are ranked by recency, BM25 and hidden states together (:mod:`milp_ray.methods.ranking`).
 """
 
 from __future__ import annotations
