@@ -7,9 +7,9 @@ learning-rate schedule and fresh optimizer moments of its own, and its pairs are
 a weighted cross-entropy in which the tokens of the instruction, of the question and of the answer count
 differently. The answer to a query is given without any history in the prompt.
 
-Where it departs from the paper: there a language model of 70 billion parameters is the teacher, and LoRA sits
-on the attention; here the teacher can be chosen, one by rule being the default, and the layout is the one
-that the other methods have. As in the paper, a user's past examples are not used, only their history.
+Where it departs from the paper: there a large language model is the teacher; here the teacher can be chosen,
+one by rule being the default, and the layout is the one that the other methods have.
+A user's past examples are not used, only their history.
 """
 
 from __future__ import annotations
