@@ -13,7 +13,7 @@ IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 forgetting test test-slow test-gpu check bench
+.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 plum forgetting test test-slow test-gpu check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,9 @@ table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of hist
 
 figure4: $(VENV)/.stamp-run ## what each method answers to the same user
 	$(BIN)/python experiments/figure4_case_study.py
+
+plum: $(VENV)/.stamp-run ## conversations as questions and answers, against retrieval
+	$(BIN)/python experiments/plum_100_conversations.py
 
 forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
 	$(BIN)/python experiments/benchmarks/updating.py
