@@ -197,6 +197,7 @@ def test_another_choice_makes_new_adapters_and_leaves_the_search_alone(
     milp("choose", run.path, "choice.rule=best_loss", "choice.tolerance=0.02")
 
 
+@pytest.mark.slow
 def test_a_race_for_each_user_is_made_once_and_reported(finished: tuple[RunFolder, Path, str]) -> None:
     run, _, _ = finished
     store = AdapterStore(run.adapters)
@@ -224,6 +225,7 @@ def test_a_race_for_each_user_is_made_once_and_reported(finished: tuple[RunFolde
     assert adapters(run) == raced
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_where_the_search_stood(finished: tuple[RunFolder, Path, str]) -> None:
     run, _, _ = finished
     before = [trial.layout.key for trial in read_study(run.journal).trials]

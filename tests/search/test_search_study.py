@@ -107,6 +107,7 @@ def test_no_text_of_a_user_is_in_what_a_study_writes(
             assert split.user_id.encode() not in content, path
 
 
+@pytest.mark.slow
 def test_a_warm_started_study_tries_the_earlier_front_first(
     one_worker: tuple[Path, StudyResult], tiny_llama_dir: Path, splits: list[UserSplit], tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_warm_started_study_tries_the_earlier_front_first(
         assert trial.metrics["validation_loss"] == known[trial.layout.key]
 
 
+@pytest.mark.slow
 def test_a_study_with_early_stopping_is_resumed_with_what_it_saw_at_rungs(
     ray_local: None, tiny_llama_dir: Path, splits: list[UserSplit], tmp_path: Path
 ) -> None:
@@ -183,6 +185,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_study_resumed_with_more_workers_is_the_same_study(
     one_worker: tuple[Path, StudyResult], tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]

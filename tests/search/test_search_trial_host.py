@@ -220,6 +220,7 @@ def test_a_cluster_without_room_for_a_host_is_told_of(
         run_study(tmp_path / "study", large, splits, SHAPES)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_study_in_one_process_is_the_study_of_a_process_a_trial(
     ray_local: None, tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]
