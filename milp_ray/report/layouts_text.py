@@ -16,7 +16,7 @@ _MOST_ROWS = 12
 
 def layout_title(found: Mapping[str, Any]) -> str:
     """By what users' layouts were decided."""
-    return f"Per-user layouts, by a {found['mode']}: {found['n_users']} users"
+    return f"Per-user layouts, by a {found['mode']}: {_users(found['n_users'])}"
 
 
 def layout_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -34,15 +34,15 @@ def layout_sentences(found: Mapping[str, Any]) -> list[str]:
     if found["n_compared"]:
         n, taken, chosen = found["n_compared"], found["taken_loss"], found["chosen_loss"]
         sentences.append(
-            f"Validation loss of the {n:,} users who raced, where the chosen layout was measured last: "
+            f"Validation loss of {_users(n)} who raced, where the chosen layout was measured last: "
             f"{taken:.4f} with the layout taken, {chosen:.4f} with the chosen one "
             f"({taken / chosen - 1:+.1%}). The winner was selected on these very examples, so held-out "
             "queries will show less."
         )
     if found["predicted_gain"] is not None:
         sentences.append(
-            f"For the {found['n_other']:,} users with another layout the predicted fall of the validation "
-            f"loss is {found['predicted_gain']:.1%} on average; the chosen layout was not trained for them."
+            f"For {_users(found['n_other'])} with another layout the predicted fall of the validation "
+            f"loss is {found['predicted_gain']:.1%} on average; the chosen layout was not trained there."
         )
     sentences.append(
         f"Cost: {_times(found['steps_ratio'])} the optimizer steps of one layout a user, "
@@ -77,5 +77,9 @@ def _times(ratio: float | None) -> str:
 
 
 def _reasons(found: Mapping[str, Any]) -> str:
-    told = "; ".join(f"{n:,} users: {reason}" for reason, n in found["reasons"].items())
+    told = "; ".join(f"{_users(n)}: {reason}" for reason, n in found["reasons"].items())
     return f"Why: {told}."
+
+
+def _users(n: int) -> str:
+    return f"{n:,} user{'s' if n != 1 else ''}"
