@@ -176,9 +176,10 @@ def _judge_maker(
     if is_endpoint and margin is not None:
         raise MilpError("--judge openai takes no --margin: an answer wins where both orders prefer it")
     if is_endpoint:
-        from milp_ray.evaluation.judges.openai import Endpoint, OpenAIJudge
+        from milp_ray.chat import Endpoint
+        from milp_ray.evaluation.judges.openai import OpenAIJudge
 
-        made = OpenAIJudge(Endpoint(base_url, model, key_env, timeout))
+        made = OpenAIJudge(Endpoint(base_url, model, key_env, timeout=timeout))
         return lambda: made
 
     def make() -> Judge:

@@ -23,7 +23,7 @@ def test_a_tiny_model_runs_and_its_tokenizer_round_trips(name: str, request: pyt
     assert logits.shape == (1, batch["input_ids"].shape[1], len(tokenizer))
 
 
-def test_a_made_split_is_the_same_for_the_same_seed(make_split) -> None:  # type: ignore[no-untyped-def]
+def test_a_made_split_is_the_same_for_the_same_seed(make_split) -> None:
     assert make_split("u-1", 6, 4, 2, 2, 0) == make_split("u-1", 6, 4, 2, 2, 0)
     assert make_split("u-1", 6, 4, 2, 2, 0) != make_split("u-1", 6, 4, 2, 2, 1)
     split = make_split("a", 5, 3, 1, 2, 0)

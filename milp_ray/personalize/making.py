@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
@@ -30,9 +31,9 @@ _SECONDS_BETWEEN_TRIES = (0.5, 2.0)
 
 def load_worker_base(section: BaseSection) -> Base:
     """Load the base in a worker; what training needs is imported while the worker starts, not by a user."""
-    import milp_ray.training.train  # noqa: F401
     from milp_ray.training.base import load_base
 
+    import_module("milp_ray.training.train")
     return load_base(section)
 
 
@@ -74,8 +75,8 @@ def make_adapters(
         else:
             report(place, made)
 
-    # A GPU would wait meanwhile. On a CPU the thread would take the interpreter from training, which costs
-    # more than it gains: small models spend much of their time in Python.
+    # A GPU would wait meanwhile. On a CPU the thread would take the interpreter from training, and small
+    # models spend much of their time in Python.
     with Beside(ended) if base.engine_device.type == "cuda" else nullcontext(ended) as on_result:
         train_decided(
             base,

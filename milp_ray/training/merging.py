@@ -34,7 +34,7 @@ def merged(base: Base, adapter: Adapter | None) -> Iterator[None]:
             for name, module in model.named_modules()
             if "default" in getattr(module, "lora_A", {})
         }
-    weights = {name: getattr(base.model.get_submodule(name), "weight") for name in deltas}  # noqa: B009
+    weights = {name: base.model.get_parameter(f"{name}.weight") for name in deltas}
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():

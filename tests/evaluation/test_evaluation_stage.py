@@ -111,7 +111,7 @@ def scored_users(run: RunFolder) -> set[str]:
 def test_every_user_method_and_example_gets_a_row_and_no_row_holds_a_text(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
 ) -> None:
-    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)
     rows = read_scores(run.scores_file).to_pylist()
     assert {(r["user_id"], r["method"], r["example"]) for r in rows} == {
         (split.user_id, method, i) for split in splits for method in FAST.methods for i in range(2)
@@ -160,9 +160,9 @@ def test_a_method_that_does_not_apply_gives_no_rows(base: Any, splits: list[User
 def test_a_rerun_scores_nothing_again_and_gives_the_same(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
 ) -> None:
-    first = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    first = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)
     pool = InlinePool(base)
-    second = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    second = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)
     assert pool.scored == []
     assert second == {**first, "n_reused": 3}
 
@@ -171,11 +171,11 @@ def test_what_decides_a_users_scores_decides_who_is_scored_again(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]
 ) -> None:
     section = FAST.model_copy(update={"methods": ("base",)})
-    evaluate(run, splits, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+    evaluate(run, splits, recipe, section, pool=InlinePool(base))
 
     def again(changed: list[UserSplit], recipe: Recipe, section: EvaluationSection) -> list[str]:
         pool = InlinePool(base)
-        evaluate(run, changed, recipe, section, pool=pool)  # type: ignore[arg-type]
+        evaluate(run, changed, recipe, section, pool=pool)
         return pool.scored
 
     other = replace(splits[1], test=splits[1].test[:1])
@@ -191,14 +191,14 @@ def test_a_user_that_fails_is_recorded_without_its_text_and_the_others_go_on(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
 ) -> None:
     pool = InlinePool(base, broken={"u-1"})
-    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)
     assert (found["n_users"], found["n_failed"]) == (2, 1)
     [line] = (run.path / FAILED_FILE).read_text().splitlines()
     assert json.loads(line)["user_id"] == "u-1"
     assert "secret" not in line
     # The next call tries the failed user alone, and forgets the failure.
     pool = InlinePool(base)
-    assert evaluate(run, splits, recipe, FAST, pool=pool, store=stored)["n_users"] == 3  # type: ignore[arg-type]
+    assert evaluate(run, splits, recipe, FAST, pool=pool, store=stored)["n_users"] == 3
     assert pool.scored == ["u-1"]
     assert not (run.path / FAILED_FILE).exists()
 
@@ -207,9 +207,9 @@ def test_an_interrupted_stage_goes_on_where_it_stood(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        evaluate(run, splits, recipe, FAST, pool=InlinePool(base, stop_after=2), store=stored)  # type: ignore[arg-type]
+        evaluate(run, splits, recipe, FAST, pool=InlinePool(base, stop_after=2), store=stored)
     pool = InlinePool(base)
-    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, splits, recipe, FAST, pool=pool, store=stored)
     assert pool.scored == ["u-2"]
     assert (found["n_users"], found["n_reused"]) == (3, 2)
 
@@ -221,11 +221,11 @@ def test_a_stage_killed_between_parts_keeps_the_parts(
     monkeypatch.setattr(stage, "_PART_USERS", 1)
     monkeypatch.setattr(stage._Ledger, "merge", lambda self: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
-        evaluate(run, splits, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+        evaluate(run, splits, recipe, section, pool=InlinePool(base))
     assert len(list((run.path / PARTS_FOLDER).glob("*.parquet"))) == 3
     monkeypatch.undo()
     pool = InlinePool(base)
-    evaluate(run, splits, recipe, section, pool=pool)  # type: ignore[arg-type]
+    evaluate(run, splits, recipe, section, pool=pool)
     assert pool.scored == []
     assert read_scores(run.scores_file).num_rows == 6
 
@@ -235,14 +235,14 @@ def test_an_adapter_made_under_another_recipe_is_not_scored_as_this_ones(
 ) -> None:
     other = replace(recipe, layout=CanonicalLayout((True, False, False, False), 2))
     with pytest.raises(MilpError, match="personalize"):
-        evaluate(run, splits, other, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+        evaluate(run, splits, other, FAST, pool=InlinePool(base), store=stored)
 
 
 def test_a_user_without_an_adapter_fails_with_the_advice_to_personalize(
     run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], stored: AdapterStore
 ) -> None:
     stored.delete("u-0")
-    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, splits, recipe, FAST, pool=InlinePool(base), store=stored)
     assert found["n_failed"] == 1
     [reason] = found["failed_reasons"]
     assert "personalize" in reason
@@ -254,10 +254,10 @@ def test_users_without_test_examples_are_counted_and_nobody_with_any_is_an_error
 ) -> None:
     bare = [replace(split, test=()) for split in splits]
     section = FAST.model_copy(update={"methods": ("base",)})
-    found = evaluate(run, [*bare[:2], splits[2]], recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+    found = evaluate(run, [*bare[:2], splits[2]], recipe, section, pool=InlinePool(base))
     assert (found["n_users"], found["n_without_test"]) == (1, 2)
     with pytest.raises(MilpError, match="test examples"):
-        evaluate(run, bare, recipe, section, pool=InlinePool(base))  # type: ignore[arg-type]
+        evaluate(run, bare, recipe, section, pool=InlinePool(base))
 
 
 def test_the_stages_function_reaches_workers(recipe: Recipe) -> None:
@@ -279,21 +279,21 @@ def test_who_keeps_an_older_version_after_a_refused_update_is_scored_with_it_and
 ) -> None:
     newer = replace(splits[0], history=(*splits[0].history, Turn("My hat is new.")))
     now = [newer, *splits[1:]]
-    found = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)
     assert (found["n_failed"], found["n_kept_versions"]) == (1, 0)
 
     refuse(run, recipe, newer, version=1)
     pool = InlinePool(base)
-    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)
     assert pool.scored == ["u-0"]
     assert (found["n_users"], found["n_failed"], found["n_kept_versions"]) == (3, 0, 1)
-    again = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+    again = evaluate(run, now, recipe, FAST, pool=InlinePool(base), store=stored)
     assert (again["n_reused"], again["n_kept_versions"]) == (3, 1)
 
     # A version that was made since takes the place of the refusal, though its line is still there.
     stored.publish("u-0", stored.load("u-0"), {}, fingerprint=fingerprint(recipe.digest(), newer))
     pool = InlinePool(base)
-    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)  # type: ignore[arg-type]
+    found = evaluate(run, now, recipe, FAST, pool=pool, store=stored)
     assert pool.scored == ["u-0"]
     assert (found["n_failed"], found["n_kept_versions"]) == (0, 0)
 
@@ -307,4 +307,4 @@ def test_a_refused_update_excuses_no_other_data_and_no_other_recipe(
     other = replace(recipe, seed=7)
     for data, how in ((newest, recipe), (newer, other)):
         with pytest.raises(MilpError, match="another layout, recipe or data"):
-            evaluate(run, [data], how, FAST, pool=InlinePool(base), store=stored)  # type: ignore[arg-type]
+            evaluate(run, [data], how, FAST, pool=InlinePool(base), store=stored)

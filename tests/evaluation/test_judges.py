@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milp_ray.chat import Endpoint
 from milp_ray.errors import MilpError, safe_traceback
 from milp_ray.evaluation.judges.embedded import PersonaJudge, ReferenceJudge
-from milp_ray.evaluation.judges.openai import Endpoint, OpenAIJudge
+from milp_ray.evaluation.judges.openai import OpenAIJudge
 from milp_ray.evaluation.judges.protocol import Question, choice_of
 from milp_ray.evaluation.judges.reward_model import RewardModelJudge
 

@@ -118,7 +118,7 @@ def test_classification_measures_are_shares_and_1_only_where_all_is_right(
     answers: list[tuple[int | None, int]],
 ) -> None:
     given_labels, wanted = ([pair[i] for pair in answers] for i in range(2))
-    share, f1 = accuracy(given_labels, wanted), macro_f1(given_labels, wanted)  # type: ignore[arg-type]
+    share, f1 = accuracy(given_labels, wanted), macro_f1(given_labels, wanted)
     assert share is not None
     assert f1 is not None
     assert 0.0 <= min(share, f1) <= max(share, f1) <= 1.0

@@ -71,7 +71,7 @@ def test_bleu_is_that_of_all_answers_and_distinct_n_the_mean_of_the_users(rows: 
     assert found["bleu"]["mean"] == pytest.approx(corpus_bleu(*zip(*ANNA, *BERT, strict=True)), abs=1e-5)
     for n in (1, 2):
         own = [distinct_n([answer for answer, _ in pairs], n) for pairs in (ANNA, BERT)]
-        assert found[f"distinct_{n}"]["mean"] == pytest.approx(np.mean(own), abs=1e-5)  # type: ignore[arg-type]
+        assert found[f"distinct_{n}"]["mean"] == pytest.approx(np.mean(own), abs=1e-5)
     own = [float(np.mean([sentence_bleu(*pair) for pair in pairs])) for pairs in (ANNA, BERT)]
     assert found["sentence_bleu"]["mean"] == pytest.approx(np.mean(own), abs=1e-5)
     assert found["persona_f1_share"]["mean"] == pytest.approx(

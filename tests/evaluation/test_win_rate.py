@@ -126,7 +126,7 @@ def test_forgetting_a_user_takes_the_judgements_away(tmp_path: Path) -> None:
 
 
 def human(user: str, example: int, choice: Any, *methods: str) -> HumanChoice:
-    return HumanChoice(user, example, *(methods or PAIR), choice=choice)  # type: ignore[misc]
+    return HumanChoice(user, example, *(methods or PAIR), choice=choice)
 
 
 def test_agreement_is_accuracy_and_pearson_over_the_choices_that_both_made() -> None:
@@ -174,7 +174,7 @@ def test_a_sheet_filled_in_is_read_back_whatever_order_its_answers_stand_in(tmp_
         writer.writerows(rows)
     found = read_choices(path)
     assert len(found) == 19
-    assert {one.oriented(*PAIR).choice for one in found} == {1}  # type: ignore[union-attr]
+    assert {one.oriented(*PAIR).choice for one in found} == {1}
     with pytest.raises(MilpError, match="there already"):
         write_sheet(path, lines, seed=0)
 

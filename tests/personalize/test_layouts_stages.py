@@ -161,7 +161,7 @@ def test_scores_and_answers_are_of_each_users_own_layout(
     make(run, splits, recipe, InlinePool(base))
     store = AdapterStore(run.adapters)
     section = EvaluationSection(methods=("base", "milp"), max_new_tokens=4, n_bootstrap=50)
-    found = evaluate(run, splits, recipe, section, pool=InlinePool(base), store=store)  # type: ignore[arg-type]
+    found = evaluate(run, splits, recipe, section, pool=InlinePool(base), store=store)
     assert (found["n_users"], found["n_failed"]) == (3, 0)
     assert len(read_scores(run.scores_file)) == 3 * 2 * 2
     asked = [Questions(["What is the colour of my dog?"], store.load(name)) for name in TURNS]

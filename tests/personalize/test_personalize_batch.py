@@ -194,7 +194,7 @@ def test_bad_users_fail_with_a_reason_while_others_go_on(
 ) -> None:
     empty = make_split("nothing", n_turns=0, n_train=0)
     # Not what a reader lets through: a text that is none, which breaks inside training.
-    broken = replace(make_split("broken"), history=(Turn(SECRET), Turn([SECRET])))  # type: ignore[arg-type]
+    broken = replace(make_split("broken"), history=(Turn(SECRET), Turn([SECRET])))
     only_history = make_split("history", n_train=0, n_val=0)
     only_examples = make_split("examples", n_turns=0)
     splits = [empty, make_split("u-1"), broken, only_history, only_examples, make_split("u-1")]

@@ -270,7 +270,7 @@ def test_a_reason_names_the_line_of_the_package() -> None:
     from milp_ray.memory.layout import CanonicalLayout
 
     try:
-        CanonicalLayout((True,), rank=SECRET)  # type: ignore[arg-type]
+        CanonicalLayout((True,), rank=SECRET)
     except TypeError as error:
         reason = safe_reason(error)
     assert reason.startswith("TypeError at milp_ray/memory/layout.py:")

@@ -143,7 +143,7 @@ def test_a_file_of_another_user_does_not_stand_in(store: AdapterStore, adapter: 
     cipher = store._cipher
     assert cipher is not None
     mine, bobs = (
-        next((store.root / store.backend.folder(place)).rglob("adapter_config.json"))  # type: ignore[attr-defined]
+        next((store.root / store.backend.folder(place)).rglob("adapter_config.json"))
         for place in (survey.hash_id(USER), survey.hash_id("bob"))
     )
     with pytest.raises(ValueError, match="not what was sealed"):
@@ -212,10 +212,7 @@ def test_a_missing_key_is_named_before_any_work(tmp_path: Path) -> None:
 
 def test_a_user_moved_in_the_store_is_refused(store: AdapterStore, adapter: Adapter) -> None:
     store.publish("bob", adapter, {})
-    mine, bobs = (
-        store.backend.folder(survey.hash_id(user)) / "v1"  # type: ignore[attr-defined]
-        for user in (USER, "bob")
-    )
+    mine, bobs = (store.backend.folder(survey.hash_id(user)) / "v1" for user in (USER, "bob"))
     shutil.rmtree(mine)
     shutil.copytree(bobs, mine)
     with pytest.raises(AdapterDamagedError, match="belongs to another place"):

@@ -40,13 +40,13 @@ def store(s3: str, request: pytest.FixtureRequest) -> AdapterStore:
 
 
 def files_of(store: AdapterStore) -> Any:
-    return store.backend._files  # type: ignore[attr-defined]
+    return store.backend._files
 
 
 def objects(store: AdapterStore) -> dict[str, Any]:
     """Path → information on every object of the store."""
     infos = files_of(store).get_file_info(
-        fs.FileSelector(store.backend._root, recursive=True, allow_not_found=True)  # type: ignore[attr-defined]
+        fs.FileSelector(store.backend._root, recursive=True, allow_not_found=True)
     )
     return {info.path: info for info in infos if info.is_file}
 
@@ -92,7 +92,7 @@ def test_a_deleted_user_leaves_no_object_and_no_name(store: AdapterStore, adapte
     assert store.delete("u-1")
     assert not store.delete("u-1")
     assert list(store.users()) == ["u-2"]
-    root = store.backend._root  # type: ignore[attr-defined]
+    root = store.backend._root
     everything = files_of(store).get_file_info(fs.FileSelector(root, recursive=True))
     assert not [info.path for info in everything if hash_id("u-1") in info.path]
 
@@ -398,7 +398,7 @@ def test_two_writers_that_meet_both_withdraw_and_both_publish(
             handler.objects[f"{folder}/v2-0123456789abcdef.json"] = b"the other's"
         return plain(path, metadata)
 
-    handler.open_output_stream = meeting  # type: ignore[method-assign]
+    handler.open_output_stream = meeting
     version = store.publish("u-1", adapter, {}, fingerprint="second")
     assert version > 2
     assert store.verify("u-1").fingerprint == "second"

@@ -115,7 +115,7 @@ def test_manifests_of_format_1_are_read(store: AdapterStore, adapter: Adapter) -
 
 def test_only_what_is_unfinished_and_old_is_collected(store: AdapterStore, adapter: Adapter) -> None:
     store.publish("u-1", adapter, {})
-    place = store.backend.folder(hash_id("u-1"))  # type: ignore[attr-defined]
+    place = store.backend.folder(hash_id("u-1"))
     for name in (".new-1-young", ".new-1-old"):
         shutil.copytree(place / "v1", place / name)
     os.utime(place / ".new-1-old", (0, 0))
@@ -131,7 +131,7 @@ def test_only_what_is_unfinished_and_old_is_collected(store: AdapterStore, adapt
 
 def test_an_interrupted_deletion_is_finished_by_collecting(store: AdapterStore, adapter: Adapter) -> None:
     store.publish("u-1", adapter, {})
-    place = store.backend.folder(hash_id("u-1"))  # type: ignore[attr-defined]
+    place = store.backend.folder(hash_id("u-1"))
     place.rename(place.with_name(f".deleted-{place.name}-0123"))
     assert list(store.users()) == []
     assert problems(store)[1].unfinished == 1
@@ -145,7 +145,7 @@ def test_the_newest_versions_are_kept_unless_the_current_one_is_damaged(
     for user_id in ("u-1", "u-2"):
         for _ in range(3):
             store.publish(user_id, adapter, {})
-    next(store.backend.folder(hash_id("u-2")).glob("v3/*.safetensors")).write_bytes(b"")  # type: ignore[attr-defined]
+    next(store.backend.folder(hash_id("u-2")).glob("v3/*.safetensors")).write_bytes(b"")
     removed = survey.collect(store, keep=2)
     assert (removed.versions, removed.needed) == (1, 1)
     assert store.versions("u-1") == [2, 3]
@@ -232,7 +232,7 @@ def test_a_read_costs_the_same_at_ten_and_at_ten_thousand_users(
     found = []
     for n_users in (10, 10_000):
         for index in range(n_users):
-            place = store.backend.folder(hash_id(f"other {index}")) / "v1"  # type: ignore[attr-defined]
+            place = store.backend.folder(hash_id(f"other {index}")) / "v1"
             if not place.exists():
                 place.mkdir(parents=True)
                 os.link(folder / "manifest.json", place / "manifest.json")

@@ -75,12 +75,12 @@ def test_the_page_is_whole_and_loads_nothing_but_its_figures(made: Any, written_
 def test_the_page_holds_the_tables(written_page: Path, content: ReportContent) -> None:
     page = Page(written_page.read_text("utf-8"))
     rows = {row[0]: row[1:] for row in reversed(page.rows) if row}  # of rows with one name the first
-    mean = content.comparison["scores"]["milp"]["all"]["rouge_l"]["mean"]  # type: ignore[index]
+    mean = content.comparison["scores"]["milp"]["all"]["rouge_l"]["mean"]
     assert f"{mean:.1f}" in rows["MiLP"]
     assert any("history fits the context" in caption for caption in page.captions)
     assert any("history longer than the context" in caption for caption in page.captions)
     assert any("front" in caption for caption in page.captions)
-    chosen = content.chosen["layout"]["key"]  # type: ignore[index]
+    chosen = content.chosen["layout"]["key"]
     assert rows[f"{chosen} (chosen)"][:2] == ["6", "1.56"]
     assert rows["Layer 2"][:2] == ["0.80", "0.40 to 0.90"]
     assert {"MiLP − base alone", "MiLP − text prompt"} <= rows.keys()

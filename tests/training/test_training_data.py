@@ -36,7 +36,7 @@ def targets(base: Base, sequence: Sequence) -> str:
 
 
 def sequence(length: int, kind: str = "instruction") -> Sequence:
-    return Sequence(tuple(range(length)), 1, kind)  # type: ignore[arg-type]
+    return Sequence(tuple(range(length)), 1, kind)
 
 
 def test_the_loss_of_a_pair_is_on_the_response_and_its_end_token_only(base: Base) -> None:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from milp_ray.chat import Chat, Endpoint
 from milp_ray.errors import MilpError
-from milp_ray.methods.plum.chat import Chat, Endpoint
 from milp_ray.methods.plum.written import messages, read_pairs
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from milp_ray.errors import MilpError
 
 Message = dict[str, str]
+_LONGEST_REPLY = 1 << 20  # bytes
 _MOST_WAIT = 60.0  # seconds between two attempts
 _TRY_AGAIN = frozenset({408, 409, 429})  # and every status from 500 up
 _THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,7 +36,7 @@ class Endpoint:
     timeout: float = 60.0  # seconds an attempt
     attempts: int = 5
     at_once: int = 4  # requests on the way
-    max_tokens: int = 768  # of a reply
+    max_tokens: int | None = None  # of a reply; None: as the endpoint has it
 
 
 class Chat:
@@ -62,18 +63,19 @@ class Chat:
         Raises:
             MilpError: the endpoint refuses, or does not answer after all attempts.
         """
-        with ThreadPoolExecutor(self._endpoint.at_once) as threads:
+        threads = ThreadPoolExecutor(self._endpoint.at_once)
+        try:
             return list(threads.map(self._reply, chats))
+        finally:
+            threads.shutdown(cancel_futures=True)  # an endpoint that has failed is not asked everything else
 
     def _reply(self, messages: Sequence[Message]) -> str:
-        body = {
-            "model": self._endpoint.model,
-            "messages": list(messages),
-            "temperature": 0,
-            "max_tokens": self._endpoint.max_tokens,
-        }
+        endpoint = self._endpoint
+        body = {"model": endpoint.model, "messages": list(messages), "temperature": 0}
+        if endpoint.max_tokens is not None:
+            body["max_tokens"] = endpoint.max_tokens
         reason = ""
-        for attempt in range(self._endpoint.attempts):
+        for attempt in range(endpoint.attempts):
             try:
                 return self._post(body)
             except HTTPError as error:
@@ -81,18 +83,18 @@ class Chat:
                 reason, wait = f"HTTP status {error.code}", _retry_after(error)
                 if error.code not in _TRY_AGAIN and error.code < 500:
                     raise MilpError(
-                        f"the endpoint at {self._host} refused with {reason}; look at base_url, model and "
-                        "the key"
+                        f"the endpoint at {self._host} refused with {reason}; look at its address, the "
+                        "model's name and the key"
                     ) from None
             except (URLError, OSError, HTTPException) as error:
                 reason, wait = type(getattr(error, "reason", error)).__name__, 0.0
             except (ValueError, KeyError, IndexError, TypeError):
                 reason, wait = "a reply that is no chat completion", 0.0
-            if attempt + 1 < self._endpoint.attempts:
+            if attempt + 1 < endpoint.attempts:
                 self._sleep(min(_MOST_WAIT, max(wait, 2.0**attempt)))
         # Without the chain, whose messages could quote what was sent or received.
         raise MilpError(
-            f"the endpoint at {self._host} gave no reply in {self._endpoint.attempts} attempts ({reason})"
+            f"the endpoint at {self._host} gave no reply in {endpoint.attempts} attempts ({reason})"
         ) from None
 
     def _post(self, body: dict[str, Any]) -> str:
@@ -102,7 +104,7 @@ class Chat:
         url = f"{self._endpoint.base_url.rstrip('/')}/chat/completions"
         request = Request(url, json.dumps(body).encode("utf-8"), headers, method="POST")
         with self._opener.open(request, timeout=self._endpoint.timeout) as response:
-            reply = json.loads(response.read())
+            reply = json.loads(response.read(_LONGEST_REPLY))
         content = reply["choices"][0]["message"]["content"]
         return content if isinstance(content, str) else ""
 
@@ -119,13 +121,16 @@ def _checked_host(endpoint: Endpoint) -> str:
     host = address.hostname or ""
     if address.scheme not in {"http", "https"} or not host:
         raise MilpError(
-            f"base_url {_without_user(endpoint.base_url)!r} is no http or https address; give one such as "
-            "http://localhost:8000/v1"
+            f"the endpoint {_without_user(endpoint.base_url)!r} is no http or https address; give one such "
+            "as http://localhost:8000/v1"
         )
     if address.username or address.password:
-        raise MilpError("base_url holds a user name or password; name the key's variable with key_env")
+        raise MilpError(
+            "the endpoint's address holds a user name or password; give it without, and the key in an "
+            "environment variable"
+        )
     if endpoint.key_env and address.scheme == "http" and host not in _THIS_MACHINE:
-        raise MilpError(f"a key is sent to {host} over https only; give an https address, or no key_env")
+        raise MilpError(f"a key is sent to {host} over https only; give an https address, or no key")
     return host
 
 
@@ -138,7 +143,10 @@ def _key(endpoint: Endpoint) -> str:
         return ""
     key = os.environ.get(endpoint.key_env, "")
     if not key:
-        raise MilpError(f"key_env {endpoint.key_env}: the environment has no such variable, or it is empty")
+        raise MilpError(
+            f"the endpoint's key is to be in {endpoint.key_env}: the environment has no such variable, or it "
+            "is empty; set it"
+        )
     return key
 
 
