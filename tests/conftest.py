@@ -23,7 +23,6 @@ os.environ.update(
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "MPLBACKEND": "Agg",
         "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0"),

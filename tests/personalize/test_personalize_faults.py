@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_batch_and_with_room_it_goes_on(
     assert before.items() <= adapters(run).items()
 
 
-@pytest.mark.parametrize("what", ["store", "run"])
+@pytest.mark.parametrize("what", ["store", pytest.param("run", marks=pytest.mark.slow)])
 def test_a_read_only_place_is_told(tmp_path: Path, tiny_llama_dir: Path, mounts: None, what: str) -> None:
     run = prepared_run(tmp_path, tiny_llama_dir)
     users = write_users(tmp_path / "u.jsonl", *(person(f"u-{i}") for i in range(2)))

@@ -220,6 +220,7 @@ def test_a_killed_study_resumed_with_more_workers_is_the_same_study(
     assert len([e for e in lines if e["event"] == "trial_suggested"]) == 8
 
 
+@pytest.mark.slow
 def test_failed_trials_are_marked_and_a_study_of_nothing_else_is_an_error(
     ray_local: None, tmp_path: Path, tiny_llama_dir: Path, splits: list[UserSplit]
 ) -> None:

@@ -62,14 +62,16 @@ def identical(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-ENGINES: list[dict[str, Any]] = [
+ENGINES: list[Any] = [
     {"zero_stage": 0},
-    {"zero_stage": 1},
     {"zero_stage": 2},
-    {"zero_stage": 3},
-    {"zero_stage": 2, "offload_optimizer": "cpu"},
     {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
+    pytest.param({"zero_stage": 1}, marks=pytest.mark.slow),
+    pytest.param({"zero_stage": 2, "offload_optimizer": "cpu"}, marks=pytest.mark.slow),
+    pytest.param({"zero_stage": 3}, marks=pytest.mark.slow),
 ]
+# ZeRO-3 takes several times as long as the others: one case of it is in every run, the rest are slow tests.
+SLOW_3 = pytest.param(3, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("deepspeed", ENGINES, ids=str)
@@ -143,7 +145,7 @@ def test_the_empty_layout_is_the_base_alone(
         assert told["loss"] == alone.validation_loss
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2, SLOW_3])
 def test_early_stopping_ends_every_process_at_once_with_the_best_weights(
     base: Base, make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], zero_stage: int
 ) -> None:
@@ -160,7 +162,7 @@ def test_early_stopping_ends_every_process_at_once_with_the_best_weights(
     assert identical(first["tensors"], second["tensors"])
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(0, marks=pytest.mark.slow), SLOW_3])
 def test_killed_processes_go_on_with_the_same_bits(
     make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
 ) -> None:
@@ -196,7 +198,7 @@ def test_another_number_of_processes_begins_the_job_anew(
     assert furthest(alone.adapter, {n: t.numpy() for n, t in plain.adapter.tensors.items()}) == 0.0
 
 
-@pytest.mark.parametrize(("zero_stage", "rungs"), [(2, (1, 3)), (3, (3,))])
+@pytest.mark.parametrize(("zero_stage", "rungs"), [(2, (1, 3)), pytest.param(3, (3,), marks=pytest.mark.slow)])
 def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
     make_split: MakeSplit,
     together: Callable[..., list[dict[str, Any]]],
@@ -218,7 +220,7 @@ def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2, SLOW_3])
 def test_bfloat16_trains_on_scattered_master_weights(
     make_split: MakeSplit, together: Callable[..., list[dict[str, Any]]], tmp_path: Path, zero_stage: int
 ) -> None:
