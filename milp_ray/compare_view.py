@@ -86,11 +86,7 @@ def cost_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 def kind_rows(comparison: Mapping[str, Any], history: str) -> tuple[list[str], list[list[str]]]:
     """Header and a row a method: the main measure by kind of query, for one length of history."""
     name = main_measure(dict(comparison))
-    slices = [
-        (key, piece)
-        for key, piece in comparison["slices"].items()
-        if piece["history"] == history and not piece["tag"] and not (piece["kind"] and piece["exposure"])
-    ]
+    slices = _kind_slices(comparison, history)
     if name is None or len(slices) < 2:
         return ["Method"], []
     rows = [
@@ -101,6 +97,15 @@ def kind_rows(comparison: Mapping[str, Any], history: str) -> tuple[list[str], l
         for method in comparison["methods"]
     ]
     return ["Method", *(piece["label"].capitalize() for _, piece in slices)], rows
+
+
+def _kind_slices(comparison: Mapping[str, Any], history: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """All queries, each exposure and each kind, for one length of history: key and what the slice is."""
+    return [
+        (key, piece)
+        for key, piece in comparison["slices"].items()
+        if piece["history"] == history and not piece["tag"] and not (piece["kind"] and piece["exposure"])
+    ]
 
 
 def _short(name: str, cell: Mapping[str, Any] | None) -> str:
@@ -123,8 +128,14 @@ def _kind_sections(comparison: Mapping[str, Any]) -> Iterator[Section]:
 def _difference_sections(comparison: Mapping[str, Any]) -> Iterator[Section]:
     for first in AHEAD:
         header, rows = difference_rows(comparison, first)
-        if rows:
-            yield f"{comparison['labels'][first]} minus every other method", header, rows
+        if not rows:
+            continue
+        title = f"{comparison['labels'][first]} minus every other method"
+        yield title, header, rows
+        for history in histories(comparison):
+            header, rows = kind_difference_rows(comparison, first, history)
+            if rows:
+                yield f"{title}, {HISTORY_LABELS[history].lower()}", header, rows
 
 
 def difference_rows(comparison: Mapping[str, Any], first: str) -> tuple[list[str], list[list[str]]]:
@@ -139,6 +150,30 @@ def difference_rows(comparison: Mapping[str, Any], first: str) -> tuple[list[str
             cells = [_difference(name, slices.get(ALL, {}).get(name)) for name in names]
             rows.append([comparison["labels"][right], *cells])
     return ["Minus", *(MEASURES[name].header for name in names)], rows
+
+
+def kind_difference_rows(
+    comparison: Mapping[str, Any], first: str, history: str
+) -> tuple[list[str], list[list[str]]]:
+    """As :func:`difference_rows` for one length of history: the main measure and ROUGE-L by kind of query."""
+    main = main_measure(dict(comparison))
+    kinds = [key for key, _ in _kind_slices(comparison, history)]
+    columns = [(name, key) for name in dict.fromkeys((main, "rouge_l")) if name for key in kinds]
+    if len(kinds) < 2:
+        return ["Minus"], []
+    rows, filled = [], set()
+    for pair, slices in comparison["differences"].items():
+        left, _, right = pair.partition(" - ")
+        if left != first:
+            continue
+        cells = [slices.get(key, {}).get(name) for name, key in columns]
+        filled |= {column for column, cell in zip(columns, cells, strict=True) if cell is not None}
+        rows.append((comparison["labels"][right], cells))
+    kept = [i for i, column in enumerate(columns) if column in filled]
+    labels = [f"{MEASURES[name].label}: {comparison['slices'][key]['label']}" for name, key in columns]
+    return ["Minus", *(labels[i] for i in kept)], [
+        [label, *(_difference(columns[i][0], cells[i]) for i in kept)] for label, cells in rows
+    ]
 
 
 def _difference(name: str, cell: Mapping[str, Any] | None) -> str:

@@ -12,7 +12,12 @@ import pytest
 from rich.console import Console
 from support.inline import InlinePool
 
-from milp_ray.compare_view import difference_rows, print_comparison, write_comparison
+from milp_ray.compare_view import (
+    difference_rows,
+    kind_difference_rows,
+    print_comparison,
+    write_comparison,
+)
 from milp_ray.config import (
     ALL_METHODS,
     BaseSection,
@@ -178,3 +183,25 @@ def test_tables_values_and_figure_are_written_and_printed(
     assert "MiLP minus every other method" in console.export_text()
     _, rows = difference_rows(found, "milp")
     assert [row[0] for row in rows] == ["Base alone", "One adapter for all"]
+
+
+def test_differences_are_told_by_kind_of_query(
+    base: Any, run: RunFolder, splits: list[UserSplit], settings: Settings
+) -> None:
+    def with_kinds(split: UserSplit) -> UserSplit:
+        first, second = split.test
+        return replace(
+            split, test=(replace(first, kind="direct", answer="red"), replace(second, kind="generic"))
+        )
+
+    kinds = [with_kinds(split) for split in splits]
+    found = side_by_side(run, kinds, settings, SOME, pool=InlinePool(base))
+    header, rows = kind_difference_rows(found, "milp", "fits")
+    assert "Fact accuracy: direct" in header
+    assert "Fact accuracy: generic" not in header, "a generic query has no fact"
+    assert header[-1] == "ROUGE-L: generic"
+    assert [row[0] for row in rows] == ["Base alone", "One adapter for all"]
+    assert all(len(row) == len(header) for row in rows)
+    told = found["differences"]["milp - base"]["fits:generic"]["rouge_l"]["mean"]
+    assert rows[0][-1].startswith(f"{told:+.1f}".replace("-", "−"))
+    assert kind_difference_rows(found, "milp", "long") == (["Minus"], [])

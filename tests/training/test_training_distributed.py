@@ -198,7 +198,9 @@ def test_another_number_of_processes_begins_the_job_anew(
     assert furthest(alone.adapter, {n: t.numpy() for n, t in plain.adapter.tensors.items()}) == 0.0
 
 
-@pytest.mark.parametrize(("zero_stage", "rungs"), [(2, (1, 3)), pytest.param(3, (3,), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("zero_stage", "rungs"), [(2, (1, 3)), pytest.param(3, (3,), marks=pytest.mark.slow)]
+)
 def test_a_job_that_pauses_at_rungs_ends_with_the_same_bits(
     make_split: MakeSplit,
     together: Callable[..., list[dict[str, Any]]],
