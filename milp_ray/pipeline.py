@@ -25,7 +25,8 @@ from milp_ray.outcome import base_facts, failures_table, front_table
 from milp_ray.resident_memory import PeakMemory, peak_memory
 
 if TYPE_CHECKING:
-    from milp_ray.config import Config, LayoutSection
+    from milp_ray.config import Config
+    from milp_ray.config.evaluation import LayoutSection
     from milp_ray.evaluation.ability import AbilityOptions
     from milp_ray.evaluation.judging import WinRateOptions
     from milp_ray.personalize.batch import BatchSummary, StreamedSplits

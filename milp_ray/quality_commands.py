@@ -146,7 +146,7 @@ def ability(
 
 
 def _check_methods(method: str, against: str) -> None:
-    from milp_ray.config import METHODS
+    from milp_ray.config.methods import METHODS
     from milp_ray.errors import MilpError
 
     for option, name in (("--method", method), ("--against", against)):

@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 
-from milp_ray.config import Config, RaySection
+from milp_ray.config import Config
+from milp_ray.config.cluster import RaySection
 from milp_ray.config_loader import load_config
 from milp_ray.pipeline import probe_users
 from milp_ray.resident_memory import peak_memory

@@ -28,7 +28,7 @@ from milp_ray.users.sources import UsersFile, check_file, files_at, shown_source
 from milp_ray.users.stream import UserStream
 
 if TYPE_CHECKING:
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
 __all__ = [
     "DatasetDigest",

@@ -13,15 +13,11 @@ from rich.console import Console
 from support.inline import InlinePool
 
 from milp_ray.compare_view import difference_rows, print_comparison, write_comparison
-from milp_ray.config import (
-    ALL_METHODS,
-    BaseSection,
-    CompareSection,
-    EvaluationSection,
-    MethodsSection,
-    PromptSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import CompareSection, EvaluationSection
+from milp_ray.config.methods import ALL_METHODS, MethodsSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.evaluation.side_by_side import Settings, side_by_side

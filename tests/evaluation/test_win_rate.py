@@ -18,7 +18,11 @@ from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
 from milp_ray import cli, pipeline
-from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.answers import answer_users
 from milp_ray.evaluation.human import HumanChoice, SheetLine, read_choices, write_sheet

@@ -12,7 +12,9 @@ import pytest
 from governed_run import IDS, Governed, make_governed, user_line, write_users
 
 from milp_ray import store_view
-from milp_ray.config import Config, PersonalizeSection, UsersSection
+from milp_ray.config import Config
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.users import UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance import retention
 from milp_ray.personalize.governance.consent import (

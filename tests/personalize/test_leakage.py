@@ -17,7 +17,11 @@ from typer.testing import CliRunner
 
 from milp_ray import pipeline
 from milp_ray.cli import app
-from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance import leakage

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.users.persona_world import PRETRAINING_FIRST, generate_users
 from milp_ray.users.persona_world.attributes import ATTRIBUTES, BY_NAME
 from milp_ray.users.persona_world.documents import draw_document

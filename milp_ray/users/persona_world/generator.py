@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.users.persona_world.attributes import BY_NAME
 from milp_ray.users.persona_world.persona import (
     Asked,
