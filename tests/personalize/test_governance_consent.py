@@ -28,7 +28,7 @@ from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.governance.retention import Retention, collect_expired
 from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, survey
 from milp_ray.personalize.store.encryption import KeySource
-from milp_ray.pipeline import generate
+from milp_ray.pipeline.answering import generate
 from milp_ray.training.adapters import Adapter
 from milp_ray.users.readers import LoadedUsers, read_users
 from milp_ray.users.records import User

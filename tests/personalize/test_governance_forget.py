@@ -25,7 +25,7 @@ from milp_ray.personalize.governance.forget import forget_items, forget_user
 from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import AdapterStore, hash_id
-from milp_ray.pipeline import generate
+from milp_ray.pipeline.answering import generate
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 from milp_ray.search.observations import observations, standard_errors
