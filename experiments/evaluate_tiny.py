@@ -19,7 +19,8 @@ from typing import Literal
 
 import torch
 
-from milp_ray.config import BaseSection, PromptSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.evaluation.metrics import fact_accuracy
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.generation import Questions, generate

@@ -26,16 +26,11 @@ from random import Random
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
-from milp_ray.config import (
-    BaseSection,
-    LoraAlphaSection,
-    MethodsSection,
-    PlumSection,
-    PromptSection,
-    RetrievalSection,
-    SplitSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import MethodsSection, PlumSection, RetrievalSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
+from milp_ray.config.users import SplitSection
 from milp_ray.evaluation.metrics import fact_accuracy
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.plum import train_adapters, world

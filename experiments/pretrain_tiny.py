@@ -21,7 +21,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from milp_ray.config import PromptSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.training.text import history_context, profile_context, query_prompt, response_text
 from milp_ray.users.persona_world import pretraining_rng
 from milp_ray.users.persona_world.attributes import ATTRIBUTES

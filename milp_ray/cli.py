@@ -155,12 +155,12 @@ def run(
     Searches for layouts, chooses one, makes every user's adapter, scores it, and writes a report. After an
     interruption the same command continues. Exit code 3: it came to its end, and some users failed.
     """
-    from milp_ray import pipeline
     from milp_ray.config_loader import load_config
+    from milp_ray.pipeline import stages
     from milp_ray.rundir import RunFolder
 
     resolved = load_config(config, overrides or [])
-    if pipeline.run_all(RunFolder.create(resolved, fresh=fresh), resolved):
+    if stages.run_all(RunFolder.create(resolved, fresh=fresh), resolved):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -171,28 +171,28 @@ def compare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = F
     Fits, asks and scores the methods of compare.methods, and writes tables, values and a figure of quality
     against cost into the run's compare folder. After an interruption the same command continues.
     """
-    from milp_ray import pipeline
     from milp_ray.config_loader import load_config
+    from milp_ray.pipeline import quality
     from milp_ray.rundir import RunFolder
 
     resolved = load_config(config, overrides or [])
-    pipeline.compare(RunFolder.create(resolved), resolved, as_json=as_json)
+    quality.compare(RunFolder.create(resolved), resolved, as_json=as_json)
 
 
 @app.command()
 def search(target: Target, overrides: Overrides = None) -> None:
     """Search for layouts on the cluster."""
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
-    pipeline.search(*_run_of(target, overrides))
+    stages.search(*_run_of(target, overrides))
 
 
 @app.command()
 def choose(target: Target, overrides: Overrides = None) -> None:
     """Choose one layout of the front."""
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
-    pipeline.choose(*_run_of(target, overrides))
+    stages.choose(*_run_of(target, overrides))
 
 
 @app.command()
@@ -214,9 +214,9 @@ def personalize(
     Users are streamed, any number of them; those that are finished are not made again. Exit code 3: some
     failed, and why is in the summary.
     """
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
-    summary = pipeline.personalize(*_run_of(target, overrides), users or [])
+    summary = stages.personalize(*_run_of(target, overrides), users or [])
     if summary.failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -235,27 +235,27 @@ def update(
     Trains each current version on what its user has said since; where that costs too much of what was known
     before, the old version stays. Users without an adapter get one. Exit code 3: some users failed.
     """
-    from milp_ray import pipeline
+    from milp_ray.pipeline import updating
 
-    if pipeline.update(*_run_of(target, overrides), user, as_json=as_json):
+    if updating.update(*_run_of(target, overrides), user, as_json=as_json):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()
 def evaluate(target: Target, overrides: Overrides = None) -> None:
     """Score every method on held-out queries. Exit code 3: some users failed."""
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
-    if pipeline.evaluate(*_run_of(target, overrides)):
+    if stages.evaluate(*_run_of(target, overrides)):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()
 def report(target: Target, overrides: Overrides = None) -> None:
     """Write the summary, figures and report."""
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
-    pipeline.report(*_run_of(target, overrides))
+    stages.report(*_run_of(target, overrides))
 
 
 def _run_of(target: Path, overrides: list[str] | None) -> tuple[RunFolder, Config]:
@@ -282,11 +282,11 @@ def generate(
     without: Annotated[bool, typer.Option("--base", help="Answer with the base alone, to compare.")] = False,
 ) -> None:
     """Answer a question with a user's adapter."""
-    from milp_ray import pipeline
+    from milp_ray.pipeline import answering
     from milp_ray.rundir import RunFolder
 
     folder = RunFolder.open(target)
-    typer.echo(pipeline.generate(folder, folder.config(), user, query, personal=not without))
+    typer.echo(answering.generate(folder, folder.config(), user, query, personal=not without))
 
 
 governance_commands.register(app)

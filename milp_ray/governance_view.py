@@ -109,9 +109,9 @@ def forget(
     if not as_json:
         _print_outside(console, config, user_id, result.audit)
     if retrain:
-        from milp_ray import pipeline
+        from milp_ray.pipeline import stages
 
-        pipeline.personalize(run, config)
+        stages.personalize(run, config)
     elif hashes and not as_json:
         console.print(
             f"`milp-ray personalize {run.path}` trains the user again, from what remains", soft_wrap=True

@@ -48,8 +48,8 @@ def leakage(
     measures how far each secret is exposed under the own adapter, the others' and the base. Writes
     leakage.json in the run folder. Exit code 3 where others' adapters expose more than the base.
     """
-    from milp_ray import pipeline
     from milp_ray.personalize.governance.leakage import LeakageOptions
+    from milp_ray.pipeline import quality
     from milp_ray.rundir import RunFolder
 
     run = RunFolder.open(target)
@@ -62,7 +62,7 @@ def leakage(
         seed=seed,
         control=control,
     )
-    found = pipeline.leakage(run, run.config(), options, quiet=as_json)
+    found = quality.leakage(run, run.config(), options, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:

@@ -14,7 +14,7 @@ MOST_REASONS = 50  # rows of a table of failures
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from milp_ray.config import BaseSection
+    from milp_ray.config.base import BaseSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.search.choice import Choice
     from milp_ray.search.results import StudyResult

@@ -84,15 +84,15 @@ def winrate(
     Answers the users' held-out queries with both methods, lets a judge compare them, and keeps who won in the
     run folder (judgements.parquet, no texts), where the report finds it. Exit code 3 where some users failed.
     """
-    from milp_ray import pipeline
     from milp_ray.evaluation.judging import WinRateOptions
+    from milp_ray.pipeline import quality
     from milp_ray.rundir import RunFolder
 
     _check_methods(method, against)
     make = _judge_maker(judge, model, base_url, key_env, timeout, margin)
     run = RunFolder.open(target)
     options = WinRateOptions(make, (method, against), users, seed, human, sheet)
-    found = pipeline.win_rate(run, run.config(), options, quiet=as_json)
+    found = quality.win_rate(run, run.config(), options, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -122,12 +122,12 @@ def ability(
     forgets the world is worse. Writes ability.parquet in the run folder, where the report finds it. Exit code
     3 where some users failed.
     """
-    from milp_ray import pipeline
     from milp_ray.evaluation.ability import AbilityOptions
+    from milp_ray.pipeline import quality
     from milp_ray.rundir import RunFolder
 
     run = RunFolder.open(target)
-    found = pipeline.ability(run, run.config(), AbilityOptions(texts, documents, users, seed), quiet=as_json)
+    found = quality.ability(run, run.config(), AbilityOptions(texts, documents, users, seed), quiet=as_json)
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -146,7 +146,7 @@ def ability(
 
 
 def _check_methods(method: str, against: str) -> None:
-    from milp_ray.config import METHODS
+    from milp_ray.config.methods import METHODS
     from milp_ray.errors import MilpError
 
     for option, name in (("--method", method), ("--against", against)):

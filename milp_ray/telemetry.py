@@ -22,7 +22,7 @@ from milp_ray.environment import environment as set_environment
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
-    from milp_ray.config import RaySection
+    from milp_ray.config.cluster import RaySection
 
 LOG_VARIABLE = "MILP_LOG"
 _LONGEST_LOGGED_STRING = 200

@@ -317,7 +317,8 @@ def make_study_run() -> Callable[..., RunFolder]:
     """``make_study_run(folder, events, **search)``: a run whose journal holds the events."""
 
     def make(folder: Path, events: list[dict[str, Any]], **search: Any) -> RunFolder:
-        from milp_ray.config import Config, SearchSection
+        from milp_ray.config import Config
+        from milp_ray.config.search import SearchSection
         from milp_ray.rundir import RunFolder
 
         section = SearchSection(n_trials=20, n_initial=4, **search)

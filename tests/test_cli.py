@@ -124,12 +124,12 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, said: str
 ) -> None:
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "run_all", fail)
+    monkeypatch.setattr(stages, "run_all", fail)
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     result = call("run", config)
@@ -141,7 +141,7 @@ def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
 def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may_quote_a_user(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
     text = " ".join(["my", "secret", "text"])
 
@@ -151,7 +151,7 @@ def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may
         except KeyError as error:
             raise ZeroDivisionError(text) from error
 
-    monkeypatch.setattr(pipeline, "run_all", fail)
+    monkeypatch.setattr(stages, "run_all", fail)
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     result = call("run", config)
@@ -176,7 +176,7 @@ def test_a_full_disk_is_told_without_a_traceback(
 ) -> None:
     import errno
 
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
     def fail(*_: object) -> None:
         full = OSError(errno.ENOSPC, "No space left on device", "c.yaml")
@@ -187,7 +187,7 @@ def test_a_full_disk_is_told_without_a_traceback(
         finally:
             raise full  # what a stage notes at its end cannot be written either
 
-    monkeypatch.setattr(pipeline, "run_all", fail)
+    monkeypatch.setattr(stages, "run_all", fail)
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     result = call("run", config)
@@ -200,8 +200,8 @@ def test_a_full_disk_is_told_without_a_traceback(
 def test_a_batch_in_which_some_failed_has_an_exit_code_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n_failed: int, code: int
 ) -> None:
-    from milp_ray import pipeline
     from milp_ray.personalize.tally import BatchSummary
+    from milp_ray.pipeline import stages
 
     seen: list[list[str]] = []
 
@@ -209,7 +209,7 @@ def test_a_batch_in_which_some_failed_has_an_exit_code_of_its_own(
         seen.append(users)
         return BatchSummary(failed=n_failed)
 
-    monkeypatch.setattr(pipeline, "personalize", batch)
+    monkeypatch.setattr(stages, "personalize", batch)
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     assert call("personalize", config, "--users", "s3://b/u", "--users", "more.jsonl").exit_code == code
@@ -219,10 +219,10 @@ def test_a_batch_in_which_some_failed_has_an_exit_code_of_its_own(
 def test_a_stage_takes_a_run_folder_or_the_configuration_that_it_is_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from milp_ray import pipeline
+    from milp_ray.pipeline import stages
 
     seen: list[tuple[Path, str]] = []
-    monkeypatch.setattr(pipeline, "choose", lambda run, config: seen.append((run.path, config.choice.rule)))
+    monkeypatch.setattr(stages, "choose", lambda run, config: seen.append((run.path, config.choice.rule)))
     config = tmp_path / "c.yaml"
     config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
     folder = tmp_path / "runs" / "a"

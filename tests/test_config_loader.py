@@ -99,6 +99,7 @@ def test_an_unknown_override_is_blamed_on_the_command_line(write) -> None:
         ("users.split.train=0.95", "users.split: train 0.95 + validation 0.1 leaves nothing for test"),
         ("users.format=jsonl", "users: format 'jsonl' reads files: name at least one under users.paths"),
         ("search.objectives=[rouge_l]", "search: objectives ['rouge_l']: give two or more different ones of"),
+        ("users.persona_world.long_turns=[9, 3]", "long_turns is [9, 3]; give [at least, at most]"),
         ("personalize.store=ftp://host/x", "give a folder, s3://BUCKET/… or gs://BUCKET/…"),
         (
             "personalize.encryption={key_env: A, key_file: b}",

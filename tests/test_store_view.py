@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from milp_ray.cli import app
-from milp_ray.config import Config, PersonalizeSection
+from milp_ray.config import Config
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.store import AdapterStore
 from milp_ray.rundir import RunFolder

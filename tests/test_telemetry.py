@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from milp_ray import telemetry
-from milp_ray.config import RaySection
+from milp_ray.config.cluster import RaySection
 from milp_ray.errors import MilpError
 from milp_ray.telemetry import configure_logging, log_event, prepare_worker, worker_environment
 
@@ -20,7 +20,7 @@ from milp_ray.telemetry import configure_logging, log_event, prepare_worker, wor
 PROGRAM = """
 import json, os, sys
 import psutil
-from milp_ray.config import RaySection
+from milp_ray.config.cluster import RaySection
 from milp_ray.telemetry import ray_session
 
 before = dict(os.environ)

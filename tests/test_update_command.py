@@ -73,12 +73,10 @@ def test_a_user_that_the_run_does_not_have_is_a_mistake(call: Callable[..., Resu
     assert "the run has no user 'u-9'; `milp-ray users check" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["update", "evaluate"])
+@pytest.mark.parametrize("function", ["updating.update", "stages.evaluate"])
 @pytest.mark.parametrize(("n_failed", "code"), [(0, 0), (2, 3)])
 def test_the_exit_code_says_whether_users_failed(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, command: str, n_failed: int, code: int
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, function: str, n_failed: int, code: int
 ) -> None:
-    from milp_ray import pipeline
-
-    monkeypatch.setattr(pipeline, command, lambda *_, **__: n_failed)
-    assert CliRunner().invoke(app, [command, str(run.path)]).exit_code == code
+    monkeypatch.setattr(f"milp_ray.pipeline.{function}", lambda *_, **__: n_failed)
+    assert CliRunner().invoke(app, [function.partition(".")[2], str(run.path)]).exit_code == code

@@ -27,7 +27,7 @@ from milp_ray.config_loader import load_config
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import KNOWN_OBJECTIVES
-from milp_ray.pipeline import probe_users
+from milp_ray.pipeline.probes import probe_users
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.front import pareto_front
 from milp_ray.search.measure import Measurement, TrialTask, trial_parts

@@ -27,16 +27,12 @@ import psutil
 from headline import with_headline
 from ray import tune
 
-from milp_ray.config import (
-    BaseSection,
-    EvaluationSection,
-    PromptSection,
-    RaySection,
-    SearchSection,
-    SpaceSection,
-    SurrogateSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import SearchSection, SpaceSection, SurrogateSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.conductor import StudyProgress

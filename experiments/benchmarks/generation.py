@@ -32,7 +32,7 @@ from headline import with_headline
 from rich.console import Console
 from rich.table import Table
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter

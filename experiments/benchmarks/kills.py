@@ -28,7 +28,7 @@ from typing import Any
 
 from endurance import SHAPES, SPLIT, InstantTrial, long_search, settings
 
-from milp_ray.config import RaySection
+from milp_ray.config.cluster import RaySection
 from milp_ray.search.journal import TrialRecord, read_events, read_study
 from milp_ray.search.study import JOURNAL_FILE, run_study
 from milp_ray.telemetry import ray_session

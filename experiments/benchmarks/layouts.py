@@ -32,7 +32,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from milp_ray.config import PersonalizeSection
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.config_loader import load_config
 from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.evaluation.metrics import fact_accuracy, rouge_l

@@ -22,9 +22,10 @@ from typing import Any
 
 import psutil
 
-from milp_ray.config import Config, RaySection
+from milp_ray.config import Config
+from milp_ray.config.cluster import RaySection
 from milp_ray.config_loader import load_config
-from milp_ray.pipeline import probe_users
+from milp_ray.pipeline.probes import probe_users
 from milp_ray.resident_memory import peak_memory
 from milp_ray.search.journal import read_events
 from milp_ray.search.study import JOURNAL_FILE, StudySettings, run_study

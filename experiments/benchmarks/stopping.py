@@ -24,7 +24,7 @@ from comparison.measured import LoraTable
 from comparison.simulation import Run, simulate
 from comparison.summary import SHARE, time_to
 
-from milp_ray.config import EarlyStoppingSection
+from milp_ray.config.search import EarlyStoppingSection
 
 
 def search(problem: LoraTable, seed: int, n_initial: int, n_trials: int, eta: int | None) -> Run:

@@ -37,7 +37,7 @@ from ax.utils.common.logger import set_ax_logger_levels
 from botorch.acquisition.multi_objective import logei
 from headline import with_headline
 
-from milp_ray.config import SearchSection, SurrogateSection
+from milp_ray.config.search import SearchSection, SurrogateSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.candidates import initial_points

@@ -43,7 +43,7 @@ from headline import with_headline
 from rich.console import Console
 from rich.table import Table
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base
 from milp_ray.training.job import Job, JobPlan, plan_job

@@ -30,7 +30,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from milp_ray.config import TrainingSection, UpdateSection
+from milp_ray.config.training import TrainingSection
+from milp_ray.config.update import UpdateSection
 from milp_ray.config_loader import load_config
 from milp_ray.evaluation.bootstrap import interval
 from milp_ray.evaluation.metrics import fact_accuracy

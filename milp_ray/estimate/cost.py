@@ -25,7 +25,7 @@ from milp_ray.training.memory_model import (
 )
 
 if TYPE_CHECKING:
-    from milp_ray.config import DeepSpeedSection
+    from milp_ray.config.training import DeepSpeedSection
     from milp_ray.memory.space import SearchSpace
     from milp_ray.training.device_speed import Device
     from milp_ray.training.model_shape import ModelShape

@@ -14,7 +14,9 @@ from milp_ray.training.workload import CharacterTokens, TokenizerTokens, UserWor
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from milp_ray.config import BaseSection, Config, TrainingSection
+    from milp_ray.config import Config
+    from milp_ray.config.base import BaseSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.data import TextTokens
     from milp_ray.training.model_shape import ModelShape
     from milp_ray.users.records import UserSplit

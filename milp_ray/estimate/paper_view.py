@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.estimate.inputs import known_base
 from milp_ray.estimate.paper import PAPER, PAPER_RANKS, PAPER_TABLE_7, nearest_layout, rank_rows
 

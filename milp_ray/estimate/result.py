@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from milp_ray.config import AdapterPrecision
+from milp_ray.config.personalize import AdapterPrecision
 from milp_ray.errors import MilpError
 from milp_ray.estimate.cost import (
     Machine,

@@ -25,7 +25,8 @@ from milp_ray.personalize.batch import users_at_once
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
-    from milp_ray.config import Config, PromptSection
+    from milp_ray.config import Config
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.store import AdapterStore
     from milp_ray.training.base import Base

@@ -13,7 +13,7 @@ from milp_ray.methods.protocol import FitRequest, respond_all, training_side
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore
 
 if TYPE_CHECKING:
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base

@@ -21,7 +21,7 @@ from milp_ray.methods import in_order, label, short_label
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
 
 Vector = NDArray[np.float64]
 

@@ -23,7 +23,7 @@ from milp_ray.personalize.batch import users_at_once
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.personalize.store import AdapterStore

@@ -20,7 +20,7 @@ from milp_ray.evaluation.tasks import parse_label, parse_rating, yes_no_accuracy
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.users.records import Example, UserSplit
 
 Row = dict[str, Any]

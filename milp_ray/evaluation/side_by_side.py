@@ -28,7 +28,8 @@ from milp_ray.rundir import write_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from milp_ray.config import CompareSection, EvaluationSection, MethodsSection
+    from milp_ray.config.evaluation import CompareSection, EvaluationSection
+    from milp_ray.config.methods import MethodsSection
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.rundir import RunFolder

@@ -31,7 +31,7 @@ from milp_ray.progress import progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.personalize.pool import Outcome, WorkerPool
     from milp_ray.rundir import RunFolder
     from milp_ray.training.adapters import Adapter

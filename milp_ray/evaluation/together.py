@@ -25,7 +25,7 @@ from milp_ray.evaluation.tasks import label_counts, macro_f1_of, rating_error
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milp_ray.config import MethodsSection
+from milp_ray.config.methods import MethodsSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import Row, persona_words, score_rows
 from milp_ray.methods import fit_users, is_shared
@@ -14,7 +14,9 @@ from milp_ray.methods.protocol import FitRequest, training_side
 from milp_ray.methods.text_prompt import history_fits
 
 if TYPE_CHECKING:
-    from milp_ray.config import EvaluationSection, PromptSection, TrainingSection
+    from milp_ray.config.evaluation import EvaluationSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.methods import Costs
     from milp_ray.methods.shared import Shared

@@ -12,7 +12,7 @@ from milp_ray.memory.layout import CanonicalLayout
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from milp_ray.config import LoraAlphaSection
+    from milp_ray.config.training import LoraAlphaSection
 
 
 def lora_alpha(rank: int, section: LoraAlphaSection) -> int | float:

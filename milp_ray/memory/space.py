@@ -13,7 +13,7 @@ from milp_ray.memory.layout import CanonicalLayout, Layout
 if TYPE_CHECKING:
     import numpy as np
 
-    from milp_ray.config import SpaceSection
+    from milp_ray.config.search import SpaceSection
     from milp_ray.memory.architecture import FfnShapes
 
 Factor = Literal["layers", "number", "rank"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from milp_ray.config import ALL_METHODS
+from milp_ray.config.methods import ALL_METHODS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from statistics import fmean
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from milp_ray.config import SHARED_METHODS
+from milp_ray.config.methods import SHARED_METHODS
 from milp_ray.errors import MilpError
 from milp_ray.methods.catalogue import INFO
 

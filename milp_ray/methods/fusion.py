@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from milp_ray.methods.user_encoder import UserEncoder, new_encoder, padded
 
 if TYPE_CHECKING:
-    from milp_ray.config import SoftFusedSection, UserEncoderSection
+    from milp_ray.config.methods import SoftFusedSection, UserEncoderSection
     from milp_ray.training.base import Base
 
 # A query's vector (n_in,), and each source's vectors (n_texts, n_in) in time order.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from milp_ray.methods.ranking import by_bm25
 
 if TYPE_CHECKING:
-    from milp_ray.config import MalpSection
+    from milp_ray.config.methods import MalpSection
 
 
 class Memories:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from milp_ray.config import MethodsSection
+from milp_ray.config.methods import MethodsSection
 from milp_ray.training.text import query_prompt, response_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.methods.shared import Shared
     from milp_ray.training.adapters import Adapter

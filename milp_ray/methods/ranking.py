@@ -10,7 +10,7 @@ from milp_ray.errors import MilpError
 if TYPE_CHECKING:
     import torch
 
-    from milp_ray.config import RetrievalSection
+    from milp_ray.config.methods import RetrievalSection
     from milp_ray.training.base import Base
 
 # Places of the texts, the most relevant first; it may leave out what is of no relevance at all.

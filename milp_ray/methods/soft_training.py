@@ -24,7 +24,7 @@ from milp_ray.training.small_module import Schedule, train_module
 from milp_ray.training.soft import sequence_with_places, soft_nll
 
 if TYPE_CHECKING:
-    from milp_ray.config import UserEncoderSection
+    from milp_ray.config.methods import UserEncoderSection
     from milp_ray.methods.protocol import FitRequest
     from milp_ray.training.base import Base
     from milp_ray.training.data import Sequence as Tokens

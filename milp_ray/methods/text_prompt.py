@@ -16,7 +16,7 @@ from milp_ray.training.text import history_context, query_prompt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milp_ray.config import PromptSection
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.methods.protocol import ContextRule, FitRequest, Personalizer
     from milp_ray.training.base import Base
     from milp_ray.users.records import Turn, UserSplit

@@ -20,7 +20,7 @@ from milp_ray.training.encode import mean_states
 from milp_ray.training.soft import embedding_table
 
 if TYPE_CHECKING:
-    from milp_ray.config import UserEncoderSection
+    from milp_ray.config.methods import UserEncoderSection
     from milp_ray.training.base import Base
 
 _TEMPERATURE = 0.1

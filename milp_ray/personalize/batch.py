@@ -25,7 +25,11 @@ from milp_ray.progress import progress
 from milp_ray.telemetry import log_event, ray_session
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection, PersonalizeSection, RaySection, SplitSection, TrainingSection
+    from milp_ray.config.base import BaseSection
+    from milp_ray.config.cluster import RaySection
+    from milp_ray.config.personalize import PersonalizeSection
+    from milp_ray.config.training import TrainingSection
+    from milp_ray.config.users import SplitSection
     from milp_ray.personalize.governance.consent import Gate
     from milp_ray.rundir import RunFolder
     from milp_ray.users.problems import Problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
-    from milp_ray.config import PersonalizeSection
+    from milp_ray.config.personalize import PersonalizeSection
 
 
 def room_for(section: PersonalizeSection) -> int:

@@ -20,7 +20,7 @@ from milp_ray.personalize.store import AdapterStore, KeyProblemError, StoreUnava
 from milp_ray.personalize.worker import CannotGoOnError
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection
+    from milp_ray.config.base import BaseSection
     from milp_ray.training.base import Base
     from milp_ray.training.job import JobResult
 

@@ -31,7 +31,7 @@ from milp_ray.personalize.worker import PackFunction, Reply, UserWorker
 from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
-    from milp_ray.config import PersonalizeSection
+    from milp_ray.config.personalize import PersonalizeSection
 
 __all__ = ["MOST_AT_ONCE", "Outcome", "WorkerPool"]
 

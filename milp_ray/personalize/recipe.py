@@ -15,7 +15,9 @@ from milp_ray.personalize.layouts.rule import FOR_ALL, Candidate, Decision, Layo
 from milp_ray.users.records import Example, UserSplit
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection, PromptSection, TrainingSection
+    from milp_ray.config.base import BaseSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
 
 FINGERPRINT_FORMAT = 1  # raised when training changes so that the same recipe gives other adapters
 

@@ -17,7 +17,7 @@ from milp_ray.search.features import CanonicalRows, Rows
 from milp_ray.search.surrogate import Surrogate
 
 if TYPE_CHECKING:
-    from milp_ray.config import SurrogateSection
+    from milp_ray.config.search import SurrogateSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
     from milp_ray.search.observations import Observation

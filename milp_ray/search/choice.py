@@ -12,7 +12,7 @@ from milp_ray.objectives import ADAPTER_PARAMETERS, KNOWN_OBJECTIVES, ROUGE_L, V
 from milp_ray.search.front import knee
 
 if TYPE_CHECKING:
-    from milp_ray.config import ChoiceSection
+    from milp_ray.config.search import ChoiceSection
 
 
 @dataclass(frozen=True)

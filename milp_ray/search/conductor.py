@@ -31,7 +31,7 @@ from milp_ray.search.suggest import Question
 from milp_ray.telemetry import log_event
 
 if TYPE_CHECKING:
-    from milp_ray.config import SearchSection
+    from milp_ray.config.search import SearchSection
     from milp_ray.memory.space import SearchSpace
     from milp_ray.search.suggest import Proposal, Proposer
 

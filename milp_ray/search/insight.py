@@ -32,7 +32,7 @@ from milp_ray.search.timeline import (
 )
 
 if TYPE_CHECKING:
-    from milp_ray.config import SearchSection
+    from milp_ray.config.search import SearchSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.rundir import RunFolder
 

@@ -22,7 +22,9 @@ from milp_ray.search.rungs import RUNG
 from milp_ray.search.trainers import OwnTrainer, Trainer
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection, PromptSection, TrainingSection
+    from milp_ray.config.base import BaseSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job, JobResult

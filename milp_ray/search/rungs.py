@@ -20,7 +20,7 @@ from milp_ray.objectives import ADAPTER_PARAMETERS, VALIDATION_LOSS
 from milp_ray.search.front import Floats, pareto_front
 
 if TYPE_CHECKING:
-    from milp_ray.config import EarlyStoppingSection
+    from milp_ray.config.search import EarlyStoppingSection
 
 RUNG = "rung"  # the key of a result that is a rung's and not a trial's
 

@@ -16,7 +16,7 @@ from milp_ray.search.rungs import RUNG, RungRecord, promoted
 from milp_ray.search.searcher import KeepWorkers
 
 if TYPE_CHECKING:
-    from milp_ray.config import EarlyStoppingSection
+    from milp_ray.config.search import EarlyStoppingSection
 
 OnRecord = Callable[[RungRecord], None]
 

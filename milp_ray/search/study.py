@@ -31,15 +31,12 @@ from milp_ray.users.traits import TRAITS, user_traits
 if TYPE_CHECKING:
     from ray.tune import Trainable
 
-    from milp_ray.config import (
-        BaseSection,
-        Config,
-        EvaluationSection,
-        PromptSection,
-        SearchSection,
-        SpaceSection,
-        TrainingSection,
-    )
+    from milp_ray.config import Config
+    from milp_ray.config.base import BaseSection
+    from milp_ray.config.evaluation import EvaluationSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.search import SearchSection, SpaceSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.memory.architecture import FfnShapes
     from milp_ray.search.searcher import KeepWorkers
     from milp_ray.users.records import UserSplit

@@ -19,7 +19,7 @@ from milp_ray.search.observations import Observation
 from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
-    from milp_ray.config import SearchSection
+    from milp_ray.config.search import SearchSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
     from milp_ray.search.ax_study import AxStudy

@@ -31,7 +31,7 @@ from milp_ray.search.posterior import Posterior
 from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, LinAlgError, fit_map
 
 if TYPE_CHECKING:
-    from milp_ray.config import SurrogateSection
+    from milp_ray.config.search import SurrogateSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
 

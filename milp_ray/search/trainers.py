@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.base import Base
     from milp_ray.training.generation import Questions
     from milp_ray.training.job import Job, JobResult, PausedJob

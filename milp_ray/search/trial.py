@@ -18,7 +18,7 @@ from milp_ray.telemetry import prepare_worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milp_ray.config import BaseSection
+    from milp_ray.config.base import BaseSection
     from milp_ray.training.base import Base
 
 FAILED = "failed"  # the key of a result that says why the trial failed

@@ -34,7 +34,7 @@ from milp_ray.telemetry import log_event, prepare_worker
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
-    from milp_ray.config import SearchSection
+    from milp_ray.config.search import SearchSection
     from milp_ray.training.base import Base
 
 _RUNG, _FINISH, _CLOSE, _END = "rung", "finish", "close", "end"

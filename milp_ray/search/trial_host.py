@@ -29,7 +29,7 @@ from milp_ray.search.trainers import scratch_folder
 from milp_ray.telemetry import log_event, prepare_worker
 
 if TYPE_CHECKING:
-    from milp_ray.config import SearchSection
+    from milp_ray.config.search import SearchSection
     from milp_ray.training.base import Base
     from milp_ray.training.shared_pack import SharedPack
 

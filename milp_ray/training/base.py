@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.data import EMBEDDED_BASE
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes, FfnSpec, ffn_shapes, ffn_spec

@@ -13,7 +13,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from milp_ray.config import PromptSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.training.text import history_context, memory_blocks, query_prompt, response_text
 from milp_ray.users.records import Example, UserSplit
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.environment import environment
 from milp_ray.errors import MilpError
 from milp_ray.training.base import accelerator_choice

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.config import PromptSection, TrainingSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.data import Sequence

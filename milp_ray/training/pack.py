@@ -38,7 +38,8 @@ from milp_ray.training.slot_job import SlotJob
 from milp_ray.training.start import first_weights
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.training.rack import Rack
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8

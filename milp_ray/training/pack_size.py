@@ -14,7 +14,8 @@ from milp_ray.training.memory_model import JobLoad, largest_pack
 from milp_ray.training.model_shape import shape_of_model
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
 

@@ -22,7 +22,7 @@ from milp_ray.training.soft import embeddings, n_soft_of, sequence_with_places, 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from milp_ray.config import PromptSection
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.training.data import Sequence

@@ -21,7 +21,7 @@ from milp_ray.memory.architecture import (
 from milp_ray.training.base import model_config, model_source
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection
+    from milp_ray.config.base import BaseSection
 
 
 def base_shapes(section: BaseSection) -> FfnShapes:

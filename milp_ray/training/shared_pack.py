@@ -27,7 +27,8 @@ from milp_ray.training.pack_size import free_beside, pack_size
 from milp_ray.training.train import paused_of, result_of, train_alone
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.base import Base
 
 

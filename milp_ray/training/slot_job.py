@@ -17,7 +17,7 @@ from milp_ray.training.pack_optimizer import SlotStep
 from milp_ray.training.packed_lora import Segment
 
 if TYPE_CHECKING:
-    from milp_ray.config import TrainingSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.job import JobPlan, Stage
     from milp_ray.training.rack import Rack
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.training.adapters import load_tensors, lora_parameters, read_tensors
 from milp_ray.training.checkpoint import (

@@ -13,7 +13,7 @@ from milp_ray.training.rack import Pair, initial_weights, pairs_of, tensor_shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from milp_ray.config import TrainingSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job

@@ -1,6 +1,6 @@
 r"""The texts that a model reads: one place for training, prompting and generation.
 
-Three formats, all built from the fixed phrases of :class:`~milp_ray.config.PromptSection`:
+Three formats, all built from the fixed phrases of :class:`~milp_ray.config.prompt.PromptSection`:
 
 * history document: ``prompt.history`` + turns joined by ``prompt.turn_separator`` + ``"\n"``;
 * profile document: ``prompt.profile`` + profile + ``"\n"``;
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from milp_ray.config import PromptSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.users.records import Turn, UserSplit
 

@@ -6,7 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from milp_ray.config import PromptSection, TrainingSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.training.data import Sequence, instruction_set, memory_set
 from milp_ray.users.records import UserSplit

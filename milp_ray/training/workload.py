@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.config import PromptSection, TrainingSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.training.data import Sequence, TextTokens, chunks, instruction_set, memory_set, pieces
 from milp_ray.training.text import query_prompt
 from milp_ray.users.records import UserSplit

@@ -28,7 +28,7 @@ from milp_ray.users.sources import UsersFile, check_file, files_at, shown_source
 from milp_ray.users.stream import UserStream
 
 if TYPE_CHECKING:
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
 __all__ = [
     "DatasetDigest",
@@ -212,7 +212,8 @@ def _embedded(section: UsersSection, seed: int) -> list[User]:
     from milp_ray.users.persona_world import generate_users
 
     world = section.persona_world
-    users = generate_users(world.n_short_users, world.n_long_users, world.n_examples, seed)[: section.limit]
+    n_users = world.n_short_users, world.n_long_users
+    users = generate_users(*n_users, world.n_examples, seed, long_turns=world.long_turns)[: section.limit]
     if not users:
         raise MilpError("users.persona_world makes no user: set n_short_users or n_long_users to at least 1")
     return users

@@ -19,7 +19,7 @@ from milp_ray.errors import MilpError
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
 Format = Literal["jsonl", "parquet"]
 

@@ -21,7 +21,7 @@ from milp_ray.errors import MilpError
 from milp_ray.users.records import Example, Turn, User, UserSplit
 
 if TYPE_CHECKING:
-    from milp_ray.config import SplitSection
+    from milp_ray.config.users import SplitSection
 
 _Timed = TypeVar("_Timed", Turn, Example)
 _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)

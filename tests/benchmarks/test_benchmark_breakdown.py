@@ -17,7 +17,7 @@ from adapters.breakdown import (
 from adapters.users import PROMPT, splits
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.job import Job, plan_job
 

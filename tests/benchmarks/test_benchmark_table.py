@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, LoraAlphaSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.training.adapters import attached

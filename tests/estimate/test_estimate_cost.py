@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import DeepSpeedSection, SpaceSection, TrainingSection
+from milp_ray.config.search import SpaceSection
+from milp_ray.config.training import DeepSpeedSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.estimate.cost import (
     Cost,

@@ -12,8 +12,12 @@ import pytest
 from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
-from milp_ray import cli, pipeline
-from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
+from milp_ray import cli
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.ability import (
     COLUMNS,
@@ -29,6 +33,8 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance import traces
 from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.store import AdapterStore
+from milp_ray.pipeline import quality
+from milp_ray.pipeline.work import Work
 from milp_ray.report.ability_text import ability_rows, ability_table, ability_title, ability_verdict
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
@@ -243,7 +249,7 @@ def test_the_command_prints_a_table_or_one_json_object(
         assert measured is not None
         return {**measured, "n_failed": 0, "failed_reasons": {}}
 
-    monkeypatch.setattr(pipeline, "ability", answer)
+    monkeypatch.setattr(quality, "ability", answer)
     done = CliRunner().invoke(cli.app, ["ability", str(run.path), "--documents", "7", "--texts", "t.txt"])
     assert done.exit_code == 0
     for words in ("The base alone", "2.72", "+10.5 [+10.5, +10.5]", "raise"):
@@ -263,7 +269,7 @@ def test_the_command_measures_a_run_and_the_report_has_it(
     write_chosen(run)
     use_inline_pool(monkeypatch, world.base)
     splits = [make_split(user) for user in ("u-1", "u-12", "stranger")]
-    monkeypatch.setattr(pipeline._Work, "splits", splits)
+    monkeypatch.setattr(Work, "splits", splits)
     monkeypatch.setattr("milp_ray.personalize.store.run_store", lambda *_: world.store)
     texts = tmp_path / "texts.txt"
     texts.write_text("A plain text.\nAnother one.\n")

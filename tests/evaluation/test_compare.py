@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from milp_ray.config import EvaluationSection
+from milp_ray.config.evaluation import EvaluationSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare, main_measure, measured
 from milp_ray.evaluation.measures import MEASURES

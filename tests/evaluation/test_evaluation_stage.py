@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import BaseSection, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation import stage
 from milp_ray.evaluation.scores import read_scores

@@ -18,15 +18,11 @@ from milp_ray.compare_view import (
     print_comparison,
     write_comparison,
 )
-from milp_ray.config import (
-    ALL_METHODS,
-    BaseSection,
-    CompareSection,
-    EvaluationSection,
-    MethodsSection,
-    PromptSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import CompareSection, EvaluationSection
+from milp_ray.config.methods import ALL_METHODS, MethodsSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.evaluation.side_by_side import Settings, side_by_side

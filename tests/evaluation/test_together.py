@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from milp_ray.config import BaseSection, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.evaluation.bootstrap import interval, pooled_interval
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.ngrams import corpus_bleu, distinct_n, sentence_bleu

@@ -17,8 +17,12 @@ import pytest
 from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
-from milp_ray import cli, pipeline
-from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
+from milp_ray import cli
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.answers import answer_users
 from milp_ray.evaluation.human import HumanChoice, SheetLine, read_choices, write_sheet
@@ -34,6 +38,8 @@ from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore
+from milp_ray.pipeline import quality
+from milp_ray.pipeline.work import Work
 from milp_ray.report.win_rate_text import agreement_sentence, win_rate_table, win_rate_verdict
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import load_base
@@ -396,7 +402,7 @@ def test_the_command_prints_a_table_or_one_json_object(
         extras = {"confidence": 0.95, "n_unclear": 2, "n_failed": 1, "n_inapplicable": 0}
         return {**rate, **extras, "failed_reasons": {"no adapter": 1}, "agreement": matched}
 
-    monkeypatch.setattr(pipeline, "win_rate", answer)
+    monkeypatch.setattr(quality, "win_rate", answer)
     done = CliRunner().invoke(cli.app, ["winrate", str(run.path), "--users", "5", "--margin", "2"])
     assert done.exit_code == 3  # a user failed
     for words in ("MiLP against text prompt", "50 [0, 100]", "does not tell", "accuracy 1.00", "2 replies"):
@@ -419,7 +425,7 @@ def test_the_command_judges_a_run_compares_it_with_people_and_the_report_has_it(
     run = RunFolder.create(Config(name="judged", output_dir=tmp_path, base=recipe.base, evaluation=SECTION))
     write_chosen(run)
     use_inline_pool(monkeypatch, base)
-    monkeypatch.setattr(pipeline._Work, "splits", splits)
+    monkeypatch.setattr(Work, "splits", splits)
     monkeypatch.setattr("milp_ray.personalize.store.run_store", lambda *_: store)
     sheet = tmp_path / "sheet.csv"
     arguments = ["winrate", str(run.path), "--judge", "embedded_free"]

@@ -107,7 +107,7 @@ def test_a_rank_is_checked_against_the_smallest_side_of_any_map() -> None:
 def test_a_published_base_drops_the_ranks_that_its_maps_cannot_have(shared_dir: Any) -> None:
     from transformers import AutoConfig
 
-    from milp_ray.config import SpaceSection
+    from milp_ray.config.search import SpaceSection
     from milp_ray.memory.space import SearchSpace
 
     config = AutoConfig.from_pretrained(shared_dir / "models" / "stories260K")

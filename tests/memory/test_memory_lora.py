@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import LoraAlphaSection
+from milp_ray.config.training import LoraAlphaSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import (
     adapter_parameters,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milp_ray.config import SpaceSection
+from milp_ray.config.search import SpaceSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.memory.layout import CanonicalLayout

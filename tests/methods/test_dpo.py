@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, DpoSection, MethodsSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import DpoSection, MethodsSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit, milp, share
 from milp_ray.methods.dpo import Others, preference_pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.config import MalpSection
+from milp_ray.config.methods import MalpSection
 from milp_ray.methods.memories import Memories
 
 SMALL = MalpSection(working=2, short_term=3, promote_after=2, k=2)

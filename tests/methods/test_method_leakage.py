@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import (
-    ALL_METHODS,
-    SHARED_METHODS,
-    BaseSection,
-    LoraAlphaSection,
-    PromptSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import ALL_METHODS, SHARED_METHODS
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit_users, share
 from milp_ray.methods.protocol import FitRequest, training_side

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import ALL_METHODS, BaseSection, LoraAlphaSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import ALL_METHODS
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import INFO, fit, fit_users, in_order, share

@@ -12,15 +12,10 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import (
-    BaseSection,
-    ConversationSection,
-    LoraAlphaSection,
-    MethodsSection,
-    PlumSection,
-    PromptSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import ConversationSection, MethodsSection, PlumSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit_users
 from milp_ray.methods.plum import stages_of, world

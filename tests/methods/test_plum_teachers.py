@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from milp_ray.config import TeacherSection
+from milp_ray.config.methods import TeacherSection
 from milp_ray.errors import MilpError
 from milp_ray.methods.plum.conversations import Conversation
 from milp_ray.methods.plum.openai import EndpointTeacher

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, RetrievalSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import RetrievalSection
 from milp_ray.errors import MilpError
 from milp_ray.methods.ranking import by_bm25, by_recency, by_vectors, fused, ranking
 from milp_ray.training.base import load_base

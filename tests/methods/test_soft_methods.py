@@ -10,14 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import (
-    BaseSection,
-    MethodsSection,
-    PromptSection,
-    SoftFusedSection,
-    TrainingSection,
-    UserEncoderSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.methods import MethodsSection, SoftFusedSection, UserEncoderSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit, fit_users, share, soft_training, user_encoder

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from milp_ray.config import PersonalizeSection
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.personalize.pool import WorkerPool
 
 STORE = 80 << 20

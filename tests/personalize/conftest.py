@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, LoraAlphaSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.training import LoraAlphaSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, adapter_config, injected, read_tensors

@@ -23,7 +23,7 @@ from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.config import UsersSection
+from milp_ray.config.users import UsersSection
 from milp_ray.personalize.governance.audit import audit_forgotten, audit_items, audit_user
 from milp_ray.personalize.governance.forget import forget_user
 from milp_ray.personalize.governance.items import Item, find_user, items_of
@@ -276,7 +276,7 @@ def test_a_record_that_was_changed_or_lost_its_key_stops_everything(governed: Go
 
 
 def test_users_of_these_tests_can_be_read(tmp_path: Path) -> None:
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
     write_users(tmp_path / "u.jsonl", user_line(ID))
     assert find_user(UsersSection(format="jsonl", paths=(tmp_path / "u.jsonl",)), 0, ID) is not None

@@ -12,7 +12,9 @@ import pytest
 from governed_run import IDS, Governed, make_governed, user_line, write_users
 
 from milp_ray import store_view
-from milp_ray.config import Config, PersonalizeSection, UsersSection
+from milp_ray.config import Config
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.users import UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance import retention
 from milp_ray.personalize.governance.consent import (
@@ -26,7 +28,7 @@ from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.governance.retention import Retention, collect_expired
 from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, survey
 from milp_ray.personalize.store.encryption import KeySource
-from milp_ray.pipeline import generate
+from milp_ray.pipeline.answering import generate
 from milp_ray.training.adapters import Adapter
 from milp_ray.users.readers import LoadedUsers, read_users
 from milp_ray.users.records import User

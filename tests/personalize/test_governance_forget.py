@@ -25,7 +25,7 @@ from milp_ray.personalize.governance.forget import forget_items, forget_user
 from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import AdapterStore, hash_id
-from milp_ray.pipeline import generate
+from milp_ray.pipeline.answering import generate
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 from milp_ray.search.observations import observations, standard_errors
@@ -369,7 +369,7 @@ def test_the_same_text_said_again_is_the_same_item(tmp_path: Path) -> None:
     path = tmp_path / "u.jsonl"
     twice = [{"text": "I am ill.", "time": f"2024-05-0{day}T00:00:00Z"} for day in (1, 2)]
     write_users(path, {**user_line("a"), "history": [*twice, {"text": "I am ill.", "role": "assistant"}]})
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
     user = find_user(UsersSection(format="jsonl", paths=(path,)), 0, "a")
     assert user is not None

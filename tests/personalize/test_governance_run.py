@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from milp_ray.config import Config, UsersSection
+from milp_ray.config import Config
+from milp_ray.config.users import UsersSection
 from milp_ray.personalize.governance.items import find_user, items_of
 from milp_ray.personalize.governance.needles import Finders, IdFinder, ItemFinder
 from milp_ray.personalize.governance.scan import Scan, scan_folder

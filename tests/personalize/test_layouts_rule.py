@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import PersonalizeSection
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance.traces import without_place

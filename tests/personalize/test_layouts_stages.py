@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from milp_ray.config import (
-    BaseSection,
-    EvaluationSection,
-    GuardSection,
-    PersonalizeSection,
-    PromptSection,
-    RaySection,
-    TrainingSection,
-    UpdateSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
+from milp_ray.config.update import GuardSection, UpdateSection
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.evaluation.stage import evaluate
 from milp_ray.memory.layout import CanonicalLayout

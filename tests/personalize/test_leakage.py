@@ -15,9 +15,12 @@ import pytest
 from support.inline import InlinePool
 from typer.testing import CliRunner
 
-from milp_ray import pipeline
 from milp_ray.cli import app
-from milp_ray.config import BaseSection, Config, EvaluationSection, PromptSection, TrainingSection
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.governance import leakage
@@ -26,6 +29,7 @@ from milp_ray.personalize.governance.exposure import chance_bits, exposure, most
 from milp_ray.personalize.governance.leakage import LeakageOptions, audit_leakage
 from milp_ray.personalize.governance.leakage_result import Found, by_source, leakage_result
 from milp_ray.personalize.recipe import Recipe
+from milp_ray.pipeline.work import Work
 from milp_ray.report.content import ReportContent, summary_of
 from milp_ray.report.html import render
 from milp_ray.report.leakage_text import leakage_rows, leakage_table, leakage_verdict
@@ -272,9 +276,9 @@ def run(
 ) -> RunFolder:
     """A run whose users, recipe and pool are the tests' own."""
     made = RunFolder.create(Config(name="a-run", output_dir=tmp_path, evaluation=EVALUATION))
-    monkeypatch.setattr(pipeline._Work, "splits", splits)
-    monkeypatch.setattr(pipeline._Work, "recipe", recipe)
-    monkeypatch.setattr(pipeline._Work, "pool", InlinePool(base))
+    monkeypatch.setattr(Work, "splits", splits)
+    monkeypatch.setattr(Work, "recipe", recipe)
+    monkeypatch.setattr(Work, "pool", InlinePool(base))
     return made
 
 

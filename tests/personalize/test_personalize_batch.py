@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import BaseSection, PersonalizeSection, PromptSection, RaySection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.batch import BatchInterrupted, BatchSummary, personalize, worker_pool
@@ -273,7 +277,8 @@ def slow(recipe: Recipe) -> Recipe:
 
 DRIVER = """
 import pickle, sys
-from milp_ray.config import PersonalizeSection, RaySection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.personalize.batch import personalize
 
 run, splits, recipe = pickle.load(open(sys.argv[1], "rb"))

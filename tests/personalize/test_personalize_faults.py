@@ -17,7 +17,11 @@ import pytest
 import yaml
 from support.bad_users import HANDLED, REFUSED, SECRET
 
-from milp_ray.config import BaseSection, PersonalizeSection, PromptSection, RaySection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.batch import StreamedSplits, personalize, worker_pool
 from milp_ray.personalize.governance.consent import Gate
@@ -72,7 +76,7 @@ def pool(ray_local: None, recipe: Recipe) -> Iterator[WorkerPool]:
 
 
 def go(run: RunFolder, recipe: Recipe, pool: WorkerPool, *paths: Path) -> Any:
-    from milp_ray.config import SplitSection
+    from milp_ray.config.users import SplitSection
 
     stream = UserStream(find_users_files(map(str, paths)))
     splits = StreamedSplits(

@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import (
-    BaseSection,
-    PersonalizeSection,
-    PromptSection,
-    RaySection,
-    SplitSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
+from milp_ray.config.users import SplitSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.outcome import failures_table
 from milp_ray.personalize import hands, tally

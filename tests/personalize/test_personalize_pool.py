@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import PersonalizeSection
+from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.errors import MilpError
 from milp_ray.personalize.hands import Queue
 from milp_ray.personalize.pool import Outcome, WorkerPool

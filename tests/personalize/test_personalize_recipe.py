@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.recipe import Recipe, base_identity, fingerprint
 from milp_ray.personalize.store import hash_id

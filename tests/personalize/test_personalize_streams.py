@@ -18,7 +18,7 @@ from support.inline import InlinePool, use_inline_pool, write_chosen
 from typer.testing import CliRunner, Result
 
 from milp_ray.cli import app
-from milp_ray.config import UsersSection
+from milp_ray.config.users import UsersSection
 from milp_ray.config_loader import load_config
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store import AdapterStore

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from milp_ray.config import EncryptionSection, PersonalizeSection
+from milp_ray.config.personalize import EncryptionSection, PersonalizeSection
 from milp_ray.personalize.store import AdapterDamagedError, AdapterStore, KeyProblemError, run_store, survey
 from milp_ray.personalize.store.encryption import Cipher, KeySource
 from milp_ray.training.adapters import Adapter, load_adapter

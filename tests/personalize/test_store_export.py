@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from milp_ray.config import BaseSection, LoraAlphaSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.training import LoraAlphaSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.store import AdapterStore, hash_id

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.config import AdapterPrecision, PromptSection
+from milp_ray.config.personalize import AdapterPrecision
+from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.store import AdapterStore

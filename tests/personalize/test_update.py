@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import (
-    BaseSection,
-    GuardSection,
-    PersonalizeSection,
-    PromptSection,
-    RaySection,
-    TrainingSection,
-    UpdateSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
+from milp_ray.config.personalize import PersonalizeSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
+from milp_ray.config.update import GuardSection, UpdateSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.batch import personalize, worker_pool
 from milp_ray.personalize.pool import Outcome

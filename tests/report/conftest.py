@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import EvaluationSection
+from milp_ray.config.evaluation import EvaluationSection
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import as_table
 from milp_ray.memory.layout import CanonicalLayout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from milp_ray.config import SurrogateSection
+from milp_ray.config.search import SurrogateSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.analysis import Analysis, analyse

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import ChoiceSection
+from milp_ray.config.search import ChoiceSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.choice import FrontPoint, choose, chosen_layout

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from milp_ray.config import SearchSection
+from milp_ray.config.search import SearchSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.candidates import random_new_point
 from milp_ray.search.conductor import Conductor, StudyProgress

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from milp_ray.config import SearchSection, SurrogateSection
+from milp_ray.config.search import SearchSection, SurrogateSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.candidates import initial_points

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.layout import CanonicalLayout

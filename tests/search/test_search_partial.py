@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.config import SurrogateSection
+from milp_ray.config.search import SurrogateSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search import surrogate
 from milp_ray.search.candidates import initial_points

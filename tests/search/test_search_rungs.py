@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milp_ray.config import EarlyStoppingSection, SearchSection
+from milp_ray.config.search import EarlyStoppingSection, SearchSection
 from milp_ray.errors import MilpError
 from milp_ray.search.rungs import RungRecord, epsilon_net, promoted, ranking, rung_epochs
 

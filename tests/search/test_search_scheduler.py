@@ -14,7 +14,10 @@ import pytest
 from ray import cloudpickle, tune
 from ray.tune.schedulers import TrialScheduler
 
-from milp_ray.config import BaseSection, EarlyStoppingSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import EarlyStoppingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.environment import environment
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.measure import TrialTask, measure

@@ -12,7 +12,10 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
-from milp_ray.config import BaseSection, PromptSection, SearchSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import SearchSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.conductor import Conductor
 from milp_ray.search.journal import Journal, read_events, read_study

@@ -15,15 +15,11 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import (
-    BaseSection,
-    EvaluationSection,
-    PromptSection,
-    SearchSection,
-    SpaceSection,
-    SurrogateSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import SearchSection, SpaceSection, SurrogateSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.search import study
@@ -174,7 +170,7 @@ def test_another_search_is_refused_in_the_same_folder(
 DRIVER = """
 import pickle, sys
 from pathlib import Path
-from milp_ray.config import RaySection
+from milp_ray.config.cluster import RaySection
 from milp_ray.search.study import run_study
 from milp_ray.telemetry import ray_session
 

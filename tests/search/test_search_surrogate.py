@@ -10,7 +10,7 @@ import pytest
 import torch
 from ax.core.trial_status import TrialStatus
 
-from milp_ray.config import SearchSection, SurrogateSection
+from milp_ray.config.search import SearchSection, SurrogateSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search import surrogate

@@ -15,17 +15,12 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from milp_ray.config import (
-    BaseSection,
-    Config,
-    EarlyStoppingSection,
-    EvaluationSection,
-    PromptSection,
-    SearchSection,
-    SpaceSection,
-    SurrogateSection,
-    TrainingSection,
-)
+from milp_ray.config import Config
+from milp_ray.config.base import BaseSection
+from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import EarlyStoppingSection, SearchSection, SpaceSection, SurrogateSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes
 from milp_ray.memory.layout import CanonicalLayout

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import SearchSection
+from milp_ray.config.search import SearchSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace

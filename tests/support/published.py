@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from milp_ray.config import SplitSection, UsersSection
+from milp_ray.config.users import SplitSection, UsersSection
 from milp_ray.users.readers import LoadedUsers, read_users
 from milp_ray.users.splits import check_no_leak, normalised, split_user
 

@@ -21,7 +21,8 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from milp_ray.config import BaseSection, PromptSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.training import stages
 from milp_ray.training.adapters import save_adapter
 from milp_ray.training.base import Base, load_base

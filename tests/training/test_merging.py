@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, LoraAlphaSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.training import LoraAlphaSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config

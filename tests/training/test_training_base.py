@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.errors import MilpError
 from milp_ray.training.base import load_base
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, PromptSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import (
     Sequence,

@@ -12,7 +12,9 @@ import pytest
 import torch
 from support.jobs import MakeSplit, make_job
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, injected, load_adapter
 from milp_ray.training.base import Base, load_base

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.errors import MilpError
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.generation import Questions, generate, prompt_tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.memory.architecture import ffn_spec
 from milp_ray.training.base import load_base, model_config
 from milp_ray.training.model_shape import shape_of_config, shape_of_model

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import Tensor
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import chunks

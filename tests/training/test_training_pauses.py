@@ -10,7 +10,9 @@ import pytest
 import torch
 from support.jobs import MakeSplit, make_job
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.checkpoint import CheckpointFile, KeptJobs
 from milp_ray.training.job import Job, JobResult, PausedJob, planned_epochs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.memory.architecture import ffn_shapes_of_config, ffn_spec
 from milp_ray.training import shapes
 from milp_ray.training.base import load_base, model_config
@@ -36,7 +36,7 @@ def test_headers_that_do_not_hold_the_maps_settle_nothing(tiny_llama_dir: Path) 
 
 def test_torch_is_not_imported_for_a_folder(tiny_llama_dir: Path) -> None:
     code = (
-        "import sys\nfrom milp_ray.config import BaseSection\n"
+        "import sys\nfrom milp_ray.config.base import BaseSection\n"
         "from milp_ray.training.shapes import base_shapes\n"
         "base_shapes(BaseSection(model=sys.argv[1]))\nprint('torch' in sys.modules)"
     )

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from milp_ray.config import BaseSection, PromptSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import instruction_set, make_batch

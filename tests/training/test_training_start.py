@@ -15,7 +15,9 @@ from peft import PeftModel
 from support.jobs import make_job
 from torch import Tensor
 
-from milp_ray.config import BaseSection, LoraAlphaSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.training.adapters import Adapter, read_tensors, save_adapter
 from milp_ray.training.base import Base, load_base

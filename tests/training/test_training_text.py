@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from milp_ray.config import PromptSection
+from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.training.text import (
     history_context,

@@ -14,7 +14,9 @@ import psutil
 import pytest
 import torch
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.adapters import Adapter

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from milp_ray.config import BaseSection, PromptSection, TrainingSection
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import load_base, load_tokenizer
 from milp_ray.training.data import Sequence

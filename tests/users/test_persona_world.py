@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.users.persona_world import PRETRAINING_FIRST, generate_users
 from milp_ray.users.persona_world.attributes import ATTRIBUTES, BY_NAME
 from milp_ray.users.persona_world.documents import draw_document
@@ -46,6 +46,13 @@ def test_there_are_twelve_attributes_of_eight_values_and_a_rule_tells_all_values
 def test_the_same_seed_gives_the_same_users_and_more_users_do_not_change_the_first() -> None:
     assert generate_users(2, 1, 50, seed=3) == [*USERS[:2], USERS[24]]
     assert generate_users(2, 0, 50, seed=4) != USERS[:2]
+
+
+def test_long_histories_are_as_long_as_they_are_asked_for() -> None:
+    found = generate_users(1, 6, 50, seed=3, long_turns=(70, 72))
+    assert found[0] == USERS[0]
+    assert {len(user.history) for user in found[1:]} <= {70, 71, 72}
+    assert all(180 <= len(user.history) <= 240 for user in USERS[24:])
 
 
 def test_no_two_users_have_the_same_history_or_the_same_facts() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.published import SECRET, history, load, pairs, reasons
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.errors import MilpError
 from milp_ray.users.splits import split_user
 

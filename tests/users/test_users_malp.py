@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import SplitSection, UsersSection
+from milp_ray.config.users import SplitSection, UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.users.malp import KIND, read_malp
 from milp_ray.users.problems import Problem

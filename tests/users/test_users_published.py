@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milp_ray.config import UsersFormat, UsersSection
+from milp_ray.config.users import UsersFormat, UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.users import published
 from milp_ray.users.problems import Problem

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milp_ray.config import PersonaWorldSection, UsersSection
+from milp_ray.config.users import PersonaWorldSection, UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import CONSENT_WITHDRAWN
 from milp_ray.users.readers import dataset_hash, read_users, user_hash

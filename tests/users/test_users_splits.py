@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.errors import MilpError
 from milp_ray.users.records import Example, Turn, User, UserSplit
 from milp_ray.users.splits import check_no_leak, normalised, split_user

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.bad_users import HANDLED, REFUSED, SECRET
 
-from milp_ray.config import UsersSection
+from milp_ray.config.users import UsersSection
 from milp_ray.errors import MilpError
 from milp_ray.users import stream as stream_module
 from milp_ray.users.problems import Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from milp_ray.config import BaseSection
+from milp_ray.config.base import BaseSection
 from milp_ray.training.base import Base, base_around, load_base
 
 # hidden, ffn, layers, heads, key-value heads: Llama-160M and TinyLlama's and LLaMA2's published shapes.

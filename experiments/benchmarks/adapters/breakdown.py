@@ -21,7 +21,7 @@ from adapters.users import PROMPT
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.training.base import Base
 from milp_ray.training.job import JobPlan
 from milp_ray.training.train import train

@@ -12,7 +12,7 @@ import torch
 from adapters.users import PROMPT
 from torch import Tensor, nn
 
-from milp_ray.config import TrainingSection
+from milp_ray.config.training import TrainingSection
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import injected, load_tensors, read_tensors
 from milp_ray.training.base import Base

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from milp_ray.config import PromptSection, SplitSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.users import SplitSection
 from milp_ray.users.persona_world import generate_users
 from milp_ray.users.records import UserSplit
 from milp_ray.users.splits import split_user

@@ -17,7 +17,7 @@ import numpy as np
 from comparison.problem import Problem
 from comparison.simulation import Algorithm, EarlyStopping, Suggestion, Told
 
-from milp_ray.config import EarlyStoppingSection, SearchSection, SurrogateSection
+from milp_ray.config.search import EarlyStoppingSection, SearchSection, SurrogateSection
 from milp_ray.errors import MilpError
 from milp_ray.search.candidates import initial_points, random_new_point
 from milp_ray.search.observations import Observation

@@ -26,14 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milp_ray.config import (
-    BaseSection,
-    LoraAlphaSection,
-    PromptSection,
-    SpaceSection,
-    SplitSection,
-    TrainingSection,
-)
+from milp_ray.config.base import BaseSection
+from milp_ray.config.prompt import PromptSection
+from milp_ray.config.search import SpaceSection
+from milp_ray.config.training import LoraAlphaSection, TrainingSection
+from milp_ray.config.users import SplitSection
 from milp_ray.evaluation.metrics import rouge_l
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.layout import CanonicalLayout

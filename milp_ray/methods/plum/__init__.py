@@ -26,7 +26,7 @@ from milp_ray.methods.protocol import Answerer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from milp_ray.config import TrainingSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.methods.plum.qa import QAPair
     from milp_ray.methods.plum.teacher import Teacher
     from milp_ray.methods.protocol import FitRequest, Personalizer

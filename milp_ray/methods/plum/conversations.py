@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milp_ray.config import ConversationSection
+    from milp_ray.config.methods import ConversationSection
     from milp_ray.users.records import Turn
 
 

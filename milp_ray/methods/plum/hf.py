@@ -9,7 +9,7 @@ from milp_ray.errors import MilpError
 from milp_ray.methods.plum.written import document, messages, read_pairs
 
 if TYPE_CHECKING:
-    from milp_ray.config import TeacherSection
+    from milp_ray.config.methods import TeacherSection
     from milp_ray.methods.plum.conversations import Conversation
     from milp_ray.methods.plum.qa import QAPair
     from milp_ray.training.base import Base
@@ -25,7 +25,7 @@ class LocalTeacher:
     """
 
     def __init__(self, section: TeacherSection) -> None:
-        from milp_ray.config import BaseSection
+        from milp_ray.config.base import BaseSection
         from milp_ray.training.base import load_base
 
         self._base = load_base(

@@ -11,7 +11,7 @@ from milp_ray.errors import MilpError
 from milp_ray.methods.plum.written import messages, read_pairs
 
 if TYPE_CHECKING:
-    from milp_ray.config import TeacherSection
+    from milp_ray.config.methods import TeacherSection
     from milp_ray.methods.plum.conversations import Conversation
     from milp_ray.methods.plum.qa import QAPair
 

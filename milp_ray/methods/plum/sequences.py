@@ -10,7 +10,8 @@ from milp_ray.training.text import query_prompt
 from milp_ray.users.records import Example
 
 if TYPE_CHECKING:
-    from milp_ray.config import PlumSection, PromptSection
+    from milp_ray.config.methods import PlumSection
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.methods.plum.qa import QAPair
     from milp_ray.training.data import TextTokens
 

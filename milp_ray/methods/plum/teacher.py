@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from milp_ray.config import TeacherSection
+    from milp_ray.config.methods import TeacherSection
     from milp_ray.methods.plum.conversations import Conversation
     from milp_ray.methods.plum.qa import QAPair
 

@@ -25,7 +25,7 @@ from milp_ray.users.records import User
 from milp_ray.users.sources import SourceMissingError, shown_source
 
 if TYPE_CHECKING:
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
     from milp_ray.personalize.store import AdapterStore
     from milp_ray.rundir import RunFolder
 

@@ -15,7 +15,7 @@ from milp_ray.personalize.governance.record import Record
 from milp_ray.users.records import Example, Turn, User, UserSplit
 
 if TYPE_CHECKING:
-    from milp_ray.config import UsersSection
+    from milp_ray.config.users import UsersSection
 
 _PLACE = re.compile(r"(?:history|examples):\d+|profile")
 _HASH = re.compile(r"[0-9a-f]{8,64}")

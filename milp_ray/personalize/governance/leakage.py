@@ -34,7 +34,7 @@ from milp_ray.progress import progress
 from milp_ray.users.records import UserSplit
 
 if TYPE_CHECKING:
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.training.adapters import Adapter

@@ -23,7 +23,7 @@ from milp_ray.evaluation.bootstrap import Interval, difference_interval, interva
 from milp_ray.personalize.governance.exposure import chance_bits, most_bits
 
 if TYPE_CHECKING:
-    from milp_ray.config import EvaluationSection
+    from milp_ray.config.evaluation import EvaluationSection
     from milp_ray.personalize.governance.canaries import SecretSpace
     from milp_ray.personalize.governance.leakage import LeakageOptions
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milp_ray.config import PersonalizeSection
+    from milp_ray.config.personalize import PersonalizeSection
     from milp_ray.personalize.store.adapter_store import AdapterStore
     from milp_ray.personalize.store.manifest import Manifest
 

@@ -17,7 +17,7 @@ from milp_ray.personalize.layouts.rule import Candidate, LayoutRule
 from milp_ray.users.traits import TRAITS
 
 if TYPE_CHECKING:
-    from milp_ray.config import PersonalizeSection
+    from milp_ray.config.personalize import PersonalizeSection
     from milp_ray.search.choice import FrontPoint
     from milp_ray.search.journal import StudyState, TrialRecord
 

@@ -19,7 +19,8 @@ from milp_ray.personalize.layouts.rule import Decision
 from milp_ray.personalize.layouts.rungs import race_rungs
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection, TrainingSection
+    from milp_ray.config.prompt import PromptSection
+    from milp_ray.config.training import TrainingSection
     from milp_ray.training.base import Base
     from milp_ray.training.checkpoint import KeptJobs
     from milp_ray.training.job import Job, JobResult

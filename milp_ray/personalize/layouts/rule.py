@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from milp_ray.config import LayoutMode
+from milp_ray.config.personalize import LayoutMode
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.layouts.portfolio import Portfolio
 from milp_ray.users.records import UserSplit

@@ -38,7 +38,7 @@ from milp_ray.personalize.store.manifest import (
 from milp_ray.personalize.store.names import hash_id, shown
 
 if TYPE_CHECKING:
-    from milp_ray.config import AdapterPrecision, PersonalizeSection
+    from milp_ray.config.personalize import AdapterPrecision, PersonalizeSection
     from milp_ray.training.adapters import Adapter
 
 Files = dict[str, bytes]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from milp_ray.personalize.store.faults import KeyProblemError
 
 if TYPE_CHECKING:
-    from milp_ray.config import EncryptionSection
+    from milp_ray.config.personalize import EncryptionSection
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12

@@ -25,7 +25,7 @@ from milp_ray.errors import MilpError
 from milp_ray.personalize.store.names import hash_id
 
 if TYPE_CHECKING:
-    from milp_ray.config import BaseSection
+    from milp_ray.config.base import BaseSection
     from milp_ray.personalize.store.adapter_store import AdapterStore
     from milp_ray.training.adapters import Adapter
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from milp_ray.config import AdapterPrecision
+from milp_ray.config.personalize import AdapterPrecision
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store.faults import AdapterMissingError
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.personalize.store.adapter_store import AdapterStore
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base

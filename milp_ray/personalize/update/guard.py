@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from milp_ray.config import PromptSection
+    from milp_ray.config.prompt import PromptSection
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.users.records import Example

@@ -18,7 +18,7 @@ from milp_ray.personalize.store import hash_id
 from milp_ray.rundir import write_text
 
 if TYPE_CHECKING:
-    from milp_ray.config import UpdateSection
+    from milp_ray.config.update import UpdateSection
 
 KEPT, FAILED = "kept", "failed"
 

@@ -11,7 +11,8 @@ from milp_ray.personalize.layouts.race import CHOICE
 from milp_ray.personalize.provenance import News, Provenance
 
 if TYPE_CHECKING:
-    from milp_ray.config import TrainingSection, UpdateSection
+    from milp_ray.config.training import TrainingSection
+    from milp_ray.config.update import UpdateSection
     from milp_ray.personalize.store import Manifest
     from milp_ray.users.records import UserSplit
 

@@ -32,7 +32,9 @@ from milp_ray.progress import Progress, progress
 from milp_ray.telemetry import log_event, ray_session
 
 if TYPE_CHECKING:
-    from milp_ray.config import PersonalizeSection, RaySection, UpdateSection
+    from milp_ray.config.cluster import RaySection
+    from milp_ray.config.personalize import PersonalizeSection
+    from milp_ray.config.update import UpdateSection
     from milp_ray.personalize.pool import Outcome, WorkerPool
     from milp_ray.rundir import RunFolder
     from milp_ray.users.records import UserSplit

@@ -23,7 +23,7 @@ from milp_ray.personalize.update.plan import Anew, Continue, training_data, upda
 from milp_ray.training.job import JobResult
 
 if TYPE_CHECKING:
-    from milp_ray.config import UpdateSection
+    from milp_ray.config.update import UpdateSection
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
 
-from milp_ray.config import SplitSection
+from milp_ray.config.users import SplitSection
 from milp_ray.users.persona_world.attributes import BY_NAME
 from milp_ray.users.persona_world.persona import (
     Asked,
@@ -66,19 +66,22 @@ class _Wanted:
     for_training: bool = False
 
 
-def generate_users(n_short: int, n_long: int, n_examples: int, seed: int) -> list[User]:
+def generate_users(
+    n_short: int, n_long: int, n_examples: int, seed: int, *, long_turns: tuple[int, int] = LONG_TURNS
+) -> list[User]:
     """``n_short`` users whose history fits the embedded base's context, then ``n_long`` whose does not.
 
     Args:
         n_short: users with 20 to 60 turns.
-        n_long: users with 180 to 240 turns, the same number of statements about their facts among them.
+        n_long: users with ``long_turns``, the same number of statements about their facts among them.
         n_examples: query → response pairs of each user, all splits together.
         seed: the same seed gives the same users; user ``i`` does not depend on how many there are.
+        long_turns: fewest and most turns of a long history.
     """
     short = [_generate_user(seed, index, SHORT_TURNS, n_examples, "s") for index in range(n_short)]
     half = MAX_USERS // 2
     return short + [
-        _generate_user(seed, half + index, LONG_TURNS, n_examples, "l") for index in range(n_long)
+        _generate_user(seed, half + index, long_turns, n_examples, "l") for index in range(n_long)
     ]
 
 

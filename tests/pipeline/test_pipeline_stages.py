@@ -20,12 +20,9 @@ import yaml
 
 from milp_ray.config import Config
 from milp_ray.config_loader import load_config
-from milp_ray.errors import MilpError
 from milp_ray.personalize.store import AdapterStore
-from milp_ray.pipeline import probe_users
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
-from milp_ray.users.records import UserSplit
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -310,22 +307,6 @@ def adapters_of_five_trials(run: RunFolder) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------ without Ray
-
-
-def test_probe_users_are_a_seeded_sample_of_those_that_can_be_measured(
-    make_split: Callable[..., UserSplit],
-) -> None:
-    splits = [make_split(f"u-{i}", n_val=i % 2) for i in range(20)]
-    chosen = probe_users(splits, 4, seed=1)
-    assert [split.user_id for split in chosen] == [split.user_id for split in probe_users(splits, 4, seed=1)]
-    assert all(split.validation for split in chosen)
-    assert len({split.user_id for split in chosen}) == 4
-    assert any(probe_users(splits, 4, seed) != chosen for seed in range(2, 6))
-
-
-def test_too_few_probe_users_are_told_with_the_numbers(make_split: Callable[..., UserSplit]) -> None:
-    with pytest.raises(MilpError, match="n_probe_users is 3, but 1 of 2 users"):
-        probe_users([make_split("a"), make_split("b", n_val=0)], 3, seed=0)
 
 
 def test_settings_of_these_tests_are_a_valid_configuration(tmp_path: Path) -> None:
