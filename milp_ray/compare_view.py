@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from milp_ray.atomic_files import write_text
 from milp_ray.evaluation.compare import main_measure, measured
 from milp_ray.evaluation.measures import MEASURES
 from milp_ray.evaluation.side_by_side import AHEAD
 from milp_ray.evaluation.slices import ALL, HISTORY_LABELS
 from milp_ray.evaluation.tables import cell_text, histories, method_table
 from milp_ray.report.cost_figures import cost_figure, total_costs
-from milp_ray.rundir import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console

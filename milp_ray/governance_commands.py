@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 
-Target = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration file whose run is meant.")
-]
+from milp_ray.arguments import AsJson, Target
+
 User = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
 Items = Annotated[
     list[str] | None,
@@ -26,7 +25,6 @@ Items = Annotated[
 By = Annotated[
     str | None, typer.Option("--by", metavar="NAME", help="Who answers for it, for the record [you].")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from milp_ray.arguments import AsJson
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,7 +42,7 @@ def leakage(
         bool, typer.Option("--control/--no-control", help="Train each user without canaries, too.")
     ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of users, secrets and places.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Audit whether adapters keep users apart.
 

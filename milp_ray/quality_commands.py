@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from milp_ray import exit_codes
+from milp_ray.arguments import AsJson
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from milp_ray.evaluation.judges.protocol import Judge
 
-EXIT_SOME_FAILED = 3
 _LOG_WIDTH = 120
 
 Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose users have adapters.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 class JudgeName(StrEnum):
@@ -98,7 +99,7 @@ def winrate(
     else:
         _print_win_rate(found, sheet)
     if found["n_failed"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(exit_codes.SOME_FAILED)
 
 
 def ability(
@@ -142,7 +143,7 @@ def ability(
         for reason, count in found["failed_reasons"].items():
             typer.echo(f"{count} users failed: {reason}")
     if found["n_failed"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(exit_codes.SOME_FAILED)
 
 
 def _check_methods(method: str, against: str) -> None:

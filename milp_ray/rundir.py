@@ -19,13 +19,12 @@
       summary.json     the results, for programs
       governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh
 
-Each file is written whole or not at all: to a temporary name beside it, synced, then renamed.
+Each file is written whole or not at all (:mod:`milp_ray.atomic_files`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.atomic_files import write_json, write_text
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -66,57 +66,6 @@ GROWING = ("search.n_trials",)  # may become larger: a search goes on where it s
 GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 
 _MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
-
-
-def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
-    """Write a file atomically and durably: readers see the old content or the new one, also after a crash.
-
-    Args:
-        path: its folder is made where it is missing.
-        content: all of the file.
-        mode: its permissions; ``None``: those of the file that it replaces, or the usual ones.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        with os.fdopen(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if mode is None and path.exists():
-            shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Force a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 as :func:`write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically; NaN and infinity, which JSON does not have, are refused."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_yaml(path: Path, data: Any) -> None:
-    """Write YAML atomically."""
-    import yaml
-
-    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from milp_ray.arguments import AsJson
+
 store_app = typer.Typer(
     help="Look at the adapters of a run, check them, export them.",
     no_args_is_help=True,
@@ -33,7 +35,6 @@ KeyFile = Annotated[
 SomeUsers = Annotated[
     list[str] | None, typer.Option("--user", metavar="ID", help="This user alone; may be repeated.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 class ExportFormat(StrEnum):

@@ -1,19 +1,19 @@
-"""The run folder: what it accepts on a rerun, what it refuses to mix or to delete, how it writes."""
+"""The run folder: what it accepts on a rerun, what it refuses to mix or to delete."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from milp_ray.atomic_files import write_text
 from milp_ray.config import Config
 from milp_ray.config_loader import override_config
 from milp_ray.errors import MilpError
-from milp_ray.rundir import RunFolder, write_json, write_text
+from milp_ray.rundir import RunFolder
 from milp_ray.versions import git_commit, versions
 
 
@@ -144,28 +144,6 @@ def test_only_one_process_works_on_a_run_and_a_killed_one_lets_go(config: Config
     holder.wait()
     with run.lock():
         pass
-
-
-def test_a_write_that_fails_leaves_the_old_content_and_no_debris(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-
-    def full(descriptor: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_not_a_number_is_refused_in_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_time_of_an_interrupted_stage_adds_up(config: Config) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.atomic_files import write_json
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import COLUMNS, read_scores, schema, write_scores
@@ -23,7 +24,6 @@ from milp_ray.evaluation.user import Subject, evaluate_users, requests_of
 from milp_ray.methods import INFO, Costs, in_order, is_shared
 from milp_ray.personalize.recipe import fingerprint
 from milp_ray.progress import progress
-from milp_ray.rundir import write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

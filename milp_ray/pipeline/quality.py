@@ -138,8 +138,8 @@ def leakage(
 
     ``quiet``: progress and remarks go to standard error.
     """
+    from milp_ray.atomic_files import write_json
     from milp_ray.personalize.governance.leakage import audit_leakage
-    from milp_ray.rundir import write_json
 
     with working(run, config) as work:
         if quiet:

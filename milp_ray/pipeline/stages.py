@@ -149,7 +149,7 @@ def _search(work: Work) -> None:
 
 
 def _choose(work: Work) -> None:
-    from milp_ray.rundir import write_yaml
+    from milp_ray.atomic_files import write_yaml
     from milp_ray.search import choice
     from milp_ray.search.results import load_result
 

@@ -27,8 +27,8 @@ def write_report(run: RunFolder) -> Path:
 
 def write_page(content: ReportContent, folder: Path) -> Path:
     """Draw the figures that the content has data for, and the page around them."""
+    from milp_ray.atomic_files import write_text
     from milp_ray.report.style import save
-    from milp_ray.rundir import write_text
 
     figures = {}
     for name, make in _figures(content).items():

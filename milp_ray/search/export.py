@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from milp_ray.atomic_files import write_text
 from milp_ray.errors import MilpError
-from milp_ray.rundir import write_text
 from milp_ray.search.insight import Study
 from milp_ray.search.results import COLUMNS, trial_rows
 from milp_ray.search.timeline import trial_lives, utc_text

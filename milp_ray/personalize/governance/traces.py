@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from milp_ray.atomic_files import write_bytes, write_json
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table
 from milp_ray.personalize.governance.scan import walk
-from milp_ray.rundir import GOVERNANCE, RunFolder, write_bytes, write_json
+from milp_ray.rundir import GOVERNANCE, RunFolder
 
 SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
 

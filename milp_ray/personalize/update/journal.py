@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.atomic_files import write_text
 from milp_ray.personalize.store import hash_id
-from milp_ray.rundir import write_text
 
 if TYPE_CHECKING:
     from milp_ray.config.update import UpdateSection

@@ -1,0 +1,6 @@
+"""What a command's exit code says, beside 0 for all is well."""
+
+BUG = 1
+MISTAKE = 2  # the caller can mend it: a configuration, a path, a users file
+SOME_FAILED = 3  # the command came to its end, and some users have no adapter or no scores
+INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
