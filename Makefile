@@ -13,7 +13,7 @@ IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 plum forgetting test test-slow test-gpu check bench
+.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,37 +21,60 @@ help: ## what can be made
 demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
 
-# The paper's tables and figures at the scale of the embedded base. Nothing that is finished is done again.
-table1: $(VENV)/.stamp-run ## what the demo's users are: counts and lengths
-	$(BIN)/milp-ray users stats experiments/demo.yaml --tokens
+# The paper's tables and figures. SCALE=demo: the embedded base and users, minutes to an hour on two cores;
+# SCALE=paper: Llama-2-7B on four A100s, ARGS="users.paths=[data/users.jsonl]". What is finished is kept.
+SCALE ?= demo
+ARGS ?=
+ifeq ($(filter $(SCALE),demo paper),)
+$(error SCALE is $(SCALE); use demo or paper)
+endif
+RUN_demo := experiments/demo.yaml
+COMPARE_demo := experiments/table2_methods.yaml
+PARTS_demo := experiments/table5_components.yaml
+RUN_paper := experiments/paper_llama2_7b.yaml
+COMPARE_paper := $(RUN_paper)
+PARTS_paper := $(RUN_paper) compare.methods=[base,memory_only,instruction_only,milp]
+# The layout that all adapters are compared with: the demo's files name one, the paper's is searched.
+LAYOUT_demo := @:
+LAYOUT_paper = $(BIN)/milp-ray search $(RUN_paper) $(ARGS) && $(BIN)/milp-ray choose $(RUN_paper) $(ARGS)
+RUNS_demo := runs/demo
+RUNS_paper := runs/paper_llama2_7b
 
-table2: $(VENV)/.stamp-run ## every way of personalising on the same embedded users, into runs/table2_methods
-	$(BIN)/milp-ray compare experiments/table2_methods.yaml
+table1: $(VENV)/.stamp-run ## what the users are: counts and lengths
+	$(BIN)/milp-ray users stats $(RUN_$(SCALE)) $(ARGS) --tokens
 
-table3: $(VENV)/.stamp-run ## who wins against the text prompt, by two judges, on the demo's users
-	$(BIN)/milp-ray run experiments/demo.yaml
-	$(BIN)/milp-ray winrate runs/demo
-	$(BIN)/milp-ray winrate runs/demo --judge embedded_free
+table2: $(VENV)/.stamp-run ## every way of personalising on the same users (SCALE=paper: on four A100s)
+	$(LAYOUT_$(SCALE))
+	$(BIN)/milp-ray compare $(COMPARE_$(SCALE)) $(ARGS)
+
+table3: $(VENV)/.stamp-run ## who wins against the text prompt, by two judges
+	$(BIN)/milp-ray run $(RUN_$(SCALE)) $(ARGS)
+	$(BIN)/milp-ray winrate $(RUNS_$(SCALE))
+	$(BIN)/milp-ray winrate $(RUNS_$(SCALE)) --judge embedded_free
 
 table4: $(VENV)/.stamp-run ## which factors of a layout are worth searching
-	$(BIN)/python experiments/table4_search_space.py
+	$(BIN)/python experiments/table4_search_space.py --scale $(SCALE) $(ARGS)
 
 table5: $(VENV)/.stamp-run ## what MiLP's two stages are worth
-	$(BIN)/milp-ray compare experiments/table5_components.yaml
+	$(LAYOUT_$(SCALE))
+	$(BIN)/milp-ray compare $(PARTS_$(SCALE)) $(ARGS)
 
 table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of history (figure 3), of the paper's setting
-	$(BIN)/milp-ray estimate experiments/paper_llama2_7b.yaml --users 100 --figure runs/figure3_memory.png
+	$(BIN)/milp-ray estimate $(RUN_paper) --users 100 --figure runs/figure3_memory.png
 
 figure4: $(VENV)/.stamp-run ## what each method answers to the same user
-	$(BIN)/python experiments/figure4_case_study.py
+	$(BIN)/python experiments/figure4_case_study.py --config $(firstword $(COMPARE_$(SCALE)))
+
+lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter beats a prompt
+	$(BIN)/python experiments/history_length.py
 
 plum: $(VENV)/.stamp-run ## conversations as questions and answers, against retrieval
 	$(BIN)/python experiments/plum_100_conversations.py
 
 forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
 	$(BIN)/python experiments/benchmarks/updating.py
-	$(BIN)/milp-ray run experiments/demo.yaml
-	$(BIN)/milp-ray ability runs/demo
+	$(BIN)/milp-ray run $(RUN_$(SCALE)) $(ARGS)
+	$(BIN)/milp-ray ability $(RUNS_$(SCALE))
 
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
 	$(PYTEST) $(IN_PARALLEL) --durations=15 -m "not slow and not gpu and not launcher"
