@@ -13,10 +13,11 @@ from rich.table import Table
 
 from milp_ray.atomic_files import write_text
 from milp_ray.evaluation.compare import main_measure, measured
-from milp_ray.evaluation.measures import MEASURES
+from milp_ray.evaluation.measures import MEASURES, TASK_MEASURES
 from milp_ray.evaluation.side_by_side import AHEAD
 from milp_ray.evaluation.slices import ALL, HISTORY_LABELS
-from milp_ray.evaluation.tables import cell_text, histories, method_table
+from milp_ray.evaluation.tables import cell_text, histories, method_table, task_table
+from milp_ray.evaluation.together import present
 from milp_ray.report.cost_figures import cost_figure, total_costs
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def print_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
     """Print quality, cost, quality by kind of query, and what MiLP is ahead or behind by."""
     console.print(method_table(comparison))
     console.print(_as_table("Costs", *cost_rows(comparison)))
+    closed = task_table(comparison)
+    if closed is not None:
+        console.print(closed)
     for title, header, rows in [*_kind_sections(comparison), *_difference_sections(comparison)]:
         console.print(_as_table(title, header, rows))
 
@@ -47,6 +51,7 @@ def write_comparison(folder: Path, comparison: Mapping[str, Any]) -> list[Path]:
     sections = [
         ("Quality", *quality_rows(comparison)),
         ("Costs", *cost_rows(comparison)),
+        *_closed_sections(comparison),
         *_kind_sections(comparison),
         *_difference_sections(comparison),
     ]
@@ -81,6 +86,21 @@ def cost_rows(comparison: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         values = [f"{costs[key] * factor:,.{decimals}f}" for key, _, factor, decimals in _COSTS]
         rows.append([comparison["labels"][method], *values])
     return ["Method", *(label for _, label, _, _ in _COSTS)], rows
+
+
+def _closed_sections(comparison: Mapping[str, Any]) -> Iterator[Section]:
+    """Yes/no questions, labels and ratings, where the users' queries asked for any."""
+    names = present(comparison, TASK_MEASURES)
+    if names:
+        scores = comparison["together"]["scores"]
+        rows = [
+            [
+                comparison["labels"][method],
+                *(cell_text(TASK_MEASURES[name], scores[method].get(name)) for name in names),
+            ]
+            for method in comparison["methods"]
+        ]
+        yield "Closed questions", ["Method", *(TASK_MEASURES[name].header for name in names)], rows
 
 
 def kind_rows(comparison: Mapping[str, Any], history: str) -> tuple[list[str], list[list[str]]]:

@@ -92,7 +92,7 @@ def label_counts(given: Sequence[int | None], wanted: Sequence[int], n_labels: i
         if g is not None:
             counts[row, 1, g] = 1
             counts[row, 0, w] = g == w
-    return counts.reshape(len(wanted), -1)
+    return counts.reshape(len(wanted), 3 * n_labels)
 
 
 def macro_f1_of(counts: Array) -> Array:

@@ -187,7 +187,7 @@ def test_differences_are_told_by_kind_of_query(
     def with_kinds(split: UserSplit) -> UserSplit:
         first, second = split.test
         return replace(
-            split, test=(replace(first, kind="direct", answer="red"), replace(second, kind="generic"))
+            split, test=(replace(first, kind="direct", answer="red"), replace(second, kind="generic", answer=None))
         )
 
     kinds = [with_kinds(split) for split in splits]
@@ -201,3 +201,25 @@ def test_differences_are_told_by_kind_of_query(
     told = found["differences"]["milp - base"]["fits:generic"]["rouge_l"]["mean"]
     assert rows[0][-1].startswith(f"{told:+.1f}".replace("-", "−"))
     assert kind_difference_rows(found, "milp", "long") == (["Minus"], [])
+
+
+def test_labels_have_a_table_of_their_own(
+    base: Any, run: RunFolder, splits: list[UserSplit], settings: Settings
+) -> None:
+    def with_labels(split: UserSplit) -> UserSplit:
+        first, second = split.test
+        named = replace(first, response="drama", answer=None), replace(second, response="comedy", answer=None)
+        return replace(split, test=named)
+
+    task = EvaluationSection(
+        max_new_tokens=4, n_bootstrap=50, task="classification", labels=("drama", "comedy")
+    )
+    labelled = [with_labels(split) for split in splits]
+    found = side_by_side(run, labelled, replace(settings, evaluation=task), SOME, pool=InlinePool(base))
+    text = write_comparison(run.compare, found)[0].read_text(encoding="utf-8")
+    table = text[text.index("## Closed questions") :]
+    assert "Macro-F1" in table.splitlines()[2]
+    assert "| One adapter for all |" in table
+    console = Console(width=120, record=True)
+    print_comparison(console, found)
+    assert "Closed questions" in console.export_text()

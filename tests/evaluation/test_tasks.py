@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,3 +158,9 @@ def test_rmse_lies_between_the_mean_and_the_largest_error(errors: list[float]) -
     assert root is not None
     assert mean <= root + 1e-9
     assert root <= max(errors) + 1e-9
+
+
+def test_without_any_wanted_label_there_is_no_macro_f1() -> None:
+    counts = label_counts([], [], 3)
+    assert counts.shape == (0, 9)
+    assert np.isnan(macro_f1_of(counts.sum(axis=0)))
