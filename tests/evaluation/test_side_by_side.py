@@ -186,9 +186,8 @@ def test_differences_are_told_by_kind_of_query(
 ) -> None:
     def with_kinds(split: UserSplit) -> UserSplit:
         first, second = split.test
-        return replace(
-            split, test=(replace(first, kind="direct", answer="red"), replace(second, kind="generic", answer=None))
-        )
+        asked = replace(first, kind="direct", answer="red"), replace(second, kind="generic", answer=None)
+        return replace(split, test=asked)
 
     kinds = [with_kinds(split) for split in splits]
     found = side_by_side(run, kinds, settings, SOME, pool=InlinePool(base))
