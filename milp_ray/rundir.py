@@ -3,6 +3,7 @@
     runs/NAME/
       config.yaml      the resolved configuration
       versions.json    packages, platform, git commit, base model and revision, dataset hash, seed
+      status.json      what the last command on the run is doing, or how it ended
       seconds.json     time by stage
       peak_memory.json the largest memory that a command needed, workers included
       study/           the search: its journal (the truth), and what is rebuilt from it
@@ -83,6 +84,11 @@ class RunFolder:
     def versions_file(self) -> Path:
         """What the run was made with."""
         return self.path / "versions.json"
+
+    @property
+    def status_file(self) -> Path:
+        """What the last command is doing, or how it ended."""
+        return self.path / "status.json"
 
     @property
     def seconds_file(self) -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from milp_ray.personalize.governance.consent import Gate
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
+    from milp_ray.run_status import Recorder
     from milp_ray.rundir import RunFolder
     from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
@@ -42,6 +43,7 @@ class Work:
         )
         self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
         self.batch: BatchSummary | None = None  # what the batch made
+        self.status: Recorder | None = None  # of the commands whose end is recorded
         self.failures: dict[str, Mapping[str, int]] = {}  # stage → reason → users, where some failed
         self._stack = stack
         self._peak = peak

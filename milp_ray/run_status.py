@@ -1,0 +1,147 @@
+"""What a run is doing, or how it ended, in its ``status.json``: for people far away, and for programs.
+
+A job list cannot be trusted with this: of a driver that crashed under `ray submit` Ray's own says that it
+succeeded. The file is written when a stage begins and when the command ends, however it ends; of a command
+that was killed it still says ``running``, and that nobody holds the run any more gives it away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from milp_ray import exit_codes
+from milp_ray.atomic_files import write_json
+from milp_ray.errors import MilpError
+
+if TYPE_CHECKING:
+    from milp_ray.rundir import RunFolder
+
+State = Literal["running", "succeeded", "failed", "stopped", "died"]
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What ``status.json`` says.
+
+    ``died`` is never written: it is a ``running`` whose process is gone. ``reason`` is there for what failed
+    or was stopped, and quotes no user; ``exit_code`` is the command's, once it has ended.
+    """
+
+    state: State
+    command: str
+    stage: str | None
+    reason: str | None
+    exit_code: int | None
+    host: str
+    pid: int
+    started: str
+    updated: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+class Recorder:
+    """Keeps the file up to date while a command works."""
+
+    def __init__(self, path: Path, command: str) -> None:
+        self._path = path
+        now = _now()
+        host, pid = socket.gethostname(), os.getpid()
+        self._status = RunStatus("running", command, None, None, None, host, pid, now, now)
+        self._write()
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        self._status = replace(self._status, stage=name)
+        self._write()
+
+    def ended(self, state: State, exit_code: int, reason: str | None = None) -> None:
+        """The command ends."""
+        self._status = replace(self._status, state=state, exit_code=exit_code, reason=reason)
+        self._write()
+
+    def _write(self) -> None:
+        self._status = replace(self._status, updated=_now())
+        write_json(self._path, self._status.to_dict())
+
+
+@contextmanager
+def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
+    """Record a command that works on a run, from its begin to its end.
+
+    A request to terminate (SIGTERM, which is how clusters and job managers stop a process) becomes the
+    interruption that Ctrl-C is, so that what is finished is kept and the run can go on later.
+    """
+    with _terminated_as_interrupted():
+        recorder = Recorder(run.status_file, command)
+        try:
+            yield recorder
+        except KeyboardInterrupt as interrupted:
+            recorder.ended("stopped", exit_codes.INTERRUPTED, str(interrupted) or "interrupted")
+            raise
+        except MilpError as error:
+            recorder.ended("failed", exit_codes.MISTAKE, str(error))
+            raise
+        except OSError as error:
+            said = os.strerror(error.errno) if error.errno else type(error).__name__
+            recorder.ended("failed", exit_codes.MISTAKE, said)
+            raise
+        except BaseException as error:
+            # The message may quote a user; the class and the log's traceback say enough.
+            recorder.ended("failed", exit_codes.BUG, f"{type(error).__name__} (see the log)")
+            raise
+
+
+def read_status(run: RunFolder) -> RunStatus | None:
+    """The status of a run; ``None`` where no command was recorded on it.
+
+    Raises:
+        MilpError: the file was damaged.
+    """
+    try:
+        found = json.loads(run.status_file.read_text(encoding="utf-8"))
+        status = RunStatus(**found)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise MilpError(f"{run.status_file} cannot be read ({type(error).__name__}); remove it") from None
+    if status.state != "running":
+        return status
+    try:
+        with run.lock():
+            return replace(status, state="died", reason="its process is gone; the same command goes on")
+    except MilpError:
+        return status  # somebody is working on it
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("terminated; the same command continues")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime(_TIME)
