@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from milp_ray import exit_codes, governance_commands, run_commands
+from milp_ray import exit_codes, governance_commands, job_commands, run_commands
 from milp_ray.arguments import ConfigFile, Overrides
 from milp_ray.estimate_command import estimate
 from milp_ray.leakage_command import leakage
@@ -118,6 +118,7 @@ def _top(
 
 
 run_commands.register(app)
+job_commands.register(app)
 governance_commands.register(app)
 app.command()(leakage)
 app.command()(winrate)

@@ -23,6 +23,9 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="Look at all nodes of the cluster before any work begins.")
+    ] = False,
 ) -> None:
     """Run every stage, or what is left of them.
 
@@ -34,7 +37,7 @@ def run(
     from milp_ray.rundir import RunFolder
 
     resolved = load_config(config, overrides or [])
-    if stages.run_all(RunFolder.create(resolved, fresh=fresh), resolved):
+    if stages.run_all(RunFolder.create(resolved, fresh=fresh), resolved, preflight=preflight):
         raise typer.Exit(exit_codes.SOME_FAILED)
 
 

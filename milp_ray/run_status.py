@@ -127,6 +127,24 @@ def read_status(run: RunFolder) -> RunStatus | None:
         return status  # somebody is working on it
 
 
+def interrupt(run: RunFolder) -> None:
+    """Ask the command that works on a run to end as by Ctrl-C.
+
+    Raises:
+        MilpError: none does, or it does so on another machine.
+    """
+    status = read_status(run)
+    if status is None or status.state != "running":
+        state = "was never recorded" if status is None else f"has {status.state}"
+        raise MilpError(f"nothing works on {run.path}: its last command {state}")
+    if status.host != socket.gethostname():
+        raise MilpError(
+            f"{run.path} is worked on by {status.host}: stop it there, or give `milp-ray stop` the cluster's "
+            "--address"
+        )
+    os.kill(status.pid, signal.SIGTERM)
+
+
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():

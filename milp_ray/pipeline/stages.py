@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 STAGES = ("search", "choose", "personalize", "evaluate", "report")
 
 
-def run_all(run: RunFolder, config: Config) -> dict[str, int]:
+def run_all(run: RunFolder, config: Config, *, preflight: bool = False) -> dict[str, int]:
     """Every stage in order; what an earlier command finished is not done again.
+
+    Args:
+        run: where everything goes.
+        config: of the run.
+        preflight: look at all nodes of the cluster before any work begins
+            (:func:`milp_ray.launch.preflight.preflight`).
 
     Returns:
         How many users failed, by the stage in which they did; empty where none has. The others went on.
@@ -41,6 +47,8 @@ def run_all(run: RunFolder, config: Config) -> dict[str, int]:
     with _recorded(run, config, "run") as work:
         # A store that cannot be written is told before the search, not after it.
         run_store(run.adapters, config.personalize).check()
+        if preflight:
+            _preflight(work)
         for stage in STAGES:
             _do(work, stage)
         _close(work)
@@ -113,6 +121,15 @@ def _do(work: Work, stage: str) -> None:
         _FUNCTIONS[stage](work)
     finally:
         work.run.record_seconds(stage, time.perf_counter() - started)
+
+
+def _preflight(work: Work) -> None:
+    from milp_ray.launch.preflight import preflight
+
+    work.ray  # noqa: B018 -- its nodes are what is looked at
+    nodes = preflight(work.config)
+    n_gpus = sum(node.n_gpus for node in nodes)
+    work.say(f"preflight: {len(nodes)} nodes, {n_gpus:g} GPUs, versions and storage are the same on all")
 
 
 def _close(work: Work) -> None:

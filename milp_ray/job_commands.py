@@ -1,0 +1,135 @@
+"""``milp-ray submit``, ``status``, ``logs`` and ``stop``: runs on a cluster, and what any run is doing.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from milp_ray import exit_codes
+from milp_ray.arguments import AsJson, ConfigFile, Overrides, existing_run
+from milp_ray.errors import MilpError
+
+if TYPE_CHECKING:
+    from milp_ray.launch.jobs import Jobs
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
+]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder; with --address a run's name.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``milp-ray``."""
+    for command in (submit, status, logs, stop):
+        app.command()(command)
+
+
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", metavar="FILE", help="A file of Ray's launcher.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Print its output until it ends.")] = True,
+) -> None:
+    """Run a configuration on a cluster.
+
+    With --address as a job of the Jobs API, whose id is the run's name; with --cluster through Ray's
+    launcher. Versions, storage and GPUs are looked at first. An interruption here leaves the job alone; the
+    exit code is the run's. The same command continues a run that stopped.
+    """
+    from milp_ray.config_loader import load_config
+
+    resolved = load_config(config, overrides or [])
+    if (address is None) == (cluster is None):
+        raise MilpError("say where: --address URL of a running cluster's dashboard, or --cluster FILE")
+    if cluster is not None:
+        from milp_ray.launch.launcher import submit_with_launcher
+
+        raise typer.Exit(submit_with_launcher(resolved, cluster))
+    jobs = _jobs(address)
+    name = jobs.submit(resolved)
+    typer.echo(f"submitted {name} to {jobs.address}; files: {resolved.output_dir}/{name}")
+    if wait:
+        raise typer.Exit(_followed(jobs, name))
+
+
+def status(run: Run, address: Address = None, as_json: AsJson = False) -> None:
+    """Say what a run is doing, or how it ended.
+
+    Exit code 0: it runs or has succeeded; 1: it failed, died or was stopped.
+    """
+    if address is not None:
+        job = _jobs(address).get(run)
+        facts = {"run": run, "state": job.state.lower(), "exit_code": job.exit_code, "message": job.message}
+        typer.echo(json.dumps(facts) if as_json else f"{run}: {job.state.lower()}. {job.message}")
+        raise typer.Exit(0 if job.state in {"PENDING", "RUNNING", "SUCCEEDED"} else 1)
+    from milp_ray.run_status import read_status
+
+    folder = existing_run(Path(run))
+    found = read_status(folder)
+    if found is None:
+        raise MilpError(f"{folder.path}: no command was recorded on this run yet; `milp-ray run` is")
+    if as_json:
+        typer.echo(json.dumps({"run": folder.path.name, **found.to_dict()}))
+    else:
+        where = f" in {found.stage}" if found.stage else ""
+        why = f": {found.reason}" if found.reason else ""
+        typer.echo(f"{folder.path}: {found.state}{where}{why}")
+        typer.echo(f"  {found.command} since {found.started}, last heard of {found.updated}, on {found.host}")
+    raise typer.Exit(0 if found.state in {"running", "succeeded"} else 1)
+
+
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")],
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print what a run on a cluster has printed."""
+    jobs = _jobs(address)
+    if follow:
+        raise typer.Exit(_followed(jobs, run))
+    typer.echo(jobs.logs(run), nl=False)
+
+
+def stop(run: Run, address: Address = None) -> None:
+    """Stop a run as Ctrl-C does: what is finished is kept, and the same command continues."""
+    if address is None:
+        from milp_ray.run_status import interrupt
+
+        interrupt(existing_run(Path(run)))
+        typer.echo(f"{run}: asked to stop; `milp-ray status {run}` tells when it has")
+        return
+    if not _jobs(address).stop(run):
+        raise MilpError(f"{run} is not running on {address}")
+    typer.echo(f"{run}: asked to stop; `milp-ray status {run} --address {address}` tells when it has")
+
+
+def _jobs(address: str | None) -> Jobs:
+    from milp_ray.launch.jobs import Jobs
+
+    if address is None:
+        raise MilpError("say which cluster: --address URL of its dashboard, such as http://127.0.0.1:8265")
+    return Jobs(address)
+
+
+def _followed(jobs: Jobs, name: str) -> int:
+    try:
+        state = jobs.follow(name)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nno longer watching; {name} goes on: `milp-ray logs {name} --follow --address {jobs.address}` "
+            f"watches it again, `milp-ray stop {name} --address {jobs.address}` ends it"
+        )
+        return exit_codes.INTERRUPTED
+    if state.state != "SUCCEEDED":
+        typer.secho(f"{name}: {state.state.lower()}. {state.message}", fg=typer.colors.RED, err=True)
+    return state.code

@@ -1,0 +1,225 @@
+"""Runs as jobs of a Ray cluster (its Jobs API): submitted under the run's name, followed, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milp_ray import exit_codes
+from milp_ray.errors import MilpError
+
+if TYPE_CHECKING:
+    from milp_ray.config import Config
+
+CONFIG_FILE = "config.yaml"
+# How `stop` ends a run: as Ctrl-C does, with time for what is in hand to be saved.
+STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+_RETRY_SECONDS = 2.0
+_START_SECONDS = 120.0  # that a head node may take to start all of its processes
+_LONGEST_SILENCE_SECONDS = 600.0  # that a lost connection is waited for
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What the cluster says of a job: Ray's word for its state, its remark, and the command's exit code."""
+
+    state: str
+    message: str
+    exit_code: int | None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in {"SUCCEEDED", "FAILED", "STOPPED"}
+
+    @property
+    def code(self) -> int:
+        """The exit code that stands for the job's end."""
+        if self.exit_code is not None:
+            return self.exit_code
+        return {"SUCCEEDED": 0, "STOPPED": exit_codes.INTERRUPTED}.get(self.state, exit_codes.BUG)
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Args:
+        address: the dashboard's, such as http://127.0.0.1:8265.
+
+    Raises:
+        MilpError: nobody answers there, or a token is missing.
+    """
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        try:
+            self._client = JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise MilpError(
+                f"no Ray dashboard answers at {address} ({_first_line(error)}); reach it with "
+                "`ray dashboard CLUSTER` and give its address, such as http://127.0.0.1:8265; one with token "
+                "authentication wants RAY_AUTH_MODE=token and ~/.ray/auth_token here, too"
+            ) from None
+
+    def submit(self, config: Config) -> str:
+        """Submit a run under its name, which is the job's id; an earlier job of the name that ended goes.
+
+        Raises:
+            MilpError: it is running already, or its files would be lost with the job.
+        """
+        from milp_ray.config_loader import dump_config
+
+        check_paths(config)
+        before = self.find(config.name)
+        if before is not None and not before.has_ended:
+            raise MilpError(
+                f"{config.name} is {before.state} on {self.address} already; watch it with `milp-ray logs "
+                f"{config.name} --address {self.address}`, or choose another name=…"
+            )
+        if before is not None:
+            self._client.delete_job(config.name)
+        with tempfile.TemporaryDirectory(prefix="milp_ray-") as folder:
+            (Path(folder) / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
+            return self._submit(config, folder)
+
+    def _submit(self, config: Config, folder: str) -> str:
+        """Submit the configuration in a folder, once the head node can take it; the job's id."""
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return str(
+                    self._client.submit_job(
+                        entrypoint=f"python -m milp_ray run {CONFIG_FILE} ray.address=auto --preflight",
+                        submission_id=config.name,
+                        runtime_env={"working_dir": folder, "env_vars": STOP},
+                        metadata={"run": config.name, "output_dir": str(config.output_dir)},
+                    )
+                )
+            except RuntimeError as error:
+                # Ray has no class for it: its nodes' agents start after the dashboard.
+                if "No available agent" in str(error) and time.monotonic() < deadline:
+                    time.sleep(_RETRY_SECONDS)
+                    continue
+                raise MilpError(
+                    f"{self.address} did not take the job ({_last_line(error)}); look at the cluster with "
+                    "`ray status`, and submit again"
+                ) from None
+
+    def find(self, name: str) -> JobState | None:
+        """A job by its run's name; ``None``: there is none."""
+        try:
+            info = self._client.get_job_info(name)
+        except RuntimeError as error:
+            if "does not exist" in str(error) or "404" in str(error):
+                return None
+            raise MilpError(f"{self.address} does not tell about {name} ({_first_line(error)})") from None
+        return JobState(info.status.value, info.message or "", info.driver_exit_code)
+
+    def get(self, name: str) -> JobState:
+        """A job by its run's name.
+
+        Raises:
+            MilpError: there is none.
+        """
+        found = self.find(name)
+        if found is None:
+            raise MilpError(f"there is no job {name!r} on {self.address}; a job goes by its run's name")
+        return found
+
+    def logs(self, name: str) -> str:
+        """All that a job has printed."""
+        self.get(name)
+        return str(self._client.get_job_logs(name))
+
+    def stop(self, name: str) -> bool:
+        """Ask a job to end as by Ctrl-C; whether it was running."""
+        self.get(name)
+        return bool(self._client.stop_job(name))
+
+    def follow(self, name: str, write: Callable[[str], Any] = sys.stdout.write) -> JobState:
+        """Print what a job prints until it ends, across lost connections; nothing is printed twice.
+
+        Raises:
+            MilpError: the cluster was silent for ten minutes.
+        """
+        from aiohttp import ClientError
+
+        output = _Output(write)
+        heard = time.monotonic()
+        while True:
+            try:
+                asyncio.run(self._tail(name, output))
+                state = self.get(name)
+                if state.has_ended:
+                    output.show(str(self._client.get_job_logs(name)), 0)
+                    return state
+                heard = time.monotonic()
+            except (OSError, RuntimeError, ClientError) as error:
+                if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
+                    raise MilpError(
+                        f"{self.address} has been silent for ten minutes ({type(error).__name__}); the job "
+                        f"may go on: `milp-ray logs {name} --address {self.address}` looks again"
+                    ) from None
+            time.sleep(_RETRY_SECONDS)
+
+    async def _tail(self, name: str, output: _Output) -> None:
+        """Print what is new until the stream ends; it begins anew with every connection."""
+        position = 0
+        async for text in self._client.tail_job_logs(name):
+            output.show(text, position)
+            position += len(text)
+
+
+class _Output:
+    """A job's output, of which every character is written once, however often it comes."""
+
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        self._write = write
+        self._n_written = 0
+
+    def show(self, text: str, position: int) -> None:
+        """Write what is new in a piece of the output that begins at ``position``."""
+        new = text[max(0, self._n_written - position) :]
+        if new:
+            self._write(new)
+            self._n_written += len(new)
+
+
+def check_paths(config: Config) -> None:
+    """Refuse what would lie in the job's own folder, which goes with the job.
+
+    Raises:
+        MilpError: the run folder, users' files or a base are relative to a working directory.
+    """
+    relative = {}
+    if not Path(config.output_dir).is_absolute():
+        relative["output_dir"] = str(config.output_dir)
+    for path in config.users.paths:
+        if isinstance(path, Path) and not path.is_absolute():
+            relative["users.paths"] = str(path)
+    if config.base.model.startswith((".", "~")):
+        relative["base.model"] = config.base.model
+    if relative:
+        named = ", ".join(f"{key}={value}" for key, value in relative.items())
+        raise MilpError(
+            f"{named}: on a cluster these are looked for in the job's own folder, which goes with it; give "
+            "absolute paths on storage that all nodes share, or URIs"
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of what the cluster says, which is usually a traceback of its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
