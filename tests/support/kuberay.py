@@ -1,7 +1,7 @@
 """The fields of KubeRay's and Kubernetes' objects that our manifests use, and no others.
 
 The API server drops a field that it does not know, so a misspelt one is lost silently; here it is refused.
-Names and types are those of KubeRay 1.6's API reference (ray.io/v1) and of Kubernetes' core/v1.
+Names and types are those of KubeRay 1.6.2's API reference (ray.io/v1) and of Kubernetes' core/v1.
 """
 
 from __future__ import annotations
