@@ -80,6 +80,15 @@ def test_both_start_commands_ask_for_the_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_ray_start_has_the_options(name: str) -> None:
+    from ray.scripts.scripts import start
+
+    for command in start_commands(name):
+        words = command[command.index("ray start") + len("ray start") :].split()
+        start.make_context("start", words)  # an option that is not there raises
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_the_dashboard_is_on_loopback(name: str) -> None:
     head, worker = start_commands(name)
     assert option(head, "dashboard-host") == "127.0.0.1"
