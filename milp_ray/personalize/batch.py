@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
+from milp_ray.gauges import Gauges
 from milp_ray.personalize.intake import Intake, Item
 from milp_ray.personalize.making import load_worker_base, make_adapters
 from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
@@ -156,7 +157,7 @@ def personalize(
     store.check()
     with ExitStack() as stack:
         bar = stack.enter_context(progress(STAGE, _length(splits), unit="users", pace=True))
-        tally = stack.enter_context(Tally(run.failed_file, bar))
+        tally = stack.enter_context(Tally(run.failed_file, bar, Gauges(run.path.name)))
         intake = Intake(store, recipe, tally, max_characters=section.max_characters)
         pending = intake.items(_with_progress(splits, tally))
         started = time.perf_counter()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from milp_ray.gauges import Gauges
 from milp_ray.personalize.hands import Outcome
 from milp_ray.personalize.layouts.tally import LayoutTally
 from milp_ray.personalize.store import hash_id
@@ -66,8 +68,10 @@ class Tally:
     as it is known.
     """
 
-    def __init__(self, failed_file: Path, bar: Progress) -> None:
+    def __init__(self, failed_file: Path, bar: Progress, gauges: Gauges | None = None) -> None:
         self.summary = BatchSummary()
+        self._gauges = gauges
+        self._started = time.perf_counter()
         self._path = failed_file
         self._bar = bar
 
@@ -142,6 +146,18 @@ class Tally:
         known = self.summary.reasons
         known[general if general in known or len(known) < MOST_REASONS else OTHER_REASONS] += 1
 
+    def _tell_gauges(self) -> None:
+        if self._gauges is None:
+            return
+        summary, seconds = self.summary, max(1e-3, time.perf_counter() - self._started)
+        self._gauges.set(
+            users_finished=summary.done + summary.skipped,
+            users_failed=summary.failed,
+            users_per_minute=60.0 * summary.done / seconds,
+            tokens_per_second=summary.tokens / seconds,
+            worker_memory_mib=summary.peak_rss_mib,
+        )
+
     def _show(self, *, worked: bool) -> None:
         counts = {
             "finished before": self.summary.skipped,
@@ -150,3 +166,4 @@ class Tally:
         }
         note = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         self._bar.advance(note=note, worked=worked)
+        self._tell_gauges()

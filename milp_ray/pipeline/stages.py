@@ -150,6 +150,7 @@ def _close(work: Work) -> None:
 
 
 def _search(work: Work) -> None:
+    from milp_ray.gauges import Gauges
     from milp_ray.progress import progress
     from milp_ray.search.study import StudySettings, run_study
     from milp_ray.training.shapes import base_shapes
@@ -162,6 +163,7 @@ def _search(work: Work) -> None:
     shapes = base_shapes(config.base)
     settings = StudySettings.of(config)
     work.ray  # noqa: B018 -- a study needs Ray to be up
+    gauges = Gauges(work.run.path.name)
     with progress("search", config.search.n_trials, unit="trials") as bar:
         shown = 0
 
@@ -173,6 +175,17 @@ def _search(work: Work) -> None:
             notes += ["proposing layouts"] if now.is_suggesting else []
             bar.advance(now.n_ended - shown, note=", ".join(notes))
             shown = now.n_ended
+            gauges.set(
+                trials_running=now.n_running,
+                trials_finished=now.n_ended,
+                trials_failed=now.n_failed,
+                trials_stopped_early=now.n_stopped,
+                best_validation_loss=now.best.get("validation_loss"),
+                best_rouge_l=now.best.get("rouge_l"),
+                hypervolume=now.hypervolume,
+                suggestion_seconds=now.suggestion_seconds,
+                idle_slots=now.n_idle,
+            )
 
         result = run_study(work.run.study, settings, probes, shapes, tell)
         bar.advance(len(result.trials) - shown)  # a search that an earlier command finished

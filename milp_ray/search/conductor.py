@@ -19,9 +19,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
@@ -49,6 +50,10 @@ class StudyProgress:
     n_trials: int
     hypervolume: float | None
     is_suggesting: bool  # the next batch is being proposed
+    n_running: int = 0
+    n_idle: int = 0  # slots that wait for a layout
+    suggestion_seconds: float | None = None  # of the latest batch that this process asked for
+    best: Mapping[str, float] = field(default_factory=dict)  # objective → the best value of any trial
 
 
 class Conductor:
@@ -82,6 +87,7 @@ class Conductor:
         self._n_processes = n_slots if n_processes is None else n_processes
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
+        self._suggestion_seconds: float | None = None
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed, portfolio)
 
@@ -251,6 +257,7 @@ class Conductor:
         if proposals is None or self._asked_at is None:
             return
         seconds, self._asked_at = time.monotonic() - self._asked_at, None
+        self._suggestion_seconds = seconds
         n_there = sum(trial.batch == asked.batch for trial in self._trials)
         self._suggest([(p.raw, p.generator) for p in proposals[n_there:]], asked.batch, seconds)
         self._report()
@@ -289,8 +296,20 @@ class Conductor:
                 n_trials=self._section.n_trials,
                 hypervolume=self._hypervolume.of(self._journal.state),
                 is_suggesting=self._asked_at is not None,
+                n_running=len(self._running),
+                n_idle=0 if self._are_all_suggested() else max(0, self._n_slots - len(self._running)),
+                suggestion_seconds=self._suggestion_seconds,
+                best=self._best(),
             )
         )
+
+    def _best(self) -> dict[str, float]:
+        found = {}
+        for name in self._section.objectives:
+            values = [trial.metrics[name] for trial in self._journal.state.completed]
+            if values:
+                found[name] = min(values) if KNOWN_OBJECTIVES[name].direction == "min" else max(values)
+        return found
 
 
 def _is_finite(value: Any) -> bool:

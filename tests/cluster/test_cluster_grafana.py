@@ -10,25 +10,9 @@ from typing import Any
 
 import pytest
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "cluster" / "grafana" / "milp_ray.json"
+from milp_ray.gauges import DESCRIPTIONS
 
-# Gauges with the tag `run`; Ray exports each as ray_<name>.
-METRICS = (
-    "milp_trials_running",
-    "milp_trials_finished",
-    "milp_trials_failed",
-    "milp_trials_stopped_early",
-    "milp_best_validation_loss",
-    "milp_best_rouge_l",
-    "milp_hypervolume",
-    "milp_suggestion_seconds",
-    "milp_idle_slots",
-    "milp_users_finished",
-    "milp_users_failed",
-    "milp_users_per_minute",
-    "milp_tokens_per_second",
-    "milp_gpu_memory_mib",
-)
+DASHBOARD = Path(__file__).resolve().parents[2] / "cluster" / "grafana" / "milp_ray.json"
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +30,12 @@ def test_every_query_is_of_one_metric_of_the_chosen_runs(dashboard: dict[str, An
     for query in found:
         match = re.fullmatch(r'max by \(run\) \(ray_(\w+)\{run=~"\$run"\}\)', query)
         assert match, query
-        assert match[1] in METRICS
+        assert match[1] in DESCRIPTIONS
 
 
 def test_every_metric_is_shown(dashboard: dict[str, Any]) -> None:
     shown = {name for query in queries(dashboard) for name in re.findall(r"ray_(milp_\w+)", query)}
-    assert shown == set(METRICS)
+    assert shown == set(DESCRIPTIONS)
 
 
 def test_panels_have_an_id_of_their_own_and_say_what_they_show(dashboard: dict[str, Any]) -> None:
@@ -85,6 +69,6 @@ def test_the_variables_are_the_data_source_and_the_run(dashboard: dict[str, Any]
     assert variables["datasource"]["query"] == "prometheus"
     asked = re.fullmatch(r'label_values\(\{__name__=~"(.+)"\}, run\)', variables["run"]["query"]["query"])
     assert asked
-    assert all(re.fullmatch(asked[1], f"ray_{name}") for name in METRICS)
+    assert all(re.fullmatch(asked[1], f"ray_{name}") for name in DESCRIPTIONS)
     names = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard)))
     assert names - {"__all"} == set(variables)
