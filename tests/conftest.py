@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from milp_ray.rundir import RunFolder
+    from milp_ray.training.base import Base
 
 # A time limit an example fails where other work holds the cores, and says nothing about a rule.
 hypothesis.settings.register_profile("milp_ray", deadline=None)
@@ -188,6 +189,22 @@ def tiny_roberta_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         type_vocab_size=1,
         is_decoder=True,
     )
+
+
+@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
+def scaled_base(request: pytest.FixtureRequest) -> Base:
+    """A tiny base of each architecture, in which what stands before a token decides the next one, too.
+
+    With weights as small as they are drawn, the last token alone would.
+    """
+    from milp_ray.config.base import BaseSection
+    from milp_ray.training.base import load_base
+
+    base = load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
+    for name, weight in base.model.named_parameters():
+        if weight.dim() == 2 and not any(part in name for part in ("embed", "wte", "wpe", "head")):
+            weight.data.mul_(12.0)
+    return base
 
 
 # -------------------------------------------------------------------------------------------------- users

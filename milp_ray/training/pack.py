@@ -2,9 +2,9 @@
 
 Every job sits in a slot of a rack (:mod:`milp_ray.training.rack`). A step takes the next batch of each job,
 puts their sequences on one line of tokens without padding (:mod:`milp_ray.training.flat`), runs the base once
-over it, and steps each job by its own mean loss, clipping, learning rate and moments. A job that ends is
-measured and handed out at once, and its slot goes to the next one. No job's result depends on its neighbours
-beyond rounding. Jobs may come and be taken out while the pack runs.
+over it (:mod:`milp_ray.training.packed_base`), and steps each job by its own mean loss, clipping, learning
+rate and moments. A job that ends is measured and handed out at once, and its slot goes to the next one. No
+job's result depends on its neighbours beyond rounding. Jobs may come and be taken out while the pack runs.
 """
 
 from __future__ import annotations
@@ -14,26 +14,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from milp_ray.errors import MilpError
-from milp_ray.memory.lora import lora_alpha, target_modules
-from milp_ray.training.checkpoint import Progress, Tensors, checkpoint_at
+from milp_ray.memory.lora import target_modules
+from milp_ray.training.checkpoint import Progress, checkpoint_at
 from milp_ray.training.distributed import Processes
-from milp_ray.training.engine import engine_around
-from milp_ray.training.flat import FlatView, can_lie_flat, flat_attention
-from milp_ray.training.flat_batch import FlatBatch, Part, flat_batch, pieces_of, together
-from milp_ray.training.flat_prefix import FlatPrefix
-from milp_ray.training.fused import fused_operations
+from milp_ray.training.flat import can_lie_flat
 from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import plan_job
-from milp_ray.training.pack_module import PackModule
-from milp_ray.training.pack_optimizer import SlotAdamW
-from milp_ray.training.packed_lora import packed
-from milp_ray.training.rack import Rack, pairs_of
+from milp_ray.training.packed_base import PackedBase
 from milp_ray.training.slot_job import SlotJob
 from milp_ray.training.start import first_weights
 
@@ -47,7 +40,6 @@ if TYPE_CHECKING:
 _TOO_LARGE = (
     "one job's batch alone does not fit the device's memory; lower training.batch_size or training.max_length"
 )
-_TOKENS_A_PASS = {"cpu": 4096, "cuda": 32768}  # of a pass that only measures
 
 
 def can_pack(base: Base, section: TrainingSection) -> bool:
@@ -123,9 +115,8 @@ class Pack:
         self._queue: list[tuple[Job, int | None]] = []
         self._waiting: Counter[CanonicalLayout] = Counter()  # jobs that have a slot, too
         self._active: list[SlotJob] = []
-        self._racks: dict[CanonicalLayout, Rack] = {}
+        self._packed = PackedBase(base, section)
         self._jobs_a_pass = sys.maxsize
-        self._view: FlatView | None = None  # while the pack has hold of the base
 
     @property
     def has_jobs(self) -> bool:
@@ -155,32 +146,19 @@ class Pack:
     @contextmanager
     def on_base(self, modules: Iterable[str]) -> Iterator[None]:
         """Take hold of the base, whose maps ``modules`` may carry LoRA; a job must be waiting."""
-        base = self._base
-        with ExitStack() as stack:
-            stack.enter_context(fused_operations(base))
-            view = stack.enter_context(flat_attention(base))
-            context = stack.enter_context(packed(base, modules))
-            self._prefix = FlatPrefix(base, view, _tokens_a_pass(base))
-            stack.enter_context(self._prefix.aside())
-            self._module = PackModule(base, view, context, self._prefix)
-            # DeepSpeed wants something to step from the beginning; racks come and go.
-            self._rack_for(self._queue[0][0].layout)
-            self._optimizer = SlotAdamW(self._racks.values(), self._section)
-            self._engine = stack.enter_context(engine_around(self._module, self._optimizer, base))
-            self._view = view
+        first = self._queue[0][0].layout
+        with self._packed.held(modules, first, self._n_slots(first)):
             yield
 
-    @contextmanager
-    def lent_base(self) -> Iterator[None]:
+    def lent_base(self) -> AbstractContextManager[None]:
         """Between two steps, the base for other uses than the pack's: to generate, or to measure it alone."""
-        with self._view.aside() if self._view is not None else nullcontext():
-            yield
+        return self._packed.lent()
 
     def step(self) -> None:
         """Fill the slots, and take one optimizer step of every job that has one."""
         self._fill()
         if self._active:
-            self._step(self._engine)
+            self._step()
             self._close_epochs()
 
     # ------------------------------------------------------------------------------------------- slots
@@ -202,13 +180,13 @@ class Pack:
         self._run_below(begun)
         self._active += self._advance(begun)
         # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
-        order = {id(rack): i for i, rack in enumerate(self._racks.values())}
+        order = {id(rack): i for i, rack in enumerate(self._packed.racks.values())}
         self._active.sort(key=lambda j: (order[id(j.rack)], j.slot))
 
     def _next_waiting(self) -> tuple[Job, int | None] | None:
         """The first that waits and finds room in the rack of its layout."""
         for i, (job, _) in enumerate(self._queue):
-            rack = self._racks.get(job.layout)
+            rack = self._packed.racks.get(job.layout)
             if rack is None or rack.free:
                 return self._queue.pop(i)
         return None
@@ -220,11 +198,11 @@ class Pack:
         started = time.perf_counter()
         seated = [*self._active, *begun]
         lowest = min(slot_job.plan.job.layout.layers[0] for slot_job in seated)
-        if lowest != self._prefix.first_layer:
-            self._prefix.move(lowest, [t for slot_job in self._active for t in slot_job.all_texts])
+        if lowest != self._packed.prefix.first_layer:
+            self._packed.prefix.move(lowest, [t for slot_job in self._active for t in slot_job.all_texts])
         else:
             seated = begun
-        self._prefix.keep([t for slot_job in seated for t in slot_job.all_texts if len(t)])
+        self._packed.prefix.keep([t for slot_job in seated for t in slot_job.all_texts if len(t)])
         seconds = time.perf_counter() - started
         n_tokens = sum(slot_job.n_tokens for slot_job in seated)
         for slot_job in seated:
@@ -232,7 +210,7 @@ class Pack:
 
     def _seat(self, job: Job, until_epoch: int | None) -> SlotJob:
         plan = plan_job(job, self._base, self._section, self._prompt)
-        rack = self._rack_for(job.layout)
+        rack = self._packed.rack_for(job.layout, self._n_slots(job.layout))
         slot = rack.free.pop()
         found = None
         if self._hooks.checkpoint_dir is not None:
@@ -243,37 +221,21 @@ class Pack:
             rack.load(slot, first_weights(job, tuple(rack.pairs.values())))
             rack.forget(slot)
         else:
-            rack.load(slot, _part(tensors, "lora."))
-            rack.restore(slot, _part(tensors, "moments."))
-            slot_job.best = _part(tensors, "best.")
+            slot_job.restore(tensors)
         return slot_job
 
-    def _rack_for(self, layout: CanonicalLayout) -> Rack:
-        rack = self._racks.get(layout)
-        if rack is None:
-            rack = Rack(
-                layout,
-                pairs_of(layout, self._base.spec, self._base.shapes),
-                float(lora_alpha(layout.rank, self._section.lora_alpha)) / layout.rank,
-                max(1, min(self.size, self._waiting[layout])),
-                device=self._base.device,
-                dtype=self._base.dtype,
-            )
-            self._racks[layout] = rack
-            self._module.racks[layout.key] = rack.weights
-            if len(self._racks) > 1:
-                self._optimizer.add(rack)
-        return rack
+    def _n_slots(self, layout: CanonicalLayout) -> int:
+        """Of a new rack: as many as jobs of the layout could use."""
+        return max(1, min(self.size, self._waiting[layout]))
 
     def _leave(self, slot_job: SlotJob) -> None:
-        rack, layout = slot_job.rack, slot_job.plan.job.layout
-        rack.free.append(slot_job.slot)
+        layout = slot_job.plan.job.layout
+        slot_job.rack.free.append(slot_job.slot)
         for texts in slot_job.all_texts:
-            self._prefix.drop(texts)
+            self._packed.prefix.drop(texts)
         self._waiting[layout] -= 1
-        if not self._waiting[layout] and len(self._racks) > 1:
-            del self._racks[layout], self._module.racks[layout.key]
-            self._optimizer.remove(rack)
+        if not self._waiting[layout]:
+            self._packed.drop_rack(layout)
 
     def _fail(self, slot_job: SlotJob, error: MilpError) -> None:
         self._leave(slot_job)
@@ -281,7 +243,7 @@ class Pack:
 
     # -------------------------------------------------------------------------------------------- steps
 
-    def _step(self, engine: Any) -> None:
+    def _step(self) -> None:
         """One optimizer step of every job that has a slot."""
         started = time.perf_counter()
         parts = [slot_job.next_part() for slot_job in self._active]
@@ -289,15 +251,16 @@ class Pack:
         while done < len(parts):
             n = min(self._jobs_a_pass, len(parts) - done)
             jobs, some = self._active[done : done + n], parts[done : done + n]
-            self._optimizer.steps = [slot_job.next_step() for slot_job in jobs]
             try:
-                self._pass(engine, jobs, some)
+                sums = self._packed.train(some, [slot_job.next_step() for slot_job in jobs])
             except torch.OutOfMemoryError:
-                self._make_room(jobs)
+                self._jobs_a_pass = max(1, n // 2)
                 if n == 1:
                     del parts[done]
                     self._fail(self._active.pop(done), MilpError(_TOO_LARGE))
             else:
+                for slot_job, nll in zip(jobs, sums, strict=True):
+                    slot_job.epoch_nll += nll
                 done += n
         seconds = time.perf_counter() - started
         n_tokens = sum(part.n_tokens for part in parts)
@@ -307,36 +270,6 @@ class Pack:
             if self._hooks.on_progress is not None:
                 job, progress = slot_job.plan.job, slot_job.progress
                 self._hooks.on_progress(job.job_id, progress.steps, slot_job.plan.n_steps)
-
-    def _pass(self, engine: Any, jobs: list[SlotJob], parts: list[Part]) -> None:
-        """Forward, backward and the optimizer step of some jobs: each by the mean of its own targets."""
-        batch, device = self._batch(parts), self._base.device
-        n_targets = [part.n_targets for part in parts]
-        totals = torch.tensor([part.total_weight for part in parts], device=device)
-        shares = torch.repeat_interleave(1.0 / totals, torch.tensor(n_targets, device=device))
-        weights = None
-        if any(part.texts.weights is not None for part in parts):
-            weights = torch.tensor([w for part in parts for w in part.target_weights], device=device)
-            shares = shares * weights
-        loss = engine(batch, shares, self._section.dropout)
-        engine.backward(loss)
-        engine.step()
-        nll = self._module.last_nll if weights is None else self._module.last_nll * weights
-        # Fetched in one go: each fetch waits for the device.
-        sums = torch.stack([own.double().sum() for own in nll.split(n_targets)]).tolist()
-        for slot_job, own in zip(jobs, sums, strict=True):
-            slot_job.epoch_nll += own
-
-    def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
-        return flat_batch(parts, self._base.device, self._prefix.states_of(parts))
-
-    def _make_room(self, jobs: list[SlotJob]) -> None:
-        """After a pass that did not fit: as if it had not been begun, and fewer jobs in the next ones."""
-        for slot_job in jobs:
-            slot_job.rack.gradients[slot_job.slot].zero_()
-        self._jobs_a_pass = max(1, len(jobs) // 2)
-        if self._base.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     # ------------------------------------------------------------------------------- between the steps
 
@@ -424,42 +357,13 @@ class Pack:
     def _validation_losses(self, jobs: list[SlotJob]) -> list[float | None]:
         """Mean loss a response token over each job's validation pairs; ``None`` where there are none."""
         started = time.perf_counter()
-        most = _tokens_a_pass(self._base)
-        pieces: list[tuple[int, Part]] = []
-        for i, slot_job in enumerate(jobs):
-            whole = slot_job.validation_part()
-            pieces += [
-                (i, Part(whole.texts, piece, whole.segment))
-                for piece in pieces_of(whole.texts, whole.chosen, most)
-            ]
-        sums, counts = [0.0] * len(jobs), [0] * len(jobs)
-        with torch.no_grad():
-            for some in together(pieces, most):
-                parts = [part for _, part in some]
-                nll = self._module.nll(self._batch(parts), 0.0).double()
-                sizes = [part.n_targets for part in parts]
-                own = torch.stack([nll_of.sum() for nll_of in nll.split(sizes)]).tolist()
-                for (i, _), total, n in zip(some, own, sizes, strict=True):
-                    sums[i] += total
-                    counts[i] += n
+        losses = self._packed.mean_losses([slot_job.validation_part() for slot_job in jobs])
         seconds = (time.perf_counter() - started) / max(1, len(jobs))
         for slot_job in jobs:
             slot_job.seconds += seconds
-        return [total / n if n else None for total, n in zip(sums, counts, strict=True)]
+        return losses
 
     def _write(self, slot_job: SlotJob) -> None:
-        if self._hooks.checkpoint_dir is None:
-            return
-        rack, slot = slot_job.rack, slot_job.slot
-        tensors = {f"lora.{name}": t for name, t in rack.read(slot).items()}
-        tensors |= {f"best.{name}": t for name, t in slot_job.best.items()}
-        tensors |= {f"moments.{name}": t for name, t in rack.moments(slot).items()}
-        checkpoint_at(self._hooks.checkpoint_dir, slot_job.plan.job.job_id).write(slot_job.progress, tensors)
-
-
-def _part(tensors: Tensors, head: str) -> Tensors:
-    return {name.removeprefix(head): t for name, t in tensors.items() if name.startswith(head)}
-
-
-def _tokens_a_pass(base: Base) -> int:
-    return _TOKENS_A_PASS.get(base.device.type, 4096)
+        if self._hooks.checkpoint_dir is not None:
+            checkpoint = checkpoint_at(self._hooks.checkpoint_dir, slot_job.plan.job.job_id)
+            checkpoint.write(slot_job.progress, slot_job.tensors())

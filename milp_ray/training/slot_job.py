@@ -128,6 +128,18 @@ class SlotJob:
         self.progress.tokens += part.n_tokens
         self.epoch_weight += part.total_weight
 
+    def tensors(self) -> Tensors:
+        """What a checkpoint keeps beside the progress: weights, the best ones so far, and moments."""
+        tensors = {f"lora.{name}": t for name, t in self.rack.read(self.slot).items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        return tensors | {f"moments.{name}": t for name, t in self.rack.moments(self.slot).items()}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Put back what :meth:`tensors` gave."""
+        self.rack.load(self.slot, _named(tensors, "lora."))
+        self.rack.restore(self.slot, _named(tensors, "moments."))
+        self.best = _named(tensors, "best.")
+
     def check_finite(self, mean: float) -> None:
         """Refuse a training loss that is no number.
 
@@ -145,3 +157,8 @@ class SlotJob:
     def _dropout_seed(self) -> int:
         what = f"{self.plan.job.seed}/{self.stage.name}/{self.progress.stage_steps}"
         return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=7).digest(), "little")
+
+
+def _named(tensors: Tensors, head: str) -> Tensors:
+    """Those whose names begin so, by the rest of them."""
+    return {name.removeprefix(head): t for name, t in tensors.items() if name.startswith(head)}

@@ -28,7 +28,6 @@ from milp_ray.personalize.store import AdapterStore
 from milp_ray.personalize.update.journal import KEPT, Journal
 from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
-from milp_ray.training.base import load_base
 from milp_ray.users.records import Turn, UserSplit
 
 TRAINING = TrainingSection(memory_epochs=1, instruction_epochs=1, learning_rate=1e-2)
@@ -70,11 +69,6 @@ class InlinePool:
         return choke if user in self.broken else function
 
 
-@pytest.fixture(scope="module")
-def base(tiny_llama_dir: Path) -> Any:
-    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
-
-
 @pytest.fixture
 def recipe(tiny_llama_dir: Path) -> Recipe:
     return Recipe(
@@ -85,11 +79,6 @@ def recipe(tiny_llama_dir: Path) -> Recipe:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "a=b")  # a name that Arrow would take for a partition of a data set
-
-
-@pytest.fixture
-def splits(make_split: Any) -> list[UserSplit]:
-    return [make_split(f"u-{i}", n_turns=3, n_train=2, n_val=1, n_test=2) for i in range(3)]
 
 
 @pytest.fixture

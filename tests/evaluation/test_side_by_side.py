@@ -30,16 +30,10 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.shared import Shared
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.rundir import RunFolder
-from milp_ray.training.base import load_base
 from milp_ray.users.records import UserSplit
 
 SOME = CompareSection(methods=("base", "milp", "shared_adapter"), n_seeds=2)
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_llama_dir: Path) -> Any:
-    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
 
 
 @pytest.fixture

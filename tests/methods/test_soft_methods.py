@@ -35,16 +35,6 @@ METHODS = MethodsSection(user_encoder=ENCODER)
 SOFT_METHODS = ("uelp", "soft_fused")
 
 
-@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
-def any_base(request: pytest.FixtureRequest) -> Base:
-    base = load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
-    # As small as they are drawn, what stands before a token hardly reaches it.
-    for name, weight in base.model.named_parameters():
-        if weight.dim() == 2 and not any(part in name for part in ("embed", "wte", "wpe", "head")):
-            weight.data.mul_(12.0)
-    return base
-
-
 @pytest.fixture(scope="module")
 def base(tiny_llama_dir: Path) -> Base:
     return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
@@ -104,10 +94,10 @@ def test_states_look_backwards_only(base: Base) -> None:
     assert not torch.allclose(before[:, 4:], after[:, 4:], atol=1e-3)
 
 
-def test_a_fresh_soft_prompt_is_of_the_size_of_the_bases_embeddings(any_base: Base) -> None:
+def test_a_fresh_soft_prompt_is_of_the_size_of_the_bases_embeddings(scaled_base: Base) -> None:
     vectors = [torch.randn(9, 32, generator=torch.Generator().manual_seed(0))]
-    soft = new_encoder(any_base, vectors, ENCODER, 1)(*padded(vectors, any_base.device))
-    table = any_base.model.get_input_embeddings().weight
+    soft = new_encoder(scaled_base, vectors, ENCODER, 1)(*padded(vectors, scaled_base.device))
+    table = scaled_base.model.get_input_embeddings().weight
     assert 0.5 < float(soft.detach().std() / table.std()) < 2.0
 
 
@@ -132,25 +122,25 @@ def test_one_turn_has_no_next_one_and_gives_no_loss(base: Base) -> None:
 
 
 def test_training_through_the_frozen_base_lowers_the_loss_of_responses(
-    any_base: Base, make_split: Callable[..., UserSplit]
+    scaled_base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(any_base, [make_split(f"u-{i}") for i in range(2)])
+    requests = requests_on(scaled_base, [make_split(f"u-{i}") for i in range(2)])
     section = ENCODER.model_copy(update={"epochs": 12, "learning_rate": 1e-2, "dropout": 0.0})
-    vectors = text_vectors(any_base, [[turn.text for turn in one.split.history] for one in requests])
-    encoder = new_encoder(any_base, vectors, section, 1)
-    before = {name: weight.clone() for name, weight in any_base.model.state_dict().items()}
+    vectors = text_vectors(scaled_base, [[turn.text for turn in one.split.history] for one in requests])
+    encoder = new_encoder(scaled_base, vectors, section, 1)
+    before = {name: weight.clone() for name, weight in scaled_base.model.state_dict().items()}
     losses = train_on_responses(
         encoder,
-        lambda some: encoder(*padded([vectors[one.user] for one in some], any_base.device)),
+        lambda some: encoder(*padded([vectors[one.user] for one in some], scaled_base.device)),
         past_examples(requests, section.n_soft),
-        any_base,
+        scaled_base,
         section,
         seed=1,
     )
     # Two steps go through all examples once.
     assert sum(losses[-2:]) < sum(losses[:2]) - 0.02
-    assert all(torch.equal(before[name], weight) for name, weight in any_base.model.state_dict().items())
-    assert all(weight.grad is None for weight in any_base.model.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in scaled_base.model.state_dict().items())
+    assert all(weight.grad is None for weight in scaled_base.model.parameters())
 
 
 def test_a_rate_too_large_is_told_by_its_option(base: Base, make_split: Callable[..., UserSplit]) -> None:

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
-from milp_ray.training.base import Base, load_base
+from milp_ray.training.base import Base
 from milp_ray.training.data import instruction_set, make_batch
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.response_loss import Wanted, response_losses
@@ -23,14 +22,9 @@ EXAMPLES = (Example("Where do I live?", "In Rome."), Example("Who?", "Your siste
 PREFIX = "I live in Rome.\n"
 
 
-@pytest.fixture(scope="module", params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir"])
-def base(request: pytest.FixtureRequest) -> Base:
-    base = load_base(BaseSection(model=str(request.getfixturevalue(request.param)), device="cpu"))
-    # As small as they are drawn, the last token alone would decide the next one.
-    for name, weight in base.model.named_parameters():
-        if weight.dim() == 2 and not any(part in name for part in ("embed", "wte", "wpe", "head")):
-            weight.data.mul_(12.0)
-    return base
+@pytest.fixture(scope="module")
+def base(scaled_base: Base) -> Base:
+    return scaled_base
 
 
 def embedded(base: Base, text: str) -> Tensor:
