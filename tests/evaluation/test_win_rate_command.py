@@ -22,6 +22,7 @@ from milp_ray.evaluation.judging import WinRateOptions
 from milp_ray.evaluation.win_rate import agreement, win_rates
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore
+from milp_ray.pipeline import quality
 from milp_ray.pipeline.work import Work
 from milp_ray.rundir import RunFolder
 from milp_ray.users.records import UserSplit
@@ -69,7 +70,7 @@ def test_the_command_prints_a_table_or_one_json_object(
         extras = {"confidence": 0.95, "n_unclear": 2, "n_failed": 1, "n_inapplicable": 0}
         return {**rate, **extras, "failed_reasons": {"no adapter": 1}, "agreement": matched}
 
-    monkeypatch.setattr(pipeline, "win_rate", answer)
+    monkeypatch.setattr(quality, "win_rate", answer)
     done = CliRunner().invoke(cli.app, ["winrate", str(run.path), "--users", "5", "--margin", "2"])
     assert done.exit_code == 3  # a user failed
     for words in ("MiLP against text prompt", "50 [0, 100]", "does not tell", "accuracy 1.00", "2 replies"):
