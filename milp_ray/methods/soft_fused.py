@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from milp_ray.methods.protocol import Answerer, text_bytes
 from milp_ray.methods.ranking import by_bm25
-from milp_ray.methods.shared import Shared
 from milp_ray.methods.uelp import turn_vectors
 from milp_ray.training.text import query_prompt, response_text
 
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     from milp_ray.methods.fusion import Fusion
     from milp_ray.methods.protocol import FitRequest, Personalizer, SoftRule
     from milp_ray.methods.ranking import Ranking
-    from milp_ray.methods.soft_training import PastExample
+    from milp_ray.methods.shared import Shared
+    from milp_ray.methods.soft_training import PastExample, SoftModel
     from milp_ray.training.base import Base
 
 SOURCES = ("history", "recent", "retrieved", "examples")
@@ -43,42 +43,25 @@ SOURCES = ("history", "recent", "retrieved", "examples")
 
 def share(requests: Sequence[FitRequest]) -> Shared:
     """Train encoder and weights; nothing is shared where nobody has past examples to train them on."""
-    from milp_ray.methods.soft_training import past_examples, pretrain, train_on_responses
+    from milp_ray.methods.soft_training import train_shared
 
-    if not requests:
-        return Shared()
-    one = requests[0]
-    base, section, seed = one.base, one.methods.user_encoder, one.seed
-    examples = past_examples(requests, section.n_soft)
-    if not examples:
-        return Shared()
-    texts = user_texts(requests)
-    fusion = _new_fusion(one, texts)
-    pretrain(fusion.encoder, [own.history for own in texts], base, section, seed)
-
-    def soft_of(some: Sequence[PastExample]) -> Tensor:
-        asked = [texts[example.user].of_past(example.place) for example in some]
-        soft, _ = fusion.fused(asked, base.device)
-        return soft
-
-    train_on_responses(fusion, soft_of, examples, base, section, seed)
-    return Shared(tensors={name: t.detach().cpu() for name, t in fusion.state_dict().items()})
+    return train_shared(requests, _new_model)
 
 
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Compute the vectors of each user's texts; soft prompts are made of them for each query."""
-    if not requests:
-        return []
-    one = requests[0]
-    if one.shared is None or not one.shared.tensors:
+    from milp_ray.methods.soft_training import shared_state
+
+    state = shared_state(requests)
+    if not state:
         return [Answerer(request) for request in requests]
     texts = user_texts(requests)
-    fusion = _new_fusion(one, texts)
-    fusion.load_state_dict(dict(one.shared.tensors))
+    fusion = _new_fusion(requests[0], texts).eval()
+    fusion.load_state_dict(state)
     return [
         Answerer(
             request,
-            soft_rule=_rule(fusion.eval(), own, one.base),
+            soft_rule=_rule(fusion, own, request.base),
             context_bytes=own.n_bytes + text_bytes(request.split.history),
         )
         for request, own in zip(requests, texts, strict=True)
@@ -148,6 +131,21 @@ def user_texts(requests: Sequence[FitRequest]) -> list[UserTexts]:
         past = tuple(sorted(rank(text)[: section.n_retrieved]) for text in asked)
         found.append(UserTexts(history, example, query, past, rank, section.n_recent, section.n_retrieved))
     return found
+
+
+def _new_model(requests: Sequence[FitRequest]) -> SoftModel:
+    """Untrained encoder and weights."""
+    from milp_ray.methods.soft_training import SoftModel
+
+    base, texts = requests[0].base, user_texts(requests)
+    fusion = _new_fusion(requests[0], texts)
+
+    def soft_of(some: Sequence[PastExample]) -> Tensor:
+        asked = [texts[example.user].of_past(example.place) for example in some]
+        soft, _ = fusion.fused(asked, base.device)
+        return soft
+
+    return SoftModel(fusion, fusion.encoder, [own.history for own in texts], soft_of)
 
 
 def _new_fusion(request: FitRequest, texts: Sequence[UserTexts]) -> Fusion:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from milp_ray.methods.shared import Shared
 from milp_ray.methods.user_encoder import UserEncoder, padded
 from milp_ray.training.data import chunks, instruction_set, make_batch
 from milp_ray.training.fused import fused_operations
@@ -43,6 +44,43 @@ class PastExample:
 
 # The soft prompts (n, n_soft, hidden) of some examples.
 SoftOf = Callable[[Sequence[PastExample]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SoftModel:
+    """What a method trains for all users together, fresh.
+
+    ``module`` makes soft prompts, as ``soft_of`` says; ``encoder``, it or a part of it, is pretrained on
+    ``histories``, the turns (n_turns, n_in) of each user.
+    """
+
+    module: nn.Module
+    encoder: UserEncoder
+    histories: Sequence[Tensor]
+    soft_of: SoftOf
+
+
+def train_shared(
+    requests: Sequence[FitRequest], new_model: Callable[[Sequence[FitRequest]], SoftModel]
+) -> Shared:
+    """Train what ``new_model`` makes for the users; nothing is shared where nobody has past examples."""
+    if not requests:
+        return Shared()
+    one = requests[0]
+    base, section, seed = one.base, one.methods.user_encoder, one.seed
+    examples = past_examples(requests, section.n_soft)
+    if not examples:
+        return Shared()
+    model = new_model(requests)
+    pretrain(model.encoder, model.histories, base, section, seed)
+    train_on_responses(model.module, model.soft_of, examples, base, section, seed)
+    return Shared(tensors={name: t.detach().cpu() for name, t in model.module.state_dict().items()})
+
+
+def shared_state(requests: Sequence[FitRequest]) -> dict[str, Tensor]:
+    """The state of the module that :func:`train_shared` trained; empty where nobody had past examples."""
+    shared = requests[0].shared if requests else None
+    return {} if shared is None else dict(shared.tensors)
 
 
 def past_examples(requests: Sequence[FitRequest], n_soft: int) -> list[PastExample]:

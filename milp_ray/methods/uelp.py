@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from milp_ray.methods.protocol import Answerer
-from milp_ray.methods.shared import Shared
 from milp_ray.training.text import turn_line
 
 if TYPE_CHECKING:
@@ -29,53 +28,53 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from milp_ray.methods.protocol import FitRequest, Personalizer
-    from milp_ray.methods.soft_training import PastExample
+    from milp_ray.methods.shared import Shared
+    from milp_ray.methods.soft_training import PastExample, SoftModel
 
 
 def share(requests: Sequence[FitRequest]) -> Shared:
     """Train the encoder; nothing is shared where nobody has past examples to train it on."""
-    from milp_ray.methods.soft_training import past_examples, pretrain, train_on_responses
-    from milp_ray.methods.user_encoder import new_encoder, padded
+    from milp_ray.methods.soft_training import train_shared
 
-    if not requests:
-        return Shared()
-    one = requests[0]
-    base, section, seed = one.base, one.methods.user_encoder, one.seed
-    examples = past_examples(requests, section.n_soft)
-    if not examples:
-        return Shared()
-    vectors = turn_vectors(requests)
-    encoder = new_encoder(base, vectors, section, seed)
-    pretrain(encoder, vectors, base, section, seed)
-
-    def soft_of(some: Sequence[PastExample]) -> Tensor:
-        users = list(dict.fromkeys(one.user for one in some))
-        soft: Tensor = encoder(*padded([vectors[user] for user in users], base.device))
-        return soft[[users.index(one.user) for one in some]]
-
-    train_on_responses(encoder, soft_of, examples, base, section, seed)
-    return Shared(tensors={name: t.detach().cpu() for name, t in encoder.state_dict().items()})
+    return train_shared(requests, _new_model)
 
 
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Compute each user's soft prompt."""
     import torch
 
-    from milp_ray.methods.user_encoder import new_encoder, padded
+    from milp_ray.methods.soft_training import shared_state
+    from milp_ray.methods.user_encoder import padded
 
-    if not requests:
-        return []
-    one = requests[0]
-    if one.shared is None or not one.shared.tensors:
+    state = shared_state(requests)
+    if not state:
         return [Answerer(request) for request in requests]
-    vectors = turn_vectors(requests)
-    encoder = new_encoder(one.base, vectors, one.methods.user_encoder, one.seed).eval()
-    encoder.load_state_dict(dict(one.shared.tensors))
+    model = _new_model(requests)
+    encoder = model.encoder.eval()
+    encoder.load_state_dict(state)
+    base = requests[0].base
     with torch.no_grad():
         return [
-            Answerer(request, soft=encoder(*padded([own], one.base.device))[0].cpu())
-            for request, own in zip(requests, vectors, strict=True)
+            Answerer(request, soft=encoder(*padded([own], base.device))[0].cpu())
+            for request, own in zip(requests, model.histories, strict=True)
         ]
+
+
+def _new_model(requests: Sequence[FitRequest]) -> SoftModel:
+    """An untrained encoder."""
+    from milp_ray.methods.soft_training import SoftModel
+    from milp_ray.methods.user_encoder import new_encoder, padded
+
+    one = requests[0]
+    base, vectors = one.base, turn_vectors(requests)
+    encoder = new_encoder(base, vectors, one.methods.user_encoder, one.seed)
+
+    def soft_of(some: Sequence[PastExample]) -> Tensor:
+        users = list(dict.fromkeys(one.user for one in some))
+        soft: Tensor = encoder(*padded([vectors[user] for user in users], base.device))
+        return soft[[users.index(one.user) for one in some]]
+
+    return SoftModel(encoder, encoder, vectors, soft_of)
 
 
 def turn_vectors(requests: Sequence[FitRequest]) -> list[Tensor]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.intake import Intake, Item
+from milp_ray.personalize.intake import Intake
 from milp_ray.personalize.making import load_worker_base, make_adapters
 from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
 from milp_ray.personalize.recipe import Recipe
@@ -41,6 +42,7 @@ __all__ = [
     "BatchSummary",
     "StreamedSplits",
     "personalize",
+    "started_workers",
     "users_at_once",
     "worker_pool",
 ]
@@ -112,6 +114,23 @@ def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection)
     )
 
 
+@contextmanager
+def started_workers(
+    pool: WorkerPool | None, base: BaseSection, section: PersonalizeSection, ray: RaySection
+) -> Iterator[WorkerPool]:
+    """``pool``, or one for this stage alone in a Ray session, whose first worker starts.
+
+    It loads its base while the other users are looked through; how many workers are needed is known only
+    then.
+    """
+    with ExitStack() as stack:
+        if pool is None:
+            stack.enter_context(ray_session(ray))
+            pool = stack.enter_context(worker_pool(base, section, ray))
+        pool.start(1)
+        yield pool
+
+
 def users_at_once(training: TrainingSection, n_candidates: int = 1) -> int:
     """Users that a worker is given at a time: several packs, so that free slots are filled again.
 
@@ -163,15 +182,10 @@ def personalize(
         try:
             first = next(pending, None)
             if first is not None:
-                if pool is None:
-                    stack.enter_context(ray_session(ray))
-                    pool = stack.enter_context(worker_pool(recipe.base, section, ray))
-                # One worker loads its base while the other users are looked through; how many are needed
-                # is known only then.
-                pool.start(1)
-                outcomes = pool.map(
+                workers = stack.enter_context(started_workers(pool, recipe.base, section, ray))
+                outcomes = workers.map(
                     partial(make_adapters, store, recipe),
-                    _chain(first, pending),
+                    chain([first], pending),
                     key=lambda item: item.split.user_id,
                     size=lambda item: item.size,
                     at_once=users_at_once(recipe.training, recipe.n_candidates),
@@ -204,8 +218,3 @@ def _with_progress(splits: Iterable[UserSplit | Problem], tally: Tally) -> Itera
 
 def _length(splits: Iterable[UserSplit | Problem]) -> int | None:
     return len(splits) if isinstance(splits, Sized) else None
-
-
-def _chain(first: Item, rest: Iterator[Item]) -> Iterator[Item]:
-    yield first
-    yield from rest

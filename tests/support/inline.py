@@ -14,7 +14,6 @@ from milp_ray import telemetry
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize import batch
 from milp_ray.personalize.pool import Outcome
-from milp_ray.personalize.update import stage as update_stage
 from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
 
@@ -45,10 +44,9 @@ class InlinePool:
 def use_inline_pool(monkeypatch: pytest.MonkeyPatch, base: Any) -> InlinePool:
     """Give every stage of users one pool in this process, and no Ray session."""
     pool = InlinePool(base)
-    for module in (telemetry, batch, update_stage):
+    for module in (telemetry, batch):
         monkeypatch.setattr(module, "ray_session", lambda *_: nullcontext())
-    for module in (batch, update_stage):
-        monkeypatch.setattr(module, "worker_pool", lambda *_: nullcontext(pool))
+    monkeypatch.setattr(batch, "worker_pool", lambda *_: nullcontext(pool))
     return pool
 
 

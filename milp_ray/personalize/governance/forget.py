@@ -28,10 +28,12 @@ from milp_ray.personalize.store.names import hash_id, shown
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
+    from milp_ray.personalize.governance.needles import IdFinder
     from milp_ray.rundir import RunFolder
 
 Rebuild = Callable[["RunFolder"], object]
 Tell = Callable[[str], None]
+Step = tuple[str, Callable[[], Removed]]
 
 
 @dataclass
@@ -58,6 +60,13 @@ class _Work:
     record: Record
     user_id: str
     dry_run: bool
+    rebuild: Rebuild | None
+    tell: Tell
+
+    @property
+    def has_report(self) -> bool:
+        """Whether there is one now, or the summary that comes with it."""
+        return self.run.report.is_dir() or self.run.summary_file.is_file()
 
     @property
     def stores(self) -> list[AdapterStore]:
@@ -94,9 +103,9 @@ def forget_user(
         MilpError: something could not be removed, or was found afterwards: the files are named, the user
             stays refused, and the same command goes on.
     """
-    work = _Work(run, config, store, Record(run.path), user_id, dry_run)
+    work = _Work(run, config, store, Record(run.path), user_id, dry_run, rebuild, tell)
     result = Forgotten(was_forgotten=work.record.is_forgotten(user_id))
-    had_report = run.report.is_dir() or run.summary_file.is_file()
+    had_report = work.has_report
     user = ""
     if not dry_run:
         tell("record")
@@ -106,14 +115,9 @@ def forget_user(
         if begun is None:
             begun = work.record.append("forget_begun", user, by, had_report=had_report)
         had_report = had_report or bool(begun.get("had_report"))
-    for name, step in _user_steps(work):
-        tell(name)
-        result.removed.append(step())
+    _remove(work, _user_steps(work), had_report, result)
     if dry_run:
         return result
-    if rebuild is not None and had_report:
-        tell("report again")
-        result.remade_report = _rebuilt(run, rebuild)
     tell("audit")
     result.audit = audit_user(run, store, config.users, user_id)
     _refuse_leftovers(result.audit, user_id)
@@ -144,13 +148,13 @@ def forget_items(
     Raises:
         MilpError: the user was forgotten.
     """
-    work = _Work(run, config, store, Record(run.path), user_id, dry_run)
+    work = _Work(run, config, store, Record(run.path), user_id, dry_run, rebuild, tell)
     if work.record.is_forgotten(user_id):
         raise MilpError(
             f"there is no user {shown(user_id)} in {run.path}: nothing is left to take items from"
         )
     result = Forgotten()
-    had_report = run.report.is_dir() or run.summary_file.is_file()
+    had_report = work.has_report
     since: datetime | None = None
     user, items = "", []
     if not dry_run:
@@ -169,14 +173,9 @@ def forget_items(
             return result
         since = max(datetime.fromisoformat(own[item]["time"]) for item in open_items)
         had_report = had_report or any(own[item].get("had_report") for item in open_items)
-    for name, step in _item_steps(work, since):
-        tell(name)
-        result.removed.append(step())
+    _remove(work, _item_steps(work, since), had_report, result)
     if dry_run:
         return result
-    if rebuild is not None and had_report:
-        tell("report again")
-        result.remade_report = _rebuilt(run, rebuild)
     tell("sign off")
     result.line = work.record.append("items_forgotten", user, by, items=items, **_counts(result))["n"]
     return result
@@ -185,39 +184,51 @@ def forget_items(
 # ------------------------------------------------------------------------------------------------- the steps
 
 
-def _user_steps(work: _Work) -> list[tuple[str, Callable[[], Removed]]]:
-    """What is to be done for a user, in order; the report goes before the rows that it was made from."""
+def _remove(work: _Work, steps: Sequence[Step], had_report: bool, result: Forgotten) -> None:
+    """Take the steps; then the report is made again, where there was one."""
+    for name, step in steps:
+        work.tell(name)
+        result.removed.append(step())
+    if had_report and work.rebuild is not None and not work.dry_run:
+        work.tell("report again")
+        result.remade_report = _rebuilt(work.run, work.rebuild)
+
+
+def _user_steps(work: _Work) -> list[Step]:
+    """What is to be done for a user, in order."""
     run, dry_run = work.run, work.dry_run
     finder = finder_of(work.user_id, run, work.store, work.config.users)
     pseudonym = "forgotten-" + (work.record.user_key(work.user_id)[:16] or "…")
     return [
         ("adapters", partial(_adapters, work)),
-        ("temporary files", partial(traces.temporary_files, run, dry_run)),
-        ("own files", partial(traces.own_files, run, finder, dry_run)),
-        ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
-        ("report", partial(traces.pages, run, dry_run)),
-        ("tables", partial(traces.tables, run, finder, dry_run)),
-        ("lines", partial(traces.lines, run, finder, dry_run)),
+        *_file_steps(work, finder),
         ("search", lambda: traces.search_values(run, _probe_place(run, work.user_id, pseudonym), dry_run)),
         ("facts", partial(traces.facts, run, finder, pseudonym, dry_run)),
         ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 
-def _item_steps(work: _Work, since: datetime | None) -> list[tuple[str, Callable[[], Removed]]]:
+def _item_steps(work: _Work, since: datetime | None) -> list[Step]:
     """What is to be done for items; ``since``: when they were excluded, ``None`` for a dry run."""
-    run, dry_run = work.run, work.dry_run
-    finder = finder_of(work.user_id, run, work.store, work.config.users)
+    finder = finder_of(work.user_id, work.run, work.store, work.config.users)
     return [
         ("adapters", partial(_versions_before, work, since)),
+        # The lines are failures and refused updates: what they say was found on data that holds the items.
+        *_file_steps(work, finder),
+        ("dataset hash", partial(traces.dataset_hashes, work.run, work.dry_run)),
+    ]
+
+
+def _file_steps(work: _Work, finder: IdFinder) -> list[Step]:
+    """The run's files; the report goes before the rows that it was made from."""
+    run, dry_run = work.run, work.dry_run
+    return [
         ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
         ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
         ("tables", partial(traces.tables, run, finder, dry_run)),
-        # Failures and refused updates: what they say was found on data that holds the items.
         ("lines", partial(traces.lines, run, finder, dry_run)),
-        ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
     ]
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.record import Record
@@ -16,6 +16,8 @@ from milp_ray.users.records import Example, Turn, User, UserSplit
 
 if TYPE_CHECKING:
     from milp_ray.config.users import UsersSection
+
+Data = TypeVar("Data", User, UserSplit)
 
 _PLACE = re.compile(r"(?:history|examples):\d+|profile")
 _HASH = re.compile(r"[0-9a-f]{8,64}")
@@ -68,30 +70,12 @@ def without_items(split: UserSplit, record: Record) -> UserSplit:
     They are taken out of the parts after these were made: nothing moves from a held-out part to training
     because something else was forgotten.
     """
-    left = _Left(split.user_id, record)
-    if not left.excluded:
-        return split
-    return replace(
-        split,
-        profile=left.profile(split.profile),
-        history=left.turns(split.history),
-        train=left.examples(split.train),
-        validation=left.examples(split.validation),
-        test=left.examples(split.test),
-    )
+    return _without(split, record, ("train", "validation", "test"))
 
 
 def user_without_items(user: User, record: Record) -> User:
     """The user less the items that the user's list of excluded ones names."""
-    left = _Left(user.user_id, record)
-    if not left.excluded:
-        return user
-    return replace(
-        user,
-        profile=left.profile(user.profile),
-        history=left.turns(user.history),
-        examples=left.examples(user.examples),
-    )
+    return _without(user, record, ("examples",))
 
 
 def resolve(named: Sequence[str], user: User | None) -> list[str]:
@@ -144,25 +128,24 @@ def find_user(section: UsersSection, seed: int, user_id: str) -> User | None:
     return None
 
 
-class _Left:
-    """What is left of a user's turns, examples and profile."""
+def _without(data: Data, record: Record, parts: Sequence[str]) -> Data:
+    """A user's data less what the user's list of excluded items names; ``parts`` are those with examples."""
+    key = record.user_key(data.user_id)
+    excluded = record.state.items.get(key, {})
+    if not excluded:
+        return data
 
-    def __init__(self, user_id: str, record: Record) -> None:
-        self._record = record
-        self._user = record.user_key(user_id)
-        self.excluded = record.state.items.get(self._user, {})
+    def is_kept(sha256: str) -> bool:
+        return record.item_key(key, sha256) not in excluded
 
-    def turns(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
-        return tuple(turn for turn in turns if self._is_kept(turn_hash(turn)))
-
-    def examples(self, examples: Sequence[Example]) -> tuple[Example, ...]:
-        return tuple(example for example in examples if self._is_kept(example_hash(example)))
-
-    def profile(self, profile: str | None) -> str | None:
-        return profile if profile is not None and self._is_kept(profile_hash(profile)) else None
-
-    def _is_kept(self, sha256: str) -> bool:
-        return self._record.item_key(self._user, sha256) not in self.excluded
+    left: dict[str, Any] = {
+        part: tuple(example for example in getattr(data, part) if is_kept(example_hash(example)))
+        for part in parts
+    }
+    left["history"] = tuple(turn for turn in data.history if is_kept(turn_hash(turn)))
+    if data.profile is not None and not is_kept(profile_hash(data.profile)):
+        left["profile"] = None
+    return replace(data, **left)
 
 
 def _lines(named: Sequence[str]) -> Iterator[str]:

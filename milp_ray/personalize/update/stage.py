@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
-from milp_ray.personalize.batch import users_at_once, worker_pool
+from milp_ray.personalize.batch import started_workers, users_at_once
 from milp_ray.personalize.intake import Item
 from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import (
@@ -29,7 +29,7 @@ from milp_ray.personalize.update.plan import Anew, plan_of
 from milp_ray.personalize.update.summary import OUTCOMES, UpdateSummary
 from milp_ray.personalize.update.worker import Task, update_adapters
 from milp_ray.progress import Progress, progress
-from milp_ray.telemetry import log_event, ray_session
+from milp_ray.telemetry import log_event
 
 if TYPE_CHECKING:
     from milp_ray.config.cluster import RaySection
@@ -104,12 +104,8 @@ def update(
         try:
             first = next(pending, None)
             if first is not None:
-                if pool is None:
-                    stack.enter_context(ray_session(ray))
-                    pool = stack.enter_context(worker_pool(recipe.base, personalize, ray))
-                # One worker loads its base while the other users are looked through.
-                pool.start(1)
-                work.run(pool, chain([first], pending))
+                workers = stack.enter_context(started_workers(pool, recipe.base, personalize, ray))
+                work.run(workers, chain([first], pending))
         except KeyboardInterrupt:
             work.summary.interrupted = True
             raise UpdateInterrupted(work.summary) from None
