@@ -75,10 +75,15 @@ class MalpSection(Section):
     k: PositiveInt = 8  # turns that are retrieved from both for a query
 
 
-class UserEncoderSection(Section):
-    """What makes soft prompts of users' texts; trained on all users together."""
+def _check_heads(width: int, n_heads: int) -> None:
+    if width % n_heads:
+        raise ValueError(f"width {width} cannot be shared out among {n_heads} heads; make it a multiple")
 
-    n_soft: PositiveInt = 16  # vectors of a soft prompt; each takes a token's place in the context
+
+class UserEncoderSection(Section):
+    """What makes a few vectors of a user's texts, for `uelp` and `soft_fused`; trained on all users."""
+
+    n_soft: PositiveInt = 16  # vectors of a user; in a soft prompt each takes a token's place in the context
     width: PositiveInt = 96
     n_layers: PositiveInt = 2  # of the transformer over a user's turns
     n_latent_layers: PositiveInt = 2  # in which the latents look at what it found
@@ -95,11 +100,30 @@ class UserEncoderSection(Section):
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> UserEncoderSection:
-        if self.width % self.n_heads:
-            raise ValueError(
-                f"width {self.width} cannot be shared out among {self.n_heads} heads; make it a multiple"
-            )
+        _check_heads(self.width, self.n_heads)
         return self
+
+
+class CrossAttentionSection(Section):
+    """The blocks by which the base looks at a user's latents; trained on all users together."""
+
+    n_blocks: PositiveInt = 4  # evenly spread over the base's layers, at most one after each
+    width: PositiveInt = 64  # of the attention within a block, and with it a block's parameters
+    n_heads: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> CrossAttentionSection:
+        _check_heads(self.width, self.n_heads)
+        return self
+
+
+class UelpSection(Section):
+    """How a user's embedding is integrated into the base (both ways are those of Ning et al. 2024)."""
+
+    # soft_prompt: its vectors stand before the query, and take tokens' places; cross_attention: the base's
+    # layers look at them.
+    integration: Literal["soft_prompt", "cross_attention"] = "soft_prompt"
+    cross_attention: CrossAttentionSection = CrossAttentionSection()
 
 
 class SoftFusedSection(Section):
@@ -179,6 +203,7 @@ class MethodsSection(Section):
     retrieval: RetrievalSection = RetrievalSection()
     malp: MalpSection = MalpSection()
     user_encoder: UserEncoderSection = UserEncoderSection()
+    uelp: UelpSection = UelpSection()
     soft_fused: SoftFusedSection = SoftFusedSection()
     dpo: DpoSection = DpoSection()
     plum: PlumSection = PlumSection()

@@ -102,7 +102,8 @@ INFO: dict[str, MethodInfo] = {
             "uelp",
             "UeLP",
             "UeLP",
-            "a soft prompt that an encoder, trained on everybody's data, makes of the user's history",
+            "a soft prompt, or vectors for cross-attention, that an encoder, trained on everybody's data, "
+            "makes of the user's history",
         ),
         MethodInfo(
             "soft_fused",

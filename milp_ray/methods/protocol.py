@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from milp_ray.methods.shared import Shared
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
+    from milp_ray.training.cross_attention import Latents
     from milp_ray.training.generation import Questions
     from milp_ray.training.response_loss import Wanted
     from milp_ray.users.records import Example, Turn, UserSplit
@@ -103,7 +104,8 @@ class Answerer:
     """A :class:`Personalizer`: the base with an adapter or without, behind a context rule and a soft prompt.
 
     ``soft`` (n_soft, hidden) is kept of the user; ``soft_rule`` makes one for each query instead, from what
-    ``context_bytes`` counts.
+    ``context_bytes`` counts. ``latents`` are kept of the user, too; the blocks by which the base looks at
+    them are everybody's.
     """
 
     request: FitRequest
@@ -113,6 +115,7 @@ class Answerer:
     kept: Adapter | None = None  # the user's own part, where ``adapter`` holds others' as well
     soft: Tensor | None = None
     soft_rule: SoftRule | None = None
+    latents: Latents | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -121,6 +124,8 @@ class Answerer:
         weights = [*(own.tensors.values() if own is not None else ())]
         if self.soft is not None:
             weights.append(self.soft)
+        if self.latents is not None:
+            weights.append(self.latents.values)
         return self.context_bytes + sum(t.numel() * t.element_size() for t in weights)
 
     def respond(self, queries: Sequence[str]) -> list[str]:
@@ -138,7 +143,7 @@ class Answerer:
         request, soft = self.request, self._soft(queries)
         reserve = request.max_new_tokens + _n_soft(soft)
         prompts = [query_prompt(q, request.prompt, self.context(q, reserve)) for q in queries]
-        return Questions(prompts, self.adapter, soft)
+        return Questions(prompts, self.adapter, soft, self.latents)
 
     def wanted(self, examples: Sequence[Example]) -> Wanted:
         """The examples behind their contexts, and who is asked about them."""
@@ -150,7 +155,7 @@ class Answerer:
             n_response = count_tokens(request.base, response_text(example.response))
             reserve = max(request.max_new_tokens, n_response) + _n_soft(soft)
             contexts.append(self.context(example.query, reserve))
-        return Wanted(examples, contexts, self.adapter, soft)
+        return Wanted(examples, contexts, self.adapter, soft, self.latents)
 
     def _soft(self, queries: Sequence[str]) -> Tensor | None:
         return self.soft if self.soft_rule is None or not queries else self.soft_rule(queries)

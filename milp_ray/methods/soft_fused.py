@@ -50,14 +50,14 @@ def share(requests: Sequence[FitRequest]) -> Shared:
 
 def fit(requests: Sequence[FitRequest]) -> list[Personalizer | None]:
     """Compute the vectors of each user's texts; soft prompts are made of them for each query."""
-    from milp_ray.methods.soft_training import shared_state
+    from milp_ray.methods.soft_training import load_shared, shared_state
 
     state = shared_state(requests)
     if not state:
         return [Answerer(request) for request in requests]
     texts = user_texts(requests)
-    fusion = _new_fusion(requests[0], texts).eval()
-    fusion.load_state_dict(state)
+    fusion = _new_fusion(requests[0], texts)
+    load_shared(fusion, state)
     return [
         Answerer(
             request,

@@ -1,8 +1,9 @@
-"""What is common to methods that give the base soft prompts of users: pretraining, and training through it.
+"""What is common to methods that give the base a few vectors of users: pretraining, and training through it.
 
 First the encoder learns from all users' histories alone to tell each next turn. Then everything that makes
-soft prompts is trained on the users' past examples: the loss is that of the wanted responses, computed by the
-frozen base behind the soft prompts, and what flows back through the base trains what made them.
+the vectors is trained on the users' past examples: the loss is that of the wanted responses, computed by the
+frozen base behind them as soft prompts, or looking at them by blocks of cross-attention, which are trained as
+well; and what flows back through the base trains what made them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from milp_ray.errors import MilpError
 from milp_ray.methods.shared import Shared
 from milp_ray.methods.user_encoder import UserEncoder, padded
+from milp_ray.training.cross_attention import cross_attended
 from milp_ray.training.data import chunks, instruction_set, make_batch
 from milp_ray.training.fused import fused_operations
+from milp_ray.training.loss import target_nll
 from milp_ray.training.small_module import Schedule, train_module
 from milp_ray.training.soft import sequence_with_places, soft_nll
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from milp_ray.config.methods import UserEncoderSection
     from milp_ray.methods.protocol import FitRequest
     from milp_ray.training.base import Base
+    from milp_ray.training.cross_attention import CrossAttention
     from milp_ray.training.data import Sequence as Tokens
 
 _OPTION = "methods.user_encoder"
@@ -35,14 +40,16 @@ _OPTION = "methods.user_encoder"
 
 @dataclass(frozen=True, slots=True)
 class PastExample:
-    """A user's past example, as tokens with places for a soft prompt; the user and the example by number."""
+    """A user's past example, as tokens with places for a soft prompt, if there is to be one; the user and the
+    example by number.
+    """
 
     user: int
     place: int
     tokens: Tokens
 
 
-# The soft prompts (n, n_soft, hidden) of some examples.
+# The vectors (n, n_soft, size) of some examples.
 SoftOf = Callable[[Sequence[PastExample]], Tensor]
 
 
@@ -50,30 +57,30 @@ SoftOf = Callable[[Sequence[PastExample]], Tensor]
 class SoftModel:
     """What a method trains for all users together, fresh.
 
-    ``module`` makes soft prompts, as ``soft_of`` says; ``encoder``, it or a part of it, is pretrained on
-    ``histories``, the turns (n_turns, n_in) of each user.
+    ``module`` makes vectors of users, as ``soft_of`` says; ``encoder``, it or a part of it, is pretrained on
+    ``histories``, the turns (n_turns, n_in) of each user. ``blocks``, a part of ``module``, are how the
+    base looks at the vectors; ``None``: these are soft prompts.
     """
 
     module: nn.Module
     encoder: UserEncoder
     histories: Sequence[Tensor]
     soft_of: SoftOf
+    blocks: CrossAttention | None = None
 
 
 def train_shared(
     requests: Sequence[FitRequest], new_model: Callable[[Sequence[FitRequest]], SoftModel]
 ) -> Shared:
     """Train what ``new_model`` makes for the users; nothing is shared where nobody has past examples."""
-    if not requests:
+    if not any(request.split.train for request in requests):
         return Shared()
     one = requests[0]
     base, section, seed = one.base, one.methods.user_encoder, one.seed
-    examples = past_examples(requests, section.n_soft)
-    if not examples:
-        return Shared()
     model = new_model(requests)
+    examples = past_examples(requests, section.n_soft if model.blocks is None else 0)
     pretrain(model.encoder, model.histories, base, section, seed)
-    train_on_responses(model.module, model.soft_of, examples, base, section, seed)
+    train_on_responses(model, examples, base, section, seed)
     return Shared(tensors={name: t.detach().cpu() for name, t in model.module.state_dict().items()})
 
 
@@ -83,8 +90,26 @@ def shared_state(requests: Sequence[FitRequest]) -> dict[str, Tensor]:
     return {} if shared is None else dict(shared.tensors)
 
 
+def load_shared(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give a fresh module the state that :func:`shared_state` found, and take its dropout off.
+
+    Raises:
+        MilpError: the state is that of a module of other parts or sizes.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise MilpError(
+            "what the method trained on all users together was trained with other settings of "
+            f"{_OPTION}, methods.uelp or methods.soft_fused, or on another base; make it anew"
+        ) from error
+    module.eval()
+
+
 def past_examples(requests: Sequence[FitRequest], n_soft: int) -> list[PastExample]:
-    """Everybody's training examples; validation and test examples are not among them."""
+    """Everybody's training examples, with ``n_soft`` places in each; validation and test examples are not
+    among them.
+    """
     found = []
     for user, request in enumerate(requests):
         base = request.base
@@ -114,28 +139,29 @@ def pretrain(
 
 
 def train_on_responses(
-    module: nn.Module,
-    soft_of: SoftOf,
-    examples: Sequence[PastExample],
-    base: Base,
-    section: UserEncoderSection,
-    seed: int,
+    model: SoftModel, examples: Sequence[PastExample], base: Base, section: UserEncoderSection, seed: int
 ) -> list[float]:
-    """Train ``module``, with which ``soft_of`` makes soft prompts, through the frozen base.
+    """Train ``model.module`` through the frozen base.
 
     Gives the losses of the steps, mean nats a token.
     """
+    module, blocks = model.module, model.blocks
     steps = _steps_by_user(examples, section, f"{seed}/responses")
 
     def loss(step: Sequence[int]) -> Tensor:
         chosen = [examples[i] for i in step]
         batch = make_batch([one.tokens for one in chosen], base)
-        return soft_nll(base, base.model, batch, list(soft_of(chosen))).mean()
+        vectors = list(model.soft_of(chosen))
+        if blocks is None:
+            return soft_nll(base, base.model, batch, vectors).mean()
+        view.show(vectors)
+        return target_nll(base.model, batch, base.first_position).mean()
 
     schedule = Schedule(section.learning_rate, section.weight_decay)
     option = f"{_OPTION}.learning_rate"
-    with training_mode(module, seed), fused_operations(base):
-        return train_module(_Loss(module, loss), steps, base, schedule, what="soft prompts", option=option)
+    what = "soft prompts" if blocks is None else "cross-attention"
+    with training_mode(module, seed), fused_operations(base), cross_attended(base, blocks) as view:
+        return train_module(_Loss(module, loss), steps, base, schedule, what=what, option=option)
 
 
 class _Loss(nn.Module):

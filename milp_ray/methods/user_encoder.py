@@ -1,9 +1,10 @@
-"""A user's texts as a soft prompt: vectors of turns, a transformer over them, and a few learned latents.
+"""A user's texts as a few vectors: those of turns, a transformer over them, and learned latents.
 
 The transformer goes over the vectors in time order and sees backwards only; pretrained, it predicts each next
-turn. Latents then look at all of its states by cross-attention and become vectors of the base's input space:
-as many as there are latents, however long the history (Perceiver, Jaegle et al. 2021, arXiv 2103.03206, in
-the form of Flamingo's resampler, Alayrac et al. 2022, arXiv 2204.14198).
+turn. Latents then look at all of its states by cross-attention and become vectors of the base's input space,
+a soft prompt, or ones for the base's layers to look at: as many as there are latents, however long the
+history (Perceiver, Jaegle et al. 2021, arXiv 2103.03206, in the form of Flamingo's resampler, Alayrac et al.
+2022, arXiv 2204.14198).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _FURTHEST = 10_000.0  # longest wave of the positions, in turns
 
 
 class UserEncoder(nn.Module):
-    """Vectors of a user's turns → a soft prompt.
+    """Vectors of a user's turns → a few latents, such as a soft prompt.
 
     Args:
         n_in: numbers of a turn's vector.
-        n_out: numbers of one embedding of the base.
+        n_out: numbers of one latent; in a soft prompt, of one embedding of the base.
         section: sizes.
     """
 
@@ -66,12 +67,15 @@ class UserEncoder(nn.Module):
         self.leave = nn.Linear(width, n_out)
         self.norm = nn.LayerNorm(n_out)
 
-    def fit_scales(self, vectors: Tensor, table: Tensor) -> None:
-        """Standardise what enters as ``vectors`` (n, n_in) are; begin with outputs of the size of the base's
-        embeddings, ``table`` (n_tokens, n_out), around their mean.
-        """
+    def fit_inputs(self, vectors: Tensor) -> None:
+        """Standardise what enters as ``vectors`` (n, n_in) are."""
         self.mean.copy_(vectors.mean(0))
         self.scale.copy_(vectors.std(0, correction=0).clamp(min=1e-6))
+
+    def fit_outputs(self, table: Tensor) -> None:
+        """Begin with outputs of the size of the base's embeddings, ``table`` (n_tokens, n_out), around their
+        mean.
+        """
         mean = table.float().mean(0)
         with torch.no_grad():
             self.norm.weight.fill_(float((table.float() - mean).square().mean().sqrt()))
@@ -89,7 +93,7 @@ class UserEncoder(nn.Module):
         return states
 
     def forward(self, vectors: Tensor, real: Tensor) -> Tensor:
-        """(n, n_soft, n_out): the soft prompts of turns (n, length, n_in); padding stands on the right."""
+        """(n, n_soft, n_out): the latents of turns (n, length, n_in); padding stands on the right."""
         n = vectors.shape[0]
         # Who has said nothing has this state, too: attention to nothing at all would be no number.
         nothing = self.nothing.expand(n, 1, -1)
@@ -144,15 +148,22 @@ class Resample(nn.Module):
         return found
 
 
-def new_encoder(base: Base, vectors: Sequence[Tensor], section: UserEncoderSection, seed: int) -> UserEncoder:
-    """Fresh weights, drawn from ``seed`` alone, for turns like ``vectors`` (n_turns, n_in)."""
-    size = embedding_table(base).shape[1]
+def new_encoder(
+    base: Base, vectors: Sequence[Tensor], section: UserEncoderSection, seed: int, n_out: int | None = None
+) -> UserEncoder:
+    """Fresh weights, drawn from ``seed`` alone, for turns like ``vectors`` (n_turns, n_in).
+
+    ``n_out`` is the size of a latent; ``None``: that of the base's embeddings, which the latents begin alike.
+    """
+    table = embedding_table(base).detach().cpu()
+    size = table.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = UserEncoder(size if not vectors else vectors[0].shape[1], size, section)
+        encoder = UserEncoder(size if not vectors else vectors[0].shape[1], n_out or size, section)
     every = torch.cat(list(vectors)) if vectors else torch.empty(0, size)
-    table = embedding_table(base).detach().cpu()
-    encoder.fit_scales(every if len(every) else torch.zeros(1, encoder.mean.shape[0]), table)
+    encoder.fit_inputs(every if len(every) else torch.zeros(1, encoder.mean.shape[0]))
+    if n_out is None:
+        encoder.fit_outputs(table)
     return encoder.to(base.device)
 
 

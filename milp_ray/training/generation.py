@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from milp_ray.errors import MilpError
+from milp_ray.training.cross_attention import LatentView, cross_attended, latents_of_each, only_blocks
 from milp_ray.training.data import chunks, cut_left
 from milp_ray.training.fused import fused_operations
 from milp_ray.training.seating import Seating, seated
@@ -22,6 +23,7 @@ from milp_ray.training.soft import embeddings, n_soft_of, soft_of_each, with_pla
 if TYPE_CHECKING:
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
+    from milp_ray.training.cross_attention import Latents
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +31,14 @@ class Questions:
     """Complete prompts (:func:`milp_ray.training.text.query_prompt`) for one adapter; ``None``: the base.
 
     ``soft``, a soft prompt between the start token and a prompt's tokens, is (n_soft, hidden) for all of
-    them, or (n_prompts, n_soft, hidden).
+    them, or (n_prompts, n_soft, hidden). ``latents`` are what the base looks at from within its layers; all
+    entries of one call that have any look at as many, by the same blocks.
     """
 
     prompts: Sequence[str]
     adapter: Adapter | None = None
     soft: Tensor | None = None
+    latents: Latents | None = None
 
 
 def generate(
@@ -57,8 +61,8 @@ def generate(
         order of its prompts.
 
     Raises:
-        MilpError: ``max_new_tokens`` leaves no room for any prompt, or an adapter or a soft prompt does not
-            fit the base.
+        MilpError: ``max_new_tokens`` leaves no room for any prompt, or an adapter, a soft prompt or latents
+            do not fit the base or each other.
     """
     owners = [i for i, questions in enumerate(asked) for _ in questions.prompts]
     soft = [one for q in asked for one in soft_of_each(q.soft, len(q.prompts), base)]
@@ -66,13 +70,21 @@ def generate(
     answers: list[list[int]] = [[] for _ in token_ids]
     longest_first = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     adapters = [questions.adapter for questions in asked]
-    with seated(base, adapters) as seating, fused_operations(base), torch.inference_mode():
+    latents = [one for q in asked for one in latents_of_each(q.latents, len(q.prompts))]
+    blocks = only_blocks([questions.latents for questions in asked])
+    with (
+        seated(base, adapters) as seating,
+        fused_operations(base),
+        cross_attended(base, blocks) as view,
+        torch.inference_mode(),
+    ):
         for indices in chunks(longest_first, batch_size):
             # Rows of one adapter next to each other.
             rows = sorted(indices, key=lambda i: (seating.place(owners[i]), owners[i]))
             own = [owners[i] for i in rows]
             ids, own_soft = [token_ids[i] for i in rows], [soft[i] for i in rows]
-            batch = _GreedyBatch(base, seating, own, ids, own_soft, max_new_tokens)
+            view.show([latents[i] for i in rows])
+            batch = _GreedyBatch(base, seating, view, own, ids, own_soft, max_new_tokens)
             for index, answer in zip(rows, batch.run(), strict=True):
                 answers[index] = answer
     texts = iter(str(base.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers)
@@ -111,6 +123,7 @@ class _GreedyBatch:
         self,
         base: Base,
         seating: Seating,
+        view: LatentView,
         owners: Sequence[int],
         prompts: Sequence[Sequence[int]],
         soft: Sequence[Tensor | None],
@@ -119,7 +132,7 @@ class _GreedyBatch:
         from milp_ray.training.roomy_cache import roomy_cache
 
         self._base, self._model = base, base.model
-        self._seating, self._owners = seating, list(owners)
+        self._seating, self._owners, self._view = seating, list(owners), view
         self._answers: list[list[int]] = [[] for _ in prompts]
         self._rows = list(range(len(prompts)))  # which answer each row of the batch writes
         length = max(len(prompt) for prompt in prompts)
@@ -184,6 +197,7 @@ class _GreedyBatch:
     def _keep_rows(self, rows: list[int]) -> None:
         index = torch.tensor(rows, device=self._base.device)
         self._cache.batch_select_indices(index)
+        self._view.keep_rows(index)
         self._padding = self._padding[index]
         self._rows = [self._rows[i] for i in rows]
         self._owners = [self._owners[i] for i in rows]

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from milp_ray.training.adapters import attached
+from milp_ray.training.cross_attention import cross_attended, latents_of_each, only_blocks
 from milp_ray.training.data import chunks, instruction_set, make_batch
 from milp_ray.training.flat import can_lie_flat, flat_attention
 from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of, together
 from milp_ray.training.flat_loss import FlatLoss
 from milp_ray.training.fused import fused_operations
-from milp_ray.training.loss import TargetLoss, sequence_losses
 from milp_ray.training.seating import seated
 from milp_ray.training.soft import embeddings, n_soft_of, sequence_with_places, soft_nll, soft_of_each
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from milp_ray.config.prompt import PromptSection
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
+    from milp_ray.training.cross_attention import Latents
     from milp_ray.training.data import Sequence
     from milp_ray.training.flat_batch import FlatBatch
     from milp_ray.users.records import Example
@@ -38,13 +38,15 @@ class Wanted:
     """Examples for one adapter (``None``: the base), and a document before each question or none.
 
     ``soft``, a soft prompt behind the start token, is (n_soft, hidden) for all of them, or
-    (n_examples, n_soft, hidden).
+    (n_examples, n_soft, hidden). ``latents`` are what the base looks at from within its layers; all entries
+    of one call that have any look at as many, by the same blocks.
     """
 
     examples: SequenceOf[Example]
     contexts: SequenceOf[str] | None = None
     adapter: Adapter | None = None
     soft: Tensor | None = None
+    latents: Latents | None = None
 
 
 def response_losses(
@@ -56,19 +58,21 @@ def response_losses(
         base: the frozen base, afterwards as it was.
         wanted: the examples, and under which adapter.
         prompt: the fixed phrases.
-        batch_size: rows of one forward pass, for bases whose rows must be padded; the result does not depend
-            on it (beyond rounding).
+        batch_size: rows of one forward pass, where rows must be padded: on some bases, and where latents are
+            looked at. The result does not depend on it (beyond rounding).
 
     Returns:
         For each entry and example the sum of its response tokens' negative log-likelihoods in nats (the end
         token included) and the number of those tokens.
 
     Raises:
-        MilpError: an adapter or a soft prompt does not fit the base.
+        MilpError: an adapter, a soft prompt or latents do not fit the base or each other.
     """
     sequences = [_sequences(one, base, prompt) for one in wanted]
     soft = [soft_of_each(one.soft, len(one.examples), base) for one in wanted]
-    return losses_under(base, [one.adapter for one in wanted], sequences, soft, batch_size=batch_size)
+    latents = [one.latents for one in wanted]
+    adapters = [one.adapter for one in wanted]
+    return losses_under(base, adapters, sequences, soft, latents, batch_size=batch_size)
 
 
 def _sequences(wanted: Wanted, base: Base, prompt: PromptSection) -> list[Sequence]:
@@ -83,6 +87,7 @@ def losses_under(
     adapters: SequenceOf[Adapter | None],
     sequences: SequenceOf[SequenceOf[Sequence]],
     soft: SequenceOf[SequenceOf[Tensor | None]] | None = None,
+    latents: SequenceOf[Latents | None] | None = None,
     *,
     batch_size: int = 16,
 ) -> list[list[Loss]]:
@@ -93,42 +98,52 @@ def losses_under(
         adapters: whose turn it is; ``None``: the base alone.
         sequences: for each of ``adapters`` its own.
         soft: the soft prompt of each sequence that has places for one; ``None``: of none.
+        latents: what the sequences of each of ``adapters`` look at; ``None``: all at nothing.
         batch_size: as in :func:`response_losses`.
 
     Raises:
-        MilpError: an adapter does not fit the base.
+        MilpError: an adapter or latents do not fit the base or each other.
     """
     if soft is None:
         soft = [[None] * len(own) for own in sequences]
-    if can_lie_flat(base):
+    if latents is None:
+        latents = [None] * len(sequences)
+    # Blocks of cross-attention see rows, and not a line of tokens.
+    if can_lie_flat(base) and only_blocks(latents) is None:
         return _flat_losses(base, adapters, sequences, soft)
-    found = []
-    for adapter, own, own_soft in zip(adapters, sequences, soft, strict=True):
-        with attached(base, adapter) as model:
-            if any(one is not None for one in own_soft):
-                found.append(_padded_soft_losses(base, model, own, own_soft, batch_size))
-            else:
-                found.append(sequence_losses(base, TargetLoss(model, base.first_position), own, batch_size))
-    return found
+    return _padded_losses(base, adapters, sequences, soft, latents, batch_size)
 
 
-def _padded_soft_losses(
+def _padded_losses(
     base: Base,
-    model: nn.Module,
-    sequences: SequenceOf[Sequence],
-    soft: SequenceOf[Tensor | None],
+    adapters: SequenceOf[Adapter | None],
+    sequences: SequenceOf[SequenceOf[Sequence]],
+    soft: SequenceOf[SequenceOf[Tensor | None]],
+    latents: SequenceOf[Latents | None],
     batch_size: int,
-) -> list[Loss]:
-    found: list[Loss] = []
-    with torch.no_grad():
-        for chosen in chunks(range(len(sequences)), batch_size):
-            batch = make_batch([sequences[i] for i in chosen], base)
-            nll = soft_nll(base, model, batch, [soft[i] for i in chosen]).double()
-            sums = torch.zeros(len(chosen), dtype=nll.dtype, device=nll.device)
-            sums.index_add_(0, batch.rows, nll)
+) -> list[list[Loss]]:
+    looked_at = [latents_of_each(one, len(own)) for one, own in zip(latents, sequences, strict=True)]
+    found: list[dict[int, Loss]] = [{} for _ in sequences]
+    # Which entry's, and which of its sequences.
+    places = [(i, k) for i, own in enumerate(sequences) for k in range(len(own))]
+    places.sort(key=lambda place: -len(sequences[place[0]][place[1]].ids))
+    with (
+        seated(base, adapters) as seating,
+        fused_operations(base),
+        cross_attended(base, only_blocks(latents)) as view,
+        torch.no_grad(),
+    ):
+        for some in chunks(range(len(places)), batch_size):
+            # Rows of one adapter next to each other.
+            rows = sorted((places[j] for j in some), key=lambda place: (seating.place(place[0]), *place))
+            batch = make_batch([sequences[i][k] for i, k in rows], base)
+            seating.show([i for i, _ in rows], batch.ids.shape[1])
+            view.show([looked_at[i][k] for i, k in rows])
+            nll = soft_nll(base, base.model, batch, [soft[i][k] for i, k in rows]).double()
             n_targets = [sequence.n_targets for sequence in batch.sequences]
-            found += zip(sums.tolist(), n_targets, strict=True)
-    return found
+            for (i, k), own, n in zip(rows, nll.split(n_targets), n_targets, strict=True):
+                found[i][k] = (float(own.sum()), n)
+    return [[own[k] for k in range(len(own))] for own in found]
 
 
 def _flat_losses(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from milp_ray.config.base import BaseSection
-from milp_ray.config.methods import ALL_METHODS, SHARED_METHODS
+from milp_ray.config.methods import ALL_METHODS, SHARED_METHODS, MethodsSection, UelpSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
@@ -28,6 +28,11 @@ TRAINING = TrainingSection(
 )
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
 OWN = sorted(set(ALL_METHODS) - SHARED_METHODS)
+METHODS = MethodsSection()
+INTEGRATIONS = {
+    way: METHODS.model_copy(update={"uelp": UelpSection(integration=way)})
+    for way in ("soft_prompt", "cross_attention")
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def users(make_split: Any) -> list[UserSplit]:
     return [marked(make_split(name, seed=i), f"MARK{name}") for i, name in enumerate("AB")]
 
 
-def requests(base: Any, splits: Sequence[UserSplit]) -> list[FitRequest]:
+def requests(base: Any, splits: Sequence[UserSplit], methods: MethodsSection = METHODS) -> list[FitRequest]:
     return [
         FitRequest(
             base=base,
@@ -63,14 +68,20 @@ def requests(base: Any, splits: Sequence[UserSplit]) -> list[FitRequest]:
             max_new_tokens=4,
             batch_size=4,
             seed=3,
+            methods=methods,
         )
         for split in splits
     ]
 
 
-@pytest.mark.parametrize("name", ALL_METHODS)
-def test_no_text_of_another_user_stands_in_a_prompt(name: str, base: Any, users: list[UserSplit]) -> None:
-    fitted = fit_users(name, requests(base, users))
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [*((name, METHODS) for name in ALL_METHODS), ("uelp", INTEGRATIONS["cross_attention"])],
+)
+def test_no_text_of_another_user_stands_in_a_prompt(
+    name: str, methods: MethodsSection, base: Any, users: list[UserSplit]
+) -> None:
+    fitted = fit_users(name, requests(base, users, methods))
     assert len(fitted.personalizers) == 2
     for user, other in (users, reversed(users)):
         one = fitted.personalizers[user.user_id]
@@ -101,6 +112,24 @@ def test_of_oppu_only_the_declared_part_knows_of_others(base: Any, users: list[U
     other = share("oppu", requests(base, changed))
     assert other is not None
     assert any(not torch.equal(a, b) for a, b in _weights(shared, other)), "the shared part saw everybody"
+
+
+@pytest.mark.parametrize("methods", INTEGRATIONS.values(), ids=INTEGRATIONS)
+def test_of_uelp_only_the_declared_part_knows_of_others(
+    methods: MethodsSection, base: Any, users: list[UserSplit]
+) -> None:
+    shared = share("uelp", requests(base, users, methods))
+    assert shared is not None
+    vectors = []
+    for others in (users[1:], [marked(users[1], "OTHER")], []):
+        fitted = fit_users("uelp", requests(base, [users[0], *others], methods), shared)
+        asked = fitted.personalizers["A"].questions(["Who?"])
+        vectors.append(asked.soft if asked.latents is None else asked.latents.values)
+    for own in vectors[1:]:
+        assert torch.allclose(own, vectors[0], atol=1e-6)
+    other = share("uelp", requests(base, [users[0], marked(users[1], "OTHER")], methods))
+    assert other is not None
+    assert any(not torch.equal(t, other.tensors[name]) for name, t in shared.tensors.items())
 
 
 def _weights(first: Any, second: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Methods that give the base soft prompts: what trains, what a user's is made of, and that seeds decide."""
+"""Methods that give the base vectors of a user: what trains, what they are made of, and that seeds decide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from milp_ray.config.base import BaseSection
-from milp_ray.config.methods import MethodsSection, SoftFusedSection, UserEncoderSection
+from milp_ray.config.methods import (
+    CrossAttentionSection,
+    MethodsSection,
+    SoftFusedSection,
+    UelpSection,
+    UserEncoderSection,
+)
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
@@ -22,17 +28,31 @@ from milp_ray.methods.protocol import FitRequest, training_side
 from milp_ray.methods.shared import Shared
 from milp_ray.methods.soft_fused import SOURCES, user_texts
 from milp_ray.methods.soft_training import past_examples, pretrain, train_on_responses
-from milp_ray.methods.user_encoder import new_encoder, padded, text_vectors
+from milp_ray.methods.uelp import new_model
+from milp_ray.methods.user_encoder import new_encoder, padded
 from milp_ray.training import encode
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import make_batch
-from milp_ray.users.records import Turn, UserSplit
+from milp_ray.users.records import Example, Turn, UserSplit
 
 ENCODER = UserEncoderSection(
     n_soft=3, width=16, n_heads=2, n_layers=1, n_latent_layers=1, pretraining_epochs=3, epochs=2, batch_size=4
 )
+CROSS_ATTENTION = UelpSection(
+    integration="cross_attention", cross_attention=CrossAttentionSection(n_blocks=2, width=8, n_heads=2)
+)
 METHODS = MethodsSection(user_encoder=ENCODER)
-SOFT_METHODS = ("uelp", "soft_fused")
+# Methods, and how what they make of a user is integrated into the base.
+WAYS = {
+    "uelp": ("uelp", UelpSection()),
+    "uelp_cross_attention": ("uelp", CROSS_ATTENTION),
+    "soft_fused": ("soft_fused", UelpSection()),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> tuple[str, UelpSection]:
+    return WAYS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +60,9 @@ def base(tiny_llama_dir: Path) -> Base:
     return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
 
 
-def requests_on(base: Base, splits: list[UserSplit], **changes: Any) -> list[FitRequest]:
+def requests_on(
+    base: Base, splits: list[UserSplit], uelp: UelpSection | None = None, **changes: Any
+) -> list[FitRequest]:
     return [
         FitRequest(
             base=base,
@@ -51,14 +73,12 @@ def requests_on(base: Base, splits: list[UserSplit], **changes: Any) -> list[Fit
             max_new_tokens=6,
             batch_size=4,
             seed=3,
-            methods=replace_methods(changes),
+            methods=METHODS.model_copy(
+                update={"user_encoder": ENCODER.model_copy(update=changes), "uelp": uelp or UelpSection()}
+            ),
         )
         for split in splits
     ]
-
-
-def replace_methods(changes: dict[str, Any]) -> MethodsSection:
-    return METHODS.model_copy(update={"user_encoder": ENCODER.model_copy(update=changes)})
 
 
 def fitted(name: str, requests: list[FitRequest], shared: Shared | None) -> list[Any]:
@@ -66,8 +86,9 @@ def fitted(name: str, requests: list[FitRequest], shared: Shared | None) -> list
 
 
 def soft_of(personalizer: Any, query: str = "Who?") -> torch.Tensor:
-    """(n_soft, hidden) before a query."""
-    soft = personalizer.questions([query]).soft
+    """(n_soft, size) before a query, or looked at for it."""
+    questions = personalizer.questions([query])
+    soft = questions.soft if questions.latents is None else questions.latents.values
     return soft if soft.dim() == 2 else soft[0]
 
 
@@ -121,26 +142,40 @@ def test_one_turn_has_no_next_one_and_gives_no_loss(base: Base) -> None:
 # ---------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.parametrize("integration", ["soft_prompt", "cross_attention"])
 def test_training_through_the_frozen_base_lowers_the_loss_of_responses(
-    scaled_base: Base, make_split: Callable[..., UserSplit]
+    integration: str, scaled_base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(scaled_base, [make_split(f"u-{i}") for i in range(2)])
-    section = ENCODER.model_copy(update={"epochs": 12, "learning_rate": 1e-2, "dropout": 0.0})
-    vectors = text_vectors(scaled_base, [[turn.text for turn in one.split.history] for one in requests])
-    encoder = new_encoder(scaled_base, vectors, section, 1)
+    uelp = CROSS_ATTENTION.model_copy(update={"integration": integration})
+    splits = [make_split(f"u-{i}") for i in range(2)]
+    requests = requests_on(scaled_base, splits, uelp, epochs=12, learning_rate=1e-2, dropout=0.0)
+    model, section = new_model(requests), requests[0].methods.user_encoder
     before = {name: weight.clone() for name, weight in scaled_base.model.state_dict().items()}
-    losses = train_on_responses(
-        encoder,
-        lambda some: encoder(*padded([vectors[one.user] for one in some], scaled_base.device)),
-        past_examples(requests, section.n_soft),
-        scaled_base,
-        section,
-        seed=1,
-    )
+    fresh = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    places = section.n_soft if integration == "soft_prompt" else 0
+    losses = train_on_responses(model, past_examples(requests, places), scaled_base, section, seed=1)
     # Two steps go through all examples once.
     assert sum(losses[-2:]) < sum(losses[:2]) - 0.02
     assert all(torch.equal(before[name], weight) for name, weight in scaled_base.model.state_dict().items())
     assert all(weight.grad is None for weight in scaled_base.model.parameters())
+    unmoved = {name for name, weight in model.module.state_dict().items() if torch.equal(fresh[name], weight)}
+    # What pretraining alone moves, and what the data say.
+    assert all("following" in name or name.endswith(("mean", "scale")) for name in unmoved)
+
+
+def test_users_who_differ_get_what_is_theirs_by_cross_attention(scaled_base: Base) -> None:
+    splits = [
+        UserSplit(name, None, (Turn(said),), (Example("Say it.", answer),), (), ())
+        for name, said, answer in (("a", "I sail.", "aaaaaa"), ("b", "My dog is red.", "zzzzzz"))
+    ]
+    changes = {"epochs": 50, "learning_rate": 1e-2, "dropout": 0.0, "pretraining_epochs": 0}
+    requests = requests_on(scaled_base, splits, CROSS_ATTENTION, **changes)
+    ready = fitted("uelp", requests, share("uelp", requests))
+    own, other = (
+        [sum(nll for nll, _ in one.losses(split.train)) for one, split in zip(ready, order, strict=True)]
+        for order in (splits, splits[::-1])
+    )
+    assert all(mine < theirs - 0.5 for mine, theirs in zip(own, other, strict=True))
 
 
 def test_a_rate_too_large_is_told_by_its_option(base: Base, make_split: Callable[..., UserSplit]) -> None:
@@ -149,11 +184,11 @@ def test_a_rate_too_large_is_told_by_its_option(base: Base, make_split: Callable
         share("uelp", requests)
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_the_seed_alone_decides_what_is_shared(
-    name: str, base: Base, make_split: Callable[..., UserSplit]
+    way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(base, [make_split(f"u-{i}") for i in range(3)])
+    name, uelp = way
+    requests = requests_on(base, [make_split(f"u-{i}") for i in range(3)], uelp)
     first = share(name, requests)
     torch.rand(3)  # the state of torch's own generator is no part of it
     again = share(name, requests)
@@ -164,11 +199,11 @@ def test_the_seed_alone_decides_what_is_shared(
     assert any(not torch.equal(t, other.tensors[key]) for key, t in first.tensors.items())
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_a_users_soft_prompt_is_made_of_their_own_history(
-    name: str, base: Base, make_split: Callable[..., UserSplit]
+    way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(base, [make_split(f"u-{i}") for i in range(3)])
+    name, uelp = way
+    requests = requests_on(base, [make_split(f"u-{i}") for i in range(3)], uelp)
     shared = share(name, requests)
     everybody = [soft_of(one) for one in fitted(name, requests, shared)]
     assert not torch.allclose(everybody[0], everybody[1], atol=1e-4)
@@ -178,11 +213,11 @@ def test_a_users_soft_prompt_is_made_of_their_own_history(
         assert torch.allclose(found, everybody[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_what_is_shared_is_kept_in_files_and_answers_as_before(
-    name: str, base: Base, make_split: Callable[..., UserSplit], tmp_path: Path
+    way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit], tmp_path: Path
 ) -> None:
-    requests = requests_on(base, [make_split(f"u-{i}") for i in range(2)])
+    name, uelp = way
+    requests = requests_on(base, [make_split(f"u-{i}") for i in range(2)], uelp)
     shared = share(name, requests)
     assert shared is not None
     shared.save(tmp_path / "shared")
@@ -190,35 +225,43 @@ def test_what_is_shared_is_kept_in_files_and_answers_as_before(
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_without_past_examples_of_anybody_the_base_answers(
-    name: str, base: Base, make_split: Callable[..., UserSplit]
+    way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(base, [make_split("u", n_train=0)])
+    name, uelp = way
+    requests = requests_on(base, [make_split("u", n_train=0)], uelp)
     shared = share(name, requests)
     assert shared == Shared()
-    assert fitted(name, requests, shared)[0].questions(["Who?"]).soft is None
+    questions = fitted(name, requests, shared)[0].questions(["Who?"])
+    assert questions.soft is None
+    assert questions.latents is None
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_soft_prompts_are_counted_in_what_is_asked_and_kept(
-    name: str, base: Base, make_split: Callable[..., UserSplit]
+    way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit]
 ) -> None:
-    requests = requests_on(base, [make_split("u"), replace(make_split("silent"), history=())])
+    name, uelp = way
+    requests = requests_on(base, [make_split("u"), replace(make_split("silent"), history=())], uelp)
     ready = fit_users(name, requests)
     query = "What is the colour of my dog?"
     ready.respond([("u", query), ("silent", query)])
     prompts = ready.personalizers["u"].questions([query]).prompts
-    assert ready.costs.prompt_tokens == base.count_tokens(list(prompts))[0] + ENCODER.n_soft
+    places = ENCODER.n_soft if uelp.integration == "soft_prompt" else 0
+    assert ready.costs.prompt_tokens == base.count_tokens(list(prompts))[0] + places
+    if uelp.integration == "cross_attention":
+        assert ready.costs.stored_bytes == ENCODER.n_soft * ENCODER.width * 4
     assert ready.costs.stored_bytes > 0
     assert ready.costs.shared_bytes > 0
 
 
-@pytest.mark.parametrize("name", SOFT_METHODS)
 def test_no_held_out_text_and_no_profile_is_read_by_an_encoder_or_the_base(
-    name: str, base: Base, make_split: Callable[..., UserSplit], monkeypatch: pytest.MonkeyPatch
+    way: tuple[str, UelpSection],
+    base: Base,
+    make_split: Callable[..., UserSplit],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
+    name, uelp = way
 
     def mean_states(base: Base, texts: Sequence[str], **_: Any) -> torch.Tensor:
         read.extend(texts)
@@ -237,12 +280,36 @@ def test_no_held_out_text_and_no_profile_is_read_by_an_encoder_or_the_base(
         validation=tuple(replace(e, response=f"HELDMARK {e.response}") for e in split.validation),
         test=tuple(replace(e, response=f"HELDMARK {e.response}", answer="HELDMARK") for e in split.test),
     )
-    requests = requests_on(base, [marked])
+    requests = requests_on(base, [marked], uelp)
     [personalizer] = fitted(name, requests, share(name, requests))
     personalizer.questions([example.query for example in marked.test])
     assert any(example.response in text for example in split.train for text in read)
     assert any(turn.text in text for turn in split.history for text in read)
     assert "MARK" not in "\n".join(read)
+
+
+# ---------------------------------------------------------------------------------------- cross-attention
+
+
+def test_sizes_that_cannot_be_and_unknown_integrations_are_refused(
+    base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    with pytest.raises(ValueError, match="width 10 cannot be shared out among 4 heads"):
+        CrossAttentionSection(width=10)
+    with pytest.raises(ValueError, match="'soft_prompt' or 'cross_attention'"):
+        UelpSection(integration="cross")
+    many = CROSS_ATTENTION.model_copy(update={"cross_attention": CrossAttentionSection(n_blocks=5)})
+    with pytest.raises(MilpError, match=r"methods\.uelp\.cross_attention\.n_blocks is 5.*use at most 4"):
+        share("uelp", requests_on(base, [make_split("u")], many))
+
+
+def test_what_is_shared_by_another_integration_is_refused(
+    base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    splits = [make_split("u")]
+    shared = share("uelp", requests_on(base, splits, pretraining_epochs=0, epochs=1))
+    with pytest.raises(MilpError, match=r"other settings of .*methods\.uelp"):
+        fitted("uelp", requests_on(base, splits, CROSS_ATTENTION), shared)
 
 
 # ------------------------------------------------------------------------------------------------- fusion
