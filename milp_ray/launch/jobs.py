@@ -57,12 +57,14 @@ class Jobs:
     """
 
     def __init__(self, address: str) -> None:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._client.list_jobs()  # the first question that a cluster does not answer to strangers
+        except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             raise MilpError(
                 f"no Ray dashboard answers at {address} ({_first_line(error)}); reach it with "
                 "`ray dashboard CLUSTER` and give its address, such as http://127.0.0.1:8265; one with token "
