@@ -1,6 +1,6 @@
 """How long a history has to be before an adapter remembers it better than a prompt: where the curves cross.
 
-    .venv/bin/python experiments/history_length.py            # some 20 minutes on two cores
+    .venv/bin/python experiments/history_length.py            # a quarter of an hour on two cores
     .venv/bin/python experiments/history_length.py --quick    # a few minutes: fewer users, two lengths
 
 Users of PersonaWorld whose facts are stated equally often, among ever more other talk. For every length
@@ -28,7 +28,7 @@ from milp_ray.rundir import RunFolder
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "table2_methods.yaml"
-LENGTHS = (30, 60, 120, 240, 480)
+LENGTHS = (30, 60, 120, 240)
 METHODS = ("text_prompt", "retrieval_dense", "milp", "oracle_profile")
 # A slice, and what the figure calls it.
 SLICES = {"all": "All queries with a fact", "unseen": "Facts that only the history tells"}

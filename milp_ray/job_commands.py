@@ -101,7 +101,10 @@ def logs(
 
 
 def stop(run: Run, address: Address = None) -> None:
-    """Stop a run as Ctrl-C does: what is finished is kept, and the same command continues."""
+    """Stop a run as Ctrl-C does.
+
+    What is finished is kept, and the same command continues.
+    """
     if address is None:
         from milp_ray.run_status import interrupt
 

@@ -126,7 +126,7 @@ def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
 ) -> None:
     from milp_ray.pipeline import stages
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(stages, "run_all", fail)
@@ -145,7 +145,7 @@ def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may
 
     text = " ".join(["my", "secret", "text"])
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         try:
             raise KeyError(text)
         except KeyError as error:
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_without_a_traceback(
 
     from milp_ray.pipeline import stages
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         full = OSError(errno.ENOSPC, "No space left on device", "c.yaml")
         if cause is None:
             raise full

@@ -45,9 +45,9 @@ def test_ray_exports_them_with_the_runs_name(ray_local: Any) -> None:
     gauges = Gauges("my-run")
     gauges.set(trials_running=3, hypervolume=0.25)
     gauges.set(trials_running=2)
-    page = exported("ray_milp_trials_running")
-    [line] = [line for line in page.splitlines() if line.startswith("ray_milp_trials_running{")]
-    assert 'run="my-run"' in line
+    page = exported('run="my-run"')
+    own = [line for line in page.splitlines() if 'run="my-run"' in line]
+    [line] = [line for line in own if line.startswith("ray_milp_trials_running{")]
     assert float(line.rpartition(" ")[2]) == 2.0
-    [other] = [line for line in page.splitlines() if line.startswith("ray_milp_hypervolume{")]
+    [other] = [line for line in own if line.startswith("ray_milp_hypervolume{")]
     assert float(other.rpartition(" ")[2]) == 0.25

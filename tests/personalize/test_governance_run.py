@@ -166,6 +166,7 @@ def test_forget_then_audit_finds_nothing_and_generate_answers_that_there_is_no_s
     milp("audit", run.path, gone)
 
 
+@pytest.mark.slow
 def test_a_user_who_withdraws_is_told_of_and_not_served_and_an_item_is_forgotten_and_trained_without(
     run: RunFolder,
 ) -> None:

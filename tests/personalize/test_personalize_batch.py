@@ -237,6 +237,7 @@ def test_a_base_that_is_not_there_ends_the_batch(
 # ------------------------------------------------------------------------------ killed and interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_users_of_killed_workers_are_done_exactly_once(
     run: RunFolder, recipe: Recipe, pool: WorkerPool, make_split: Make, tmp_path: Path
@@ -286,6 +287,7 @@ personalize(run, splits, recipe, section=PersonalizeSection(n_workers=1), ray=Ra
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_after_kill_9_of_the_driver_the_rest_is_made(
     run: RunFolder, recipe: Recipe, pool: WorkerPool, make_split: Make, tmp_path: Path

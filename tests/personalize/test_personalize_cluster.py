@@ -41,10 +41,8 @@ def test_nodes_that_join_in_the_middle_get_workers_and_speed_the_batch_up() -> N
     assert found["rate_at_the_end"] > 1.5 * found["rate_before"]
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["removed", pytest.param("killed", marks=pytest.mark.slow)],  # a killed node shows only after 14 s
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["removed", "killed"])
 def test_a_worker_that_goes_with_its_node_does_not_count_against_the_user(what: str) -> None:
     found = play(what)
     assert (found["n_outcomes"], found["n_failed"]) == (8, 0)

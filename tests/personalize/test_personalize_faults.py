@@ -164,6 +164,7 @@ def milp(run: RunFolder, *arguments: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(command(run, *arguments), capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_users_of_a_uri_take_the_place_of_the_configurations(tmp_path: Path, tiny_llama_dir: Path) -> None:
     run = prepared_run(tmp_path, tiny_llama_dir)
     folder = tmp_path / "users"
@@ -286,7 +287,8 @@ def test_a_full_disk_ends_the_batch_and_with_room_it_goes_on(
     assert before.items() <= adapters(run).items()
 
 
-@pytest.mark.parametrize("what", ["store", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["store", "run"])
 def test_a_read_only_place_is_told(tmp_path: Path, tiny_llama_dir: Path, mounts: None, what: str) -> None:
     run = prepared_run(tmp_path, tiny_llama_dir)
     users = write_users(tmp_path / "u.jsonl", *(person(f"u-{i}") for i in range(2)))

@@ -162,6 +162,7 @@ def test_no_text_of_a_user_is_in_what_the_run_wrote_about_them(finished: tuple[R
     assert "My dog is" not in printed
 
 
+@pytest.mark.slow
 def test_the_same_command_again_finds_everything_done(finished: tuple[RunFolder, Path, str]) -> None:
     run, config, _ = finished
     before, events = adapters(run), run.journal.read_bytes()
