@@ -23,6 +23,7 @@ demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model
 
 # The paper's tables and figures. SCALE=demo: the embedded base and users, minutes to an hour on two cores;
 # SCALE=paper: Llama-2-7B on four A100s, ARGS="users.paths=[data/users.jsonl]". What is finished is kept.
+# lengths, plum and the updates of forgetting are about embedded users at either scale.
 SCALE ?= demo
 ARGS ?=
 ifeq ($(filter $(SCALE),demo paper),)
@@ -63,7 +64,7 @@ table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of hist
 	$(BIN)/milp-ray estimate $(RUN_paper) --users 100 --figure runs/figure3_memory.png
 
 figure4: $(VENV)/.stamp-run ## what each method answers to the same user
-	$(BIN)/python experiments/figure4_case_study.py --config $(firstword $(COMPARE_$(SCALE)))
+	$(BIN)/python experiments/figure4_case_study.py --config $(COMPARE_$(SCALE)) $(ARGS)
 
 lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter beats a prompt
 	$(BIN)/python experiments/history_length.py

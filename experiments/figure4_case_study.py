@@ -93,8 +93,9 @@ def main() -> None:
         "--users", type=int, default=6, help="users that the methods are fitted to, the last ones"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results" / "figure4")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, [])
+    config = load_config(arguments.config, arguments.overrides)
     splits = [split_user(user, config.users.split) for user in read_users(config.users, config.seed).users]
     user = splits[arguments.user]
     some = [split for split in splits[-arguments.users :] if split is not user] + [user]

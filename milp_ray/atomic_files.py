@@ -5,8 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file to, which takes its place at the end, and goes after an error.
+
+    A reader sees the old file or the new one. The folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
@@ -17,9 +35,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
         content: all of the file.
         mode: its permissions; ``None``: those of the file that it replaces, or the usual ones.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with os.fdopen(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
             file.write(content)
@@ -27,10 +43,6 @@ def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
             os.fsync(file.fileno())
         if mode is None and path.exists():
             shutil.copymode(path, temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 

@@ -54,9 +54,10 @@ class RunStatus:
 
 
 class Recorder:
-    """Keeps the file up to date while a command works."""
+    """Keeps the file up to date while a command works; ``failed``: how many users failed, by stage."""
 
     def __init__(self, path: Path, command: str) -> None:
+        self.failed: dict[str, int] = {}
         self._path = path
         now = _now()
         host, pid = socket.gethostname(), os.getpid()
@@ -82,6 +83,8 @@ class Recorder:
 def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
     """Record a command that works on a run, from its begin to its end.
 
+    An end at which some users failed is a success with that exit code and reason.
+
     A request to terminate (SIGTERM, which is how clusters and job managers stop a process) becomes the
     interruption that Ctrl-C is, so that what is finished is kept and the run can go on later.
     """
@@ -89,6 +92,11 @@ def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
         recorder = Recorder(run.status_file, command)
         try:
             yield recorder
+            failed = ", ".join(f"{n} in {stage}" for stage, n in recorder.failed.items() if n)
+            if failed:
+                recorder.ended("succeeded", exit_codes.SOME_FAILED, f"users failed: {failed}")
+            else:
+                recorder.ended("succeeded", 0)
         except KeyboardInterrupt as interrupted:
             recorder.ended("stopped", exit_codes.INTERRUPTED, str(interrupted) or "interrupted")
             raise

@@ -32,11 +32,19 @@ def test_a_run_that_nobody_worked_on_has_no_status(run: RunFolder) -> None:
 def test_a_command_that_ends_well_says_so(run: RunFolder) -> None:
     with run.lock(), recorded(run, "run") as status:
         status.stage("search")
-        status.ended("succeeded", 0)
     found = read_status(run)
     assert found is not None
     assert (found.state, found.stage, found.exit_code, found.reason) == ("succeeded", "search", 0, None)
     assert found.pid == os.getpid()
+
+
+def test_an_end_at_which_some_users_failed_says_how_many(run: RunFolder) -> None:
+    with run.lock(), recorded(run, "update") as status:
+        status.failed = {"search": 0, "personalize": 3}
+    found = read_status(run)
+    assert found is not None
+    assert (found.state, found.command, found.exit_code) == ("succeeded", "update", 3)
+    assert found.reason == "users failed: 3 in personalize"
 
 
 @pytest.mark.parametrize(

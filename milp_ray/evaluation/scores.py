@@ -7,11 +7,11 @@ Rows are plain dicts with the columns of :data:`COLUMNS`, in the order the examp
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.atomic_files import replacing
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.metrics import content_words, fact_accuracy, rouge_1, rouge_l, set_f1
 from milp_ray.evaluation.ngrams import BLEU_COUNTS, bleu_counts, new_n_grams
@@ -158,23 +158,16 @@ def write_scores(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema(), compression="zstd") as writer:
-            pending: list[Row] = []
-            for item in rows:
-                if isinstance(item, pa.Table):
-                    writer.write_table(item)
-                else:
-                    pending.append(item)
-            if pending:
-                writer.write_table(as_table(pending))
-            writer.add_key_value_metadata({_USERS_KEY: json.dumps(dict(users or {}))})
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+        pending: list[Row] = []
+        for item in rows:
+            if isinstance(item, pa.Table):
+                writer.write_table(item)
+            else:
+                pending.append(item)
+        if pending:
+            writer.write_table(as_table(pending))
+        writer.add_key_value_metadata({_USERS_KEY: json.dumps(dict(users or {}))})
 
 
 def read_scores(path: Path) -> pa.Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.atomic_files import replacing
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -24,13 +24,8 @@ def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, st
     """Write rows: a reader sees the old file or the new one."""
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(as_table(rows, columns), temporary, compression="zstd")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> pa.Table:

@@ -32,7 +32,7 @@ def compare(run: RunFolder, config: Config, *, as_json: bool = False) -> None:
     from milp_ray.compare_view import print_comparison, write_comparison
     from milp_ray.evaluation.side_by_side import STAGE, Settings, side_by_side
 
-    with working(run, config) as work:
+    with working(run, config, "compare") as work:
         if as_json:
             work.console = Console(stderr=True)
         recipe = work.recipe_of(config.compare.layout)
@@ -64,7 +64,7 @@ def win_rate(
     # Before anything is loaded or generated: what can be wrong with the call itself.
     choices = read_choices(options.human) if options.human else []
     options.check_sheet(run.path)
-    with working(run, config) as work:
+    with working(run, config, "winrate") as work:
         if quiet:
             work.console = Console(stderr=True)
         recipe = work.recipe
@@ -81,6 +81,7 @@ def win_rate(
             with_sheet=options.sheet is not None,
             progress_file=sys.stderr if quiet else None,
         )
+        work.failures["winrate"] = judged.failed_reasons
         if options.sheet is not None:
             write_sheet(options.sheet, judged.sheet, options.seed)
     section = config.evaluation
@@ -114,7 +115,7 @@ def ability(
     from milp_ray.personalize.store import run_store
 
     population = population_texts(config, options)
-    with working(run, config) as work:
+    with working(run, config, "ability") as work:
         if quiet:
             work.console = Console(stderr=True)
         found = measure_ability(
@@ -126,6 +127,7 @@ def ability(
             store=run_store(run.adapters, config.personalize),
             progress_file=sys.stderr if quiet else None,
         )
+        work.failures["ability"] = found
     measured = ability_of(run.ability_file, config)
     assert measured is not None  # a call that measured nobody has ended with its reason
     return {**measured, "n_failed": found.total(), "failed_reasons": dict(found)}
@@ -141,7 +143,7 @@ def leakage(
     from milp_ray.atomic_files import write_json
     from milp_ray.personalize.governance.leakage import audit_leakage
 
-    with working(run, config) as work:
+    with working(run, config, "leakage") as work:
         if quiet:
             work.console = Console(stderr=True)
         recipe = work.recipe  # before Ray is started, so that a run without a layout is told at once

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from milp_ray import exit_codes
 from milp_ray.outcome import base_facts, failures_table, front_table
 from milp_ray.pipeline.probes import probes_of
 from milp_ray.pipeline.work import Work, working
-from milp_ray.run_status import recorded
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -44,7 +41,7 @@ def run_all(run: RunFolder, config: Config, *, preflight: bool = False) -> dict[
     """
     from milp_ray.personalize.store import run_store
 
-    with _recorded(run, config, "run") as work:
+    with working(run, config, "run") as work:
         # A store that cannot be written is told before the search, not after it.
         run_store(run.adapters, config.personalize).check()
         if preflight:
@@ -75,7 +72,7 @@ def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> Ba
         config: its own users are taken where ``users`` names none.
         users: files, folders or URIs with users, in place of the configuration's.
     """
-    with _recorded(run, config, "personalize") as work:
+    with working(run, config, "personalize") as work:
         work.sources = tuple(users)
         _do(work, "personalize")
         assert work.batch is not None
@@ -84,7 +81,7 @@ def personalize(run: RunFolder, config: Config, users: Sequence[str] = ()) -> Ba
 
 def evaluate(run: RunFolder, config: Config) -> int:
     """Score every method on the held-out queries and write ``scores.parquet``; how many users failed."""
-    with _recorded(run, config, "evaluate") as work:
+    with working(run, config, "evaluate") as work:
         _do(work, "evaluate")
         return sum(work.failures.get("evaluate", {}).values())
 
@@ -97,26 +94,14 @@ def report(run: RunFolder, config: Config) -> None:
 # ------------------------------------------------------------------------------------- one after the other
 
 
-@contextmanager
-def _recorded(run: RunFolder, config: Config, command: str) -> Iterator[Work]:
-    """At work on a run, which its status tells; an end at which some users failed is told as what it is."""
-    with working(run, config) as work, recorded(run, command) as status:
-        work.status = status
-        yield work
-        n_failed = sum(sum(reasons.values()) for reasons in work.failures.values())
-        code, reason = (exit_codes.SOME_FAILED, f"{n_failed} users failed") if n_failed else (0, None)
-        status.ended("succeeded", code, reason)
-
-
 def _alone(run: RunFolder, config: Config, stage: str) -> None:
-    with _recorded(run, config, stage) as work:
+    with working(run, config, stage) as work:
         _do(work, stage)
 
 
 def _do(work: Work, stage: str) -> None:
     started = time.perf_counter()
-    if work.status is not None:
-        work.status.stage(stage)
+    work.status.stage(stage)
     try:
         _FUNCTIONS[stage](work)
     finally:
@@ -126,7 +111,7 @@ def _do(work: Work, stage: str) -> None:
 def _preflight(work: Work) -> None:
     from milp_ray.launch.preflight import preflight
 
-    work.ray  # noqa: B018 -- its nodes are what is looked at
+    work.open_ray()
     nodes = preflight(work.config)
     n_gpus = sum(node.n_gpus for node in nodes)
     work.say(f"preflight: {len(nodes)} nodes, {n_gpus:g} GPUs, versions and storage are the same on all")
@@ -162,7 +147,7 @@ def _search(work: Work) -> None:
     work.run.record_facts(probe_users=[split.user_id for split in probes])
     shapes = base_shapes(config.base)
     settings = StudySettings.of(config)
-    work.ray  # noqa: B018 -- a study needs Ray to be up
+    work.open_ray()
     gauges = Gauges(work.run.path.name)
     with progress("search", config.search.n_trials, unit="trials") as bar:
         shown = 0

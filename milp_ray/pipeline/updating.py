@@ -32,7 +32,7 @@ def update(
     from milp_ray.personalize.update import update as update_adapters
     from milp_ray.personalize.update import update_table
 
-    with working(run, config) as work:
+    with working(run, config, "update") as work:
         started = time.perf_counter()
         # Standard output is for the JSON alone, where that is asked for.
         with redirect_stdout(sys.stderr if as_json else sys.stdout):
@@ -49,6 +49,7 @@ def update(
             finally:
                 run.record_seconds("update", time.perf_counter() - started)
         run.record_facts(update=summary.to_dict())
+        work.failures["update"] = summary.reasons.get("failed", {})
         if as_json:
             print(json.dumps(summary.to_dict(), indent=2, allow_nan=False))
             return summary.users["failed"]

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from milp_ray.errors import MilpError
 from milp_ray.resident_memory import PeakMemory, peak_memory
+from milp_ray.run_status import recorded
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -34,16 +35,18 @@ _LOG_WIDTH = 120
 class Work:
     """One command at work on a run: what its stages share."""
 
-    def __init__(self, run: RunFolder, config: Config, stack: ExitStack, peak: PeakMemory) -> None:
+    def __init__(
+        self, run: RunFolder, config: Config, stack: ExitStack, peak: PeakMemory, status: Recorder
+    ) -> None:
         self.run = run
         self.config = config
+        self.status = status
         # A log is not a terminal of 80 columns: tables keep the width they need.
         self.console = Console(
             highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH
         )
         self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
         self.batch: BatchSummary | None = None  # what the batch made
-        self.status: Recorder | None = None  # of the commands whose end is recorded
         self.failures: dict[str, Mapping[str, int]] = {}  # stage → reason → users, where some failed
         self._stack = stack
         self._peak = peak
@@ -120,19 +123,18 @@ class Work:
         store = run_store(self.run.adapters, self.config.personalize)
         return StreamedSplits(stream, section.split, self.gate, store)
 
-    @cached_property
-    def ray(self) -> Any:
-        """The Ray session, opened when the first stage asks for it."""
+    def open_ray(self) -> None:
+        """Open a Ray session for the rest of the command, or go on with the one that is open."""
         from milp_ray.telemetry import ray_session
 
-        return self._stack.enter_context(ray_session(self.config.ray))
+        self._stack.enter_context(ray_session(self.config.ray))
 
     @cached_property
     def pool(self) -> WorkerPool:
         """Workers that hold the base."""
         from milp_ray.personalize.batch import worker_pool
 
-        self.ray  # noqa: B018 -- workers live in the session
+        self.open_ray()
         return self._stack.enter_context(
             worker_pool(self.config.base, self.config.personalize, self.config.ray)
         )
@@ -191,14 +193,20 @@ class Work:
 
 
 @contextmanager
-def working(run: RunFolder, config: Config) -> Iterator[Work]:
-    """Hold the run, watch memory, and close at the end whatever the stages opened."""
+def working(run: RunFolder, config: Config, command: str) -> Iterator[Work]:
+    """Hold the run, tell in its status what ``command`` does, watch memory, and close what was opened."""
     from milp_ray.telemetry import configure_logging
 
     configure_logging()
-    with run.lock(), peak_memory() as peak, ExitStack() as stack:
-        work = Work(run, config, stack, peak)
+    with (
+        run.lock(),
+        recorded(run, command) as status,
+        peak_memory() as peak,
+        ExitStack() as stack,
+    ):
+        work = Work(run, config, stack, peak, status)
         try:
             yield work
+            status.failed = {stage: sum(reasons.values()) for stage, reasons in work.failures.items()}
         finally:
             work.record_peak_memory()

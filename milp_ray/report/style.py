@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from milp_ray.atomic_files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -109,10 +111,8 @@ def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, An
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
     return path
 
 

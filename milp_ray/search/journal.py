@@ -37,6 +37,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from milp_ray.atomic_files import sync_folder
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.rungs import RungRecord
@@ -212,7 +213,7 @@ class Journal:
                 f"{path} is being written by another search: wait for it to end or stop it"
             ) from error
         _cut_off_partial_line(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         self.state = read_study(path)
         self._unsynced, self._is_closing = threading.Event(), False
         self._syncer = threading.Thread(target=self._sync, name="journal-sync", daemon=True)
@@ -288,12 +289,3 @@ def _cut_off_partial_line(path: Path) -> None:
         with path.open("r+b") as file:
             file.truncate(whole)
             os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the file's entry in its folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

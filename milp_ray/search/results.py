@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from milp_ray.atomic_files import replacing
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.choice import FrontPoint
 from milp_ray.search.front import Floats, hypervolume, hypervolume_history, pareto_front, reference_point
@@ -196,10 +196,8 @@ def write_trials(result: StudyResult, path: Path) -> None:
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.Table.from_pylist(trial_rows(result), schema=schema), temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(trial_rows(result), schema=schema), temporary)
 
 
 # What a trial reports beside the values by user, in the order of the table.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.processes import kill_family
 
 from milp_ray.run_status import read_status
 from milp_ray.rundir import RunFolder
@@ -74,15 +74,7 @@ def cluster() -> Iterator[Cluster]:
                 time.sleep(0.5)
             yield found
         finally:
-            import psutil
-
-            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-            for member in family:
-                try:
-                    member.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-            process.wait()
+            kill_family(process)
 
 
 def status_of(url: str, token: str | None) -> int | None:

@@ -9,23 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.jobs import ONE_EPOCH
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import ALL_METHODS, SHARED_METHODS, MethodsSection, UelpSection
 from milp_ray.config.prompt import PromptSection
-from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit_users, share
 from milp_ray.methods.protocol import FitRequest, training_side
 from milp_ray.training.base import load_base
 from milp_ray.users.records import UserSplit
 
-TRAINING = TrainingSection(
-    memory_epochs=1,
-    instruction_epochs=1,
-    learning_rate=1e-2,
-    lora_alpha=LoraAlphaSection(rule="constant", value=8),
-)
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
 OWN = sorted(set(ALL_METHODS) - SHARED_METHODS)
 METHODS = MethodsSection()
@@ -63,7 +57,7 @@ def requests(base: Any, splits: Sequence[UserSplit], methods: MethodsSection = M
             base=base,
             split=training_side(split),
             layout=LAYOUT,
-            training=TRAINING,
+            training=ONE_EPOCH,
             prompt=PromptSection(),
             max_new_tokens=4,
             batch_size=4,

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.jobs import ONE_EPOCH
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import ALL_METHODS
 from milp_ray.config.prompt import PromptSection
-from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import INFO, fit, fit_users, in_order, share
@@ -25,12 +25,6 @@ from milp_ray.training.text import query_prompt
 from milp_ray.users.records import Example, Turn, UserSplit
 
 PROMPT = PromptSection()
-TRAINING = TrainingSection(
-    memory_epochs=1,
-    instruction_epochs=1,
-    learning_rate=1e-2,
-    lora_alpha=LoraAlphaSection(rule="constant", value=8),
-)
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
 QUERY = "What is it?"
 RESERVE = 8
@@ -48,7 +42,7 @@ def request_for(base: Any) -> Callable[[UserSplit], FitRequest]:
             base=base,
             split=training_side(split),
             layout=LAYOUT,
-            training=TRAINING,
+            training=ONE_EPOCH,
             prompt=PROMPT,
             max_new_tokens=RESERVE,
             batch_size=4,

@@ -133,7 +133,7 @@ def kill_at(point: str, store: AdapterStore, adapter: Adapter) -> None:
 
         local._write_synced = dying_write
         if point == "before the rename":
-            local._sync = dying_sync
+            local.sync_folder = dying_sync
         try:
             store.publish("u-1", adapter, {}, fingerprint="new")
         finally:

@@ -78,7 +78,7 @@ class CountedFiles(fs.FileSystemHandler):
             del self.objects[name]
 
     def _unused(self, *args: Any, **options: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError("the store has no use for this request")
 
     create_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = _unused
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.processes import kill_family
 
 from milp_ray.config import Config
 from milp_ray.config_loader import load_config
 from milp_ray.personalize.store import AdapterStore
+from milp_ray.run_status import read_status
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 
@@ -118,6 +119,10 @@ def test_a_run_leaves_every_file_that_a_later_stage_or_a_program_reads(
     assert versions["base"]["files"]
     assert len(versions["probe_users"]) == 1
     assert set(run.seconds()) == {"search", "choose", "personalize", "evaluate", "report"}
+    status = read_status(run)
+    assert status is not None
+    assert (status.command, status.state, status.stage) == ("run", "succeeded", "report")
+    assert (status.exit_code, status.reason) == (SOME_FAILED, "users failed: 1 in personalize, 1 in evaluate")
 
 
 def test_the_summary_holds_what_programs_ask_for(finished: tuple[RunFolder, Path, str]) -> None:
@@ -255,15 +260,7 @@ def killed_when(arguments: list[str], condition: Callable[[], bool]) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        import psutil
-
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            try:
-                member.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        process.wait()
+        kill_family(process)
 
 
 @pytest.mark.slow  # several whole runs; tests/search and tests/personalize kill each stage by itself

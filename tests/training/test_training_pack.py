@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
+from support.jobs import BOTH, MakeSplit
+from support.packs import PROMPT, RECIPE, Tensors, furthest, mixed_jobs, tensors_of
 from torch import Tensor
 
 from milp_ray.config.base import BaseSection
-from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
-from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training import packed_lora
@@ -28,24 +26,11 @@ from milp_ray.training.adapters import load_tensors, read_tensors
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence, epoch_plan
 from milp_ray.training.engine import linear_schedule
-from milp_ray.training.flat import flat_rows, padded_length
-from milp_ray.training.flat_batch import FlatBatch
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.hooks import Hooks
-from milp_ray.training.job import Job, JobResult, plan_job
-from milp_ray.training.pack_module import PackModule
+from milp_ray.training.job import Job, plan_job
 from milp_ray.training.rack import initial_weights, pairs_of
 from milp_ray.training.train import train, train_alone
-from milp_ray.users.records import UserSplit
-
-PROMPT = PromptSection()
-RECIPE = TrainingSection(
-    memory_epochs=5, instruction_epochs=7, batch_size=2, memory_block_turns=2, pack_size=3, learning_rate=5e-4
-)
-BOTH = frozenset({"memory", "instruction"})
-Split = Callable[..., UserSplit]
-Tensors = dict[str, Tensor]
-
 
 TINY = ("tiny_llama_dir", "tiny_gpt2_dir", "tiny_roberta_dir")
 ON_GPU = [pytest.param((folder, "cuda"), marks=pytest.mark.gpu) for folder in TINY]
@@ -60,21 +45,6 @@ def any_base(request: pytest.FixtureRequest) -> Base:
 @pytest.fixture(scope="module")
 def base(tiny_llama_dir: Path) -> Base:
     return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
-
-
-def mixed_jobs(base: Base, make_split: Split) -> list[Job]:
-    """Six jobs of different layers, ranks, lengths, rates and seeds: some end long before others."""
-    shapes = [("001", 4, 3, 2), ("110", 8, 9, 6), ("111", 2, 14, 9), ("010", 8, 1, 1), ("110", 8, 6, 7)]
-    jobs = []
-    for i, (bits, rank, n_turns, n_train) in enumerate(shapes):
-        mask = tuple(bit == "1" for bit in bits.ljust(base.n_layers, "1"))
-        split = make_split(f"u-{i}", n_turns=n_turns, n_train=n_train, n_val=1 + i % 2)
-        jobs.append(Job(f"job-{i}", split, CanonicalLayout(mask, rank), BOTH, seed=i))
-    rate = 2e-4
-    mask = tuple(i == 1 for i in range(base.n_layers))
-    split = make_split("u-9", n_turns=5, n_train=3)
-    jobs.append(Job("job-5", split, CanonicalLayout(mask, 8), BOTH, seed=9, learning_rate=rate))
-    return jobs
 
 
 def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Tensors, list[float]]:
@@ -137,11 +107,6 @@ def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
     return nll[labels[:, 1:].flatten() != -100]
 
 
-def furthest(a: Tensors, b: Tensors) -> float:
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
 def share_apart(a: Tensors, b: Tensors, distance: float) -> float:
     """Share of the weights that differ by more than ``distance``.
 
@@ -152,15 +117,12 @@ def share_apart(a: Tensors, b: Tensors, distance: float) -> float:
     return float(apart.float().mean())
 
 
-def tensors_of(result: JobResult) -> Tensors:
-    assert result.adapter is not None
-    return result.adapter.tensors
-
-
 # ---------------------------------------------------------------------------------------- equal to alone
 
 
-def test_a_packed_job_equals_the_same_job_alone_with_plain_peft(any_base: Base, make_split: Split) -> None:
+def test_a_packed_job_equals_the_same_job_alone_with_plain_peft(
+    any_base: Base, make_split: MakeSplit
+) -> None:
     """Mixed ranks, layers, lengths, rates, seeds and ends, in fewer slots than jobs; up to 71 steps."""
     before = {name: tensor.clone() for name, tensor in any_base.model.state_dict().items()}
     jobs = mixed_jobs(any_base, make_split)
@@ -175,7 +137,7 @@ def test_a_packed_job_equals_the_same_job_alone_with_plain_peft(any_base: Base, 
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
-def weighted_job(base: Base, make_split: Split, name: str = "weighted") -> Job:
+def weighted_job(base: Base, make_split: MakeSplit, name: str = "weighted") -> Job:
     """Two stages whose targets count unevenly: some for nothing, some for three times as much."""
     split = make_split(name, n_turns=6, n_train=4)
     job = Job(name, split, CanonicalLayout((True,) * base.n_layers, 4), BOTH, 3)
@@ -189,7 +151,7 @@ def weighted_job(base: Base, make_split: Split, name: str = "weighted") -> Job:
     return replace(job, stages=tuple(stages))
 
 
-def test_targets_count_by_their_weights_in_packs_and_alone(any_base: Base, make_split: Split) -> None:
+def test_targets_count_by_their_weights_in_packs_and_alone(any_base: Base, make_split: MakeSplit) -> None:
     """Beside a job whose targets count alike, which ends with the bits that it has by itself."""
     plain = mixed_jobs(any_base, make_split)[1]
     weighted = weighted_job(any_base, make_split)
@@ -207,7 +169,7 @@ def test_targets_count_by_their_weights_in_packs_and_alone(any_base: Base, make_
 
 
 def test_weights_of_one_are_no_weights_and_change_the_fingerprint_alone(
-    base: Base, make_split: Split
+    base: Base, make_split: MakeSplit
 ) -> None:
     plain = weighted_job(base, make_split)
     assert plain.stages is not None
@@ -237,7 +199,7 @@ def test_weights_of_one_are_no_weights_and_change_the_fingerprint_alone(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_no_job_depends_on_its_neighbours(base: Base, make_split: Split, data: st.DataObject) -> None:
+def test_no_job_depends_on_its_neighbours(base: Base, make_split: MakeSplit, data: st.DataObject) -> None:
     """Random packs: any layouts, lengths, parts, early stopping, dropout, accumulation and pack sizes."""
     section = RECIPE.model_copy(
         update={
@@ -269,7 +231,7 @@ def test_no_job_depends_on_its_neighbours(base: Base, make_split: Split, data: s
 
 
 def test_products_in_one_go_give_the_gradients_of_products_one_by_one(
-    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
+    base: Base, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU does; the six jobs are of four layouts, two of which two jobs of other lengths share."""
     jobs = mixed_jobs(base, make_split)
@@ -290,7 +252,7 @@ def test_products_in_one_go_give_the_gradients_of_products_one_by_one(
     assert max(made) > 0, "the case needs segments of one length, and of several"
 
 
-def test_zero_decides_the_engine_and_not_the_weights(base: Base, make_split: Split) -> None:
+def test_zero_decides_the_engine_and_not_the_weights(base: Base, make_split: MakeSplit) -> None:
     """The one-job engine, which ZeRO uses, and packs start from the same weights and go the same way."""
     job = mixed_jobs(base, make_split)[1]
     other = RECIPE.model_copy(update={"deepspeed": RECIPE.deepspeed.model_copy(update={"zero_stage": 2})})
@@ -302,7 +264,7 @@ def test_zero_decides_the_engine_and_not_the_weights(base: Base, make_split: Spl
     assert packed.adapter.config == alone.adapter.config
 
 
-def test_answers_in_packs_equal_answers_alone(any_base: Base, make_split: Split) -> None:
+def test_answers_in_packs_equal_answers_alone(any_base: Base, make_split: MakeSplit) -> None:
     """Token for token: greedy decoding of rows of many adapters, with rows of the base alone among them."""
     jobs = mixed_jobs(any_base, make_split)
     strong = RECIPE.model_copy(update={"learning_rate": 2e-2})
@@ -315,159 +277,3 @@ def test_answers_in_packs_equal_answers_alone(any_base: Base, make_split: Split)
     alone = [generate(any_base, [one], max_new_tokens=12, batch_size=1)[0] for one in asked]
     assert together == alone
     assert len({answer for answers in together for answer in answers}) > 3
-
-
-# ------------------------------------------------------------------------------------------------- slots
-
-
-def test_results_come_as_jobs_end_and_slots_are_filled_again(base: Base, make_split: Split) -> None:
-    jobs = mixed_jobs(base, make_split)
-    order: list[str] = []
-    active: set[str] = set()
-    most = 0
-
-    def progressed(job_id: str, done: int, n_steps: int) -> None:
-        nonlocal most
-        active.add(job_id)
-        most = max(most, len(active))
-
-    def ended(result: JobResult) -> None:
-        active.discard(result.job_id)
-        order.append(result.job_id)
-
-    assert train(base, jobs, RECIPE, PROMPT, on_progress=progressed, on_result=ended) == []
-    assert most == RECIPE.pack_size
-    assert sorted(order) == [job.job_id for job in jobs]
-    steps = {job.job_id: plan_job(job, base, RECIPE, PROMPT).n_steps for job in jobs}
-    assert order[0] == min((job.job_id for job in jobs[:3]), key=lambda name: steps[name])
-
-
-def test_a_job_that_diverges_fails_alone(base: Base, make_split: Split) -> None:
-    jobs = mixed_jobs(base, make_split)[:3]
-    wild = Job("wild", jobs[0].split, jobs[0].layout, BOTH, seed=0, learning_rate=1e30)
-    failed: dict[str, MilpError] = {}
-    results = train(base, [jobs[0], wild, *jobs[1:]], RECIPE, PROMPT, on_failure=failed.__setitem__)
-    assert list(failed) == ["wild"]
-    assert "training diverged" in str(failed["wild"])
-    for job, result in zip(jobs, results, strict=True):
-        [alone] = train(base, [job], RECIPE, PROMPT)
-        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
-    with pytest.raises(MilpError, match="diverged"):
-        train(base, [wild], RECIPE, PROMPT)
-
-
-def test_a_job_that_diverges_spreads_to_no_neighbour_wherever_it_lies_on_the_line(
-    base: Base, make_split: Split
-) -> None:
-    """The first on the line is the one that padding would read from."""
-    first, *jobs = mixed_jobs(base, make_split)[:3]
-    wild = replace(first, job_id="wild", learning_rate=1e30)
-    failed: dict[str, MilpError] = {}
-    results = train(base, [wild, *jobs], RECIPE, PROMPT, on_failure=failed.__setitem__)
-    assert list(failed) == ["wild"]
-    for job, result in zip(jobs, results, strict=True):
-        [alone] = train(base, [job], RECIPE, PROMPT)
-        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
-
-
-def test_jobs_need_ids_of_their_own(base: Base, make_split: Split) -> None:
-    job = mixed_jobs(base, make_split)[0]
-    with pytest.raises(MilpError, match="share ids"):
-        train(base, [job, job], RECIPE, PROMPT)
-
-
-def test_hundreds_of_jobs_through_sixteen_slots_leave_memory_flat(base: Base, make_split: Split) -> None:
-    section = TrainingSection(memory_epochs=1, instruction_epochs=1, batch_size=4, pack_size=16)
-    layouts = [CanonicalLayout(tuple(i == k for i in range(4)), 2) for k in range(4)]
-    split = [make_split(f"u-{i}", n_turns=1 + i % 3, n_train=2, n_val=1) for i in range(10)]
-    process, resident = psutil.Process(), []
-
-    def ended(result: JobResult) -> None:
-        if int(result.job_id) % 40 == 39:
-            gc.collect()
-            resident.append(process.memory_info().rss / 2**20)
-
-    jobs = [Job(str(i), split[i % 10], layouts[i % 4], BOTH, seed=i) for i in range(400)]
-    train(base, jobs, section, PROMPT, on_result=ended)
-    assert len(resident) == 10
-    assert resident[-1] - resident[2] < 0.05 * resident[2] + 5, resident
-
-
-# ------------------------------------------------------------------------------------------------- memory
-
-
-def test_a_pass_that_does_not_fit_is_halved_and_no_job_is_lost(
-    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = mixed_jobs(base, make_split)
-    section = RECIPE.model_copy(update={"pack_size": 6})
-    expected = train(base, jobs, section, PROMPT)
-    forward, refused = PackModule.forward, []
-
-    def cramped(self: Any, batch: FlatBatch, *rest: Any) -> Tensor:
-        loss = forward(self, batch, *rest)
-        if len(batch.segments) > 2:
-            loss.backward()  # gradients of a pass that was given up must not count
-            refused.append(batch.n_tokens)
-            raise torch.OutOfMemoryError("as a GPU would say")
-        return loss
-
-    monkeypatch.setattr(PackModule, "forward", cramped)
-    results = train(base, jobs, section, PROMPT)
-    assert refused
-    assert len(refused) <= 2, "what was learnt of the memory is kept"
-    for result, wanted in zip(results, expected, strict=True):
-        assert furthest(tensors_of(result), tensors_of(wanted)) < 1e-5
-
-
-def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
-    base: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Any, *_: Any) -> Tensor:
-        raise torch.OutOfMemoryError("as a GPU would say")
-
-    monkeypatch.setattr(PackModule, "forward", full)
-    with pytest.raises(MilpError, match=r"lower training\.batch_size"):
-        train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
-
-
-# --------------------------------------------------------------------------------------------------- rows
-
-
-@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12))
-def test_rows_lie_one_after_the_other_and_buckets_hold_each_token_once(lengths: list[int]) -> None:
-    rows = flat_rows(lengths, torch.device("cpu"))
-    assert rows.positions[0].tolist() == [i for length in lengths for i in range(length)]
-    assert torch.equal(rows.gather[rows.places], torch.arange(sum(lengths)))
-    first = 0
-    for bucket in rows.buckets:
-        n_places = bucket.n_rows * bucket.length
-        # A row's tokens stand in order from the beginning of its padded row, and what is behind is padding.
-        tokens = torch.nonzero((rows.places >= first) & (rows.places < first + n_places)).squeeze(1)
-        places = rows.places[tokens] - first
-        assert torch.equal(places % bucket.length, rows.positions[0][tokens])
-        assert sorted([*places.tolist(), *bucket.padding.tolist()]) == list(range(n_places))
-        first += n_places
-    assert rows.gather.shape == (first,)
-
-
-@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6), n_heads=st.integers(1, 4))
-def test_heads_are_taken_row_by_row_and_put_back(lengths: list[int], n_heads: int) -> None:
-    rows = flat_rows(lengths, torch.device("cpu")).by_heads(n_heads)
-    line = torch.randn(sum(lengths), n_heads, 2)
-    parts = rows.take(line)
-    assert torch.equal(rows.put(parts), line)
-    by_row = sorted(line.split(lengths), key=lambda row: (padded_length(len(row)),))
-    padded = [row for part in parts for row in part]
-    for row, found in zip(by_row, padded, strict=True):
-        assert torch.equal(found[:, : len(row)], row.transpose(0, 1))
-    for part, padding in zip(parts, rows.padding, strict=True):
-        part.view(-1, 2).index_fill_(0, padding, 7.0)
-    assert torch.equal(rows.put(parts), line), "no token lies where the padding is"
-
-
-@given(length=st.integers(1, 20000))
-def test_a_rows_padding_depends_on_its_length_alone_and_is_small(length: int) -> None:
-    padded = padded_length(length)
-    assert length <= padded <= max(8, 1.25 * length + 8)
-    assert padded_length(padded) == padded

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from milp_ray.atomic_files import replacing
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
 
@@ -74,16 +74,10 @@ def rewrite_table(path: Path, finder: IdFinder, dry_run: bool) -> int:
         if not count or dry_run:
             return count
         schema = file.schema_arrow.remove_metadata()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table in groups:
-                writer.write_table(table.replace_schema_metadata(None))
-            writer.add_key_value_metadata(metadata)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in groups:
+            writer.write_table(table.replace_schema_metadata(None))
+        writer.add_key_value_metadata(metadata)
     return count
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from milp_ray.atomic_files import sync_folder
 from milp_ray.personalize.store.backend import ABANDONED_AFTER_SECONDS, Leftover
 from milp_ray.personalize.store.faults import StoreUnavailableError
 from milp_ray.personalize.store.manifest import MANIFEST
@@ -84,7 +85,7 @@ class LocalBackend:
                 while True:
                     version = max(self.find(place), default=0) + 1
                     _write_synced(hidden / MANIFEST, manifest_of(version))
-                    _sync(hidden)
+                    sync_folder(hidden)
                     try:
                         hidden.rename(folder / f"v{version}")
                         break
@@ -93,7 +94,7 @@ class LocalBackend:
                         if not (folder / f"v{version}").exists():
                             raise
                 for above in (folder, folder.parent, folder.parent.parent, self.root):
-                    _sync(above)
+                    sync_folder(above)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -113,7 +114,7 @@ class LocalBackend:
             for leftover in folder.parent.glob(f".deleted-{place}-*"):
                 shutil.rmtree(leftover)
                 was_there = True
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         return was_there
 
     def delete_version(self, place: str, version: int, spot: str) -> None:
@@ -123,7 +124,7 @@ class LocalBackend:
             doomed = folder / f".deleted-{spot}-{secrets.token_hex(8)}"
             (folder / spot).rename(doomed)
             shutil.rmtree(doomed)
-            _sync(folder)
+            sync_folder(folder)
 
     def leftovers(self, place: str) -> list[Leftover]:
         """See :class:`~milp_ray.personalize.store.backend.Backend`."""
@@ -218,12 +219,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Force the entries of a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

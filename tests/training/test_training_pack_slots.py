@@ -1,0 +1,144 @@
+"""The slots of a pack: filled again as jobs end, whatever becomes of a job, within the memory there is."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from support.jobs import BOTH, MakeSplit
+from support.packs import PROMPT, RECIPE, furthest, mixed_jobs, tensors_of
+from torch import Tensor
+
+from milp_ray.config.base import BaseSection
+from milp_ray.config.training import TrainingSection
+from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training.base import Base, load_base
+from milp_ray.training.flat_batch import FlatBatch
+from milp_ray.training.job import Job, JobResult, plan_job
+from milp_ray.training.pack_module import PackModule
+from milp_ray.training.train import train
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama_dir: Path) -> Base:
+    return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
+# ------------------------------------------------------------------------------------------------- slots
+
+
+def test_results_come_as_jobs_end_and_slots_are_filled_again(base: Base, make_split: MakeSplit) -> None:
+    jobs = mixed_jobs(base, make_split)
+    order: list[str] = []
+    active: set[str] = set()
+    most = 0
+
+    def progressed(job_id: str, done: int, n_steps: int) -> None:
+        nonlocal most
+        active.add(job_id)
+        most = max(most, len(active))
+
+    def ended(result: JobResult) -> None:
+        active.discard(result.job_id)
+        order.append(result.job_id)
+
+    assert train(base, jobs, RECIPE, PROMPT, on_progress=progressed, on_result=ended) == []
+    assert most == RECIPE.pack_size
+    assert sorted(order) == [job.job_id for job in jobs]
+    steps = {job.job_id: plan_job(job, base, RECIPE, PROMPT).n_steps for job in jobs}
+    assert order[0] == min((job.job_id for job in jobs[:3]), key=lambda name: steps[name])
+
+
+def test_a_job_that_diverges_fails_alone(base: Base, make_split: MakeSplit) -> None:
+    jobs = mixed_jobs(base, make_split)[:3]
+    wild = Job("wild", jobs[0].split, jobs[0].layout, BOTH, seed=0, learning_rate=1e30)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [jobs[0], wild, *jobs[1:]], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["wild"]
+    assert "training diverged" in str(failed["wild"])
+    for job, result in zip(jobs, results, strict=True):
+        [alone] = train(base, [job], RECIPE, PROMPT)
+        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
+    with pytest.raises(MilpError, match="diverged"):
+        train(base, [wild], RECIPE, PROMPT)
+
+
+def test_a_job_that_diverges_spreads_to_no_neighbour_wherever_it_lies_on_the_line(
+    base: Base, make_split: MakeSplit
+) -> None:
+    """The first on the line is the one that padding would read from."""
+    first, *jobs = mixed_jobs(base, make_split)[:3]
+    wild = replace(first, job_id="wild", learning_rate=1e30)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [wild, *jobs], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["wild"]
+    for job, result in zip(jobs, results, strict=True):
+        [alone] = train(base, [job], RECIPE, PROMPT)
+        assert furthest(tensors_of(result), tensors_of(alone)) < 1e-5
+
+
+def test_jobs_need_ids_of_their_own(base: Base, make_split: MakeSplit) -> None:
+    job = mixed_jobs(base, make_split)[0]
+    with pytest.raises(MilpError, match="share ids"):
+        train(base, [job, job], RECIPE, PROMPT)
+
+
+def test_hundreds_of_jobs_through_sixteen_slots_leave_memory_flat(base: Base, make_split: MakeSplit) -> None:
+    section = TrainingSection(memory_epochs=1, instruction_epochs=1, batch_size=4, pack_size=16)
+    layouts = [CanonicalLayout(tuple(i == k for i in range(4)), 2) for k in range(4)]
+    split = [make_split(f"u-{i}", n_turns=1 + i % 3, n_train=2, n_val=1) for i in range(10)]
+    process, resident = psutil.Process(), []
+
+    def ended(result: JobResult) -> None:
+        if int(result.job_id) % 40 == 39:
+            gc.collect()
+            resident.append(process.memory_info().rss / 2**20)
+
+    jobs = [Job(str(i), split[i % 10], layouts[i % 4], BOTH, seed=i) for i in range(400)]
+    train(base, jobs, section, PROMPT, on_result=ended)
+    assert len(resident) == 10
+    assert resident[-1] - resident[2] < 0.05 * resident[2] + 5, resident
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_pass_that_does_not_fit_is_halved_and_no_job_is_lost(
+    base: Base, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = mixed_jobs(base, make_split)
+    section = RECIPE.model_copy(update={"pack_size": 6})
+    expected = train(base, jobs, section, PROMPT)
+    forward, refused = PackModule.forward, []
+
+    def cramped(self: Any, batch: FlatBatch, *rest: Any) -> Tensor:
+        loss = forward(self, batch, *rest)
+        if len(batch.segments) > 2:
+            loss.backward()  # gradients of a pass that was given up must not count
+            refused.append(batch.n_tokens)
+            raise torch.OutOfMemoryError("as a GPU would say")
+        return loss
+
+    monkeypatch.setattr(PackModule, "forward", cramped)
+    results = train(base, jobs, section, PROMPT)
+    assert refused
+    assert len(refused) <= 2, "what was learnt of the memory is kept"
+    for result, wanted in zip(results, expected, strict=True):
+        assert furthest(tensors_of(result), tensors_of(wanted)) < 1e-5
+
+
+def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
+    base: Base, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, *_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("as a GPU would say")
+
+    monkeypatch.setattr(PackModule, "forward", full)
+    with pytest.raises(MilpError, match=r"lower training\.batch_size"):
+        train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
