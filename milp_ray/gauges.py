@@ -1,4 +1,4 @@
-"""What the Ray dashboard, Prometheus and Grafana are told of a run while it works.
+"""The numbers of a run while it works: for the Ray dashboard, Prometheus, trackers and `milp-ray watch`.
 
 Gauges are set in the driver, since those of processes that live for one trial are lost with them, and have
 one tag, the run's name: never anything of a user. Ray exports each as ``ray_<name>``.
@@ -6,10 +6,22 @@ one tag, the run's name: never anything of a user. Ray exports each as ``ray_<na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from milp_ray.atomic_files import write_json
+from milp_ray.errors import MilpError
+
+if TYPE_CHECKING:
+    from milp_ray.rundir import RunFolder
+    from milp_ray.search.journal import TrialRecord
+    from milp_ray.trackers import Tracker
 
 DESCRIPTIONS: Mapping[str, str] = {
+    "milp_trials_planned": "Trials that the study will have.",
     "milp_trials_running": "Trials that run now.",
     "milp_trials_finished": "Trials that have ended, with values or without.",
     "milp_trials_failed": "Trials that failed for good.",
@@ -19,39 +31,80 @@ DESCRIPTIONS: Mapping[str, str] = {
     "milp_hypervolume": "Hypervolume of the front.",
     "milp_suggestion_seconds": "Seconds that the latest batch of layouts took to propose.",
     "milp_idle_slots": "Trial slots that wait for a layout.",
+    "milp_users_expected": "Users of the batch; of a stream, as many as its size suggests.",
     "milp_users_finished": "Users that have their adapter, those from before included.",
     "milp_users_failed": "Users that get none.",
     "milp_users_per_minute": "Adapters made a minute since the batch began.",
     "milp_tokens_per_second": "Tokens trained on a second since the batch began, all workers together.",
     "milp_worker_memory_mib": "Resident memory of the largest worker, MiB.",
+    "milp_gpu_memory_mib": "Most memory that one process has held on a GPU, MiB; none on CPUs.",
 }
+_MOMENTARY = ("trials_running", "idle_slots")  # what an earlier command left of them means nothing
 _PREFIX = "milp_"
 _TAG = "run"
+_SECONDS_BETWEEN_WRITES = 1.0
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Gauges:
-    """The gauges of one run; without an open Ray session nothing happens.
+    """The gauges of one run; use it as a context manager, which writes the last values at its end.
+
+    Ray is told at once, where a session is open; the run folder's ``gauges.json`` and the trackers at most
+    once a second.
 
     Args:
-        run: its name, the value of the one tag.
+        run: its name is the value of the one tag.
+        trackers: experiment trackers that get the same.
     """
 
-    def __init__(self, run: str) -> None:
-        self._tags = {_TAG: run}
+    def __init__(self, run: RunFolder, trackers: Sequence[Tracker] = ()) -> None:
+        self._run = run
+        self._trackers = trackers
+        self._tags = {_TAG: run.path.name}
         self._made: dict[str, Any] = {}
+        before = read_gauges(run)
+        self._values = {name: before[name] for name in before.keys() - set(_MOMENTARY)}  # without the prefix
+        self._step = 0
+        self._has_news = False
+        self._written = -_SECONDS_BETWEEN_WRITES
 
-    def set(self, **values: float | None) -> None:
-        """Set gauges by their names without the prefix, such as ``trials_running``; ``None`` sets none."""
-        import ray
+    def __enter__(self) -> Gauges:
+        return self
 
-        known = {_PREFIX + name: value for name, value in values.items() if value is not None}
-        unknown = sorted(known.keys() - DESCRIPTIONS.keys())
+    def __exit__(self, *_: object) -> None:
+        self._write()
+
+    def set(self, step: int, **values: float | None) -> None:
+        """Set gauges by their names without the prefix, such as ``trials_running``; ``None`` sets none.
+
+        Args:
+            step: what trackers order the values by: how many trials or users have ended.
+        """
+        known = {name: float(value) for name, value in values.items() if value is not None}
+        unknown = sorted(_PREFIX + name for name in known if _PREFIX + name not in DESCRIPTIONS)
         if unknown:
             raise ValueError(f"there is no gauge {', '.join(unknown)}; DESCRIPTIONS names them all")
+        self._values |= known
+        self._step = step
+        self._has_news = True
+        self._tell_ray(known)
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def log_trial(self, trial: TrialRecord) -> None:
+        """Give trackers a trial that has ended: its values and its layout, at the step of its index."""
+        values = {f"trial/{name}": value for name, value in trial.metrics.items() if _is_number(value)}
+        values |= {"trial/rank": trial.layout.rank, "trial/n_loras": sum(trial.layout.mask)}
+        for tracker in self._trackers:
+            tracker.log(values, trial.index)
+
+    def _tell_ray(self, values: Mapping[str, float]) -> None:
+        import ray
+
         if not ray.is_initialized():
             return
-        for name, value in known.items():
-            self._gauge(name).set(float(value), tags=self._tags)
+        for name, value in values.items():
+            self._gauge(_PREFIX + name).set(value, tags=self._tags)
 
     def _gauge(self, name: str) -> Any:
         from ray.util.metrics import Gauge
@@ -59,3 +112,32 @@ class Gauges:
         if name not in self._made:
             self._made[name] = Gauge(name, description=DESCRIPTIONS[name], tag_keys=(_TAG,))
         return self._made[name]
+
+    def _write(self) -> None:
+        if not self._has_news:
+            return
+        self._has_news = False
+        now = datetime.now(UTC).strftime(_TIME)
+        write_json(self._run.gauges_file, {"time": now, "values": dict(sorted(self._values.items()))})
+        for tracker in self._trackers:
+            tracker.log(self._values, self._step)
+        self._written = time.monotonic()
+
+
+def read_gauges(run: RunFolder) -> dict[str, float]:
+    """The latest values of a run by name, without the prefix; empty where there are none.
+
+    Raises:
+        MilpError: the file was damaged.
+    """
+    try:
+        found = json.loads(run.gauges_file.read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in found["values"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MilpError(f"{run.gauges_file} cannot be read ({type(error).__name__}); remove it") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""``milp-ray submit``, ``status``, ``logs`` and ``stop``: runs on a cluster, and what any run is doing.
+"""``milp-ray submit``, ``status``, ``watch``, ``logs``, ``stop``: runs on a cluster, and what any run does.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -27,7 +27,7 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder; with --ad
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``milp-ray``."""
-    for command in (submit, status, logs, stop):
+    for command in (submit, status, watch, logs, stop):
         app.command()(command)
 
 
@@ -86,6 +86,37 @@ def status(run: Run, address: Address = None, as_json: AsJson = False) -> None:
         typer.echo(f"{folder.path}: {found.state}{where}{why}")
         typer.echo(f"  {found.command} since {found.started}, last heard of {found.updated}, on {found.host}")
     raise typer.Exit(0 if found.state in {"running", "succeeded"} else 1)
+
+
+def watch(
+    run: Run,
+    address: Address = None,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Between two looks.")
+    ] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each look as one line of JSON.")] = False,
+) -> None:
+    """Watch a run until it ends: its stage, trials, front and users.
+
+    Ctrl-C ends the watching and leaves the run alone. Exit code 0: it has succeeded; 1: it has not.
+    """
+    from milp_ray.watch import Lines, snapshots
+    from milp_ray.watch_view import Screen
+
+    with Screen(as_json=as_json) as screen:
+        try:
+            if address is None:
+                for now in snapshots(existing_run(Path(run)), every):
+                    screen.show(now)
+            else:
+                lines = Lines(screen.show)
+                _jobs(address).observe(run, every, lines.write)
+                if screen.last is None:
+                    raise MilpError(f"{run} could not be watched: {lines.last_remark or 'nothing was told'}")
+        except KeyboardInterrupt:
+            raise typer.Exit(exit_codes.INTERRUPTED) from None
+    assert screen.last is not None
+    raise typer.Exit(0 if screen.last.status.state == "succeeded" else 1)
 
 
 def logs(

@@ -4,6 +4,9 @@
       config.yaml      the resolved configuration
       versions.json    packages, platform, git commit, base model and revision, dataset hash, seed
       status.json      what the last command on the run is doing, or how it ended
+      gauges.json      the latest of the numbers that the dashboard shows
+      tensorboard/     the same over time, and the values of trials
+      mlflow.json      which MLflow run this one is, where there is one
       seconds.json     time by stage
       peak_memory.json the largest memory that a command needed, workers included
       study/           the search: its journal (the truth), and what is rebuilt from it
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 # where and how wide the work runs, and what later stages make anew from what earlier ones left.
 RESUMABLE = (
     "output_dir",
+    "tracking",
     "ray",
     "users.consent",
     "search.max_concurrent_trials",
@@ -89,6 +93,21 @@ class RunFolder:
     def status_file(self) -> Path:
         """What the last command is doing, or how it ended."""
         return self.path / "status.json"
+
+    @property
+    def gauges_file(self) -> Path:
+        """The latest numbers of a run, for who watches it."""
+        return self.path / "gauges.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow_file(self) -> Path:
+        """Which MLflow run this one is."""
+        return self.path / "mlflow.json"
 
     @property
     def seconds_file(self) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from milp_ray.gauges import DESCRIPTIONS, Gauges
+from milp_ray.errors import MilpError
+from milp_ray.gauges import DESCRIPTIONS, Gauges, read_gauges
+from milp_ray.rundir import RunFolder
 
 
 def test_names_have_the_packages_prefix_and_descriptions_are_sentences() -> None:
@@ -18,11 +21,31 @@ def test_names_have_the_packages_prefix_and_descriptions_are_sentences() -> None
         assert description.endswith(".")
 
 
-def test_without_a_session_nothing_happens_and_a_wrong_name_is_an_error() -> None:
-    gauges = Gauges("r")
-    gauges.set(trials_running=1, hypervolume=None)
-    with pytest.raises(ValueError, match="no gauge milp_trails"):
-        gauges.set(trails=1)
+def test_without_a_session_the_folder_alone_is_told_and_a_wrong_name_is_an_error(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert read_gauges(run) == {}
+    with Gauges(run) as gauges:
+        gauges.set(0, trials_running=1, users_finished=2, hypervolume=None)
+        assert read_gauges(run) == {"trials_running": 1.0, "users_finished": 2.0}
+        with pytest.raises(ValueError, match="no gauge milp_trails"):
+            gauges.set(1, trails=1)
+
+
+def test_a_later_command_keeps_what_still_holds(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with Gauges(run) as gauges:
+        gauges.set(0, trials_running=2, trials_finished=5)
+    with Gauges(run) as gauges:
+        gauges.set(0, users_finished=1)
+    assert read_gauges(run) == {"trials_finished": 5.0, "users_finished": 1.0}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"values": {"a": "b"}}', '{"values": 3}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    run.gauges_file.write_text(content)
+    with pytest.raises(MilpError, match=r"gauges.json cannot be read"):
+        read_gauges(run)
 
 
 def exported(wanted: str) -> str:
@@ -41,10 +64,10 @@ def exported(wanted: str) -> str:
 
 
 @pytest.mark.ray
-def test_ray_exports_them_with_the_runs_name(ray_local: Any) -> None:
-    gauges = Gauges("my-run")
-    gauges.set(trials_running=3, hypervolume=0.25)
-    gauges.set(trials_running=2)
+def test_ray_exports_them_with_the_runs_name(ray_local: Any, tmp_path: Path) -> None:
+    gauges = Gauges(RunFolder(tmp_path / "my-run"))
+    gauges.set(0, trials_running=3, hypervolume=0.25)
+    gauges.set(1, trials_running=2)
     page = exported('run="my-run"')
     own = [line for line in page.splitlines() if 'run="my-run"' in line]
     [line] = [line for line in own if line.startswith("ray_milp_trials_running{")]

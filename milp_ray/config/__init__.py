@@ -21,6 +21,7 @@ from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.search import ChoiceSection, SearchSection, SpaceSection
 from milp_ray.config.section import NonNegativeInt, Section
+from milp_ray.config.tracking import TrackingSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.config.update import UpdateSection
 from milp_ray.config.users import UsersSection
@@ -44,6 +45,7 @@ class Config(Section):
     methods: MethodsSection = MethodsSection()
     evaluation: EvaluationSection = EvaluationSection()
     compare: CompareSection = CompareSection()
+    tracking: TrackingSection = TrackingSection()
     ray: RaySection = RaySection()
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shlex
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ CONFIG_FILE = "config.yaml"
 STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 _RETRY_SECONDS = 2.0
 _START_SECONDS = 120.0  # that a head node may take to start all of its processes
+_STOP_SECONDS = 10.0  # that a job is given to end before it is left on the list
 _LONGEST_SILENCE_SECONDS = 600.0  # that a lost connection is waited for
 
 
@@ -171,6 +174,38 @@ class Jobs:
                         f"may go on: `milp-ray logs {name} --address {self.address}` looks again"
                     ) from None
             time.sleep(_RETRY_SECONDS)
+
+    def observe(self, name: str, every: float, write: Callable[[str], Any]) -> JobState:
+        """Have a job beside a run's print what its folder tells, line by line as JSON, until the run ends.
+
+        Args:
+            name: of the run, whose job has to have begun.
+            every: seconds between two looks.
+            write: gets what the job prints, in pieces.
+
+        Returns:
+            How that job ended.
+        """
+        self.get(name)
+        folder = f"{(self._client.get_job_info(name).metadata or {}).get('output_dir', '')}/{name}"
+        observer = self._client.submit_job(
+            entrypoint=f"python -m milp_ray watch {shlex.quote(folder)} --json --every {every:g}",
+            submission_id=f"watch-{name}-{secrets.token_hex(3)}",
+            metadata={"run": name},
+        )
+        try:
+            return self.follow(observer, write)
+        finally:
+            self._remove(observer)
+
+    def _remove(self, name: str) -> None:
+        """End a job that is of no use any more, and take it off the list."""
+        if self._client.stop_job(name):
+            deadline = time.monotonic() + _STOP_SECONDS
+            while not self.get(name).has_ended and time.monotonic() < deadline:
+                time.sleep(0.2)
+        if self.get(name).has_ended:
+            self._client.delete_job(name)
 
     async def _tail(self, name: str, output: _Output) -> None:
         """Print what is new until the stream ends; it begins anew with every connection."""

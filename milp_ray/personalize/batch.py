@@ -149,6 +149,7 @@ def personalize(
     section: PersonalizeSection,
     ray: RaySection,
     pool: WorkerPool | None = None,
+    gauges: Gauges | None = None,
 ) -> BatchSummary:
     """Train and publish the adapter of every user that does not have it yet.
 
@@ -161,6 +162,7 @@ def personalize(
         section: how many workers, what each is given, how often a lost worker's user is tried again.
         ray: the cluster; a session that is open is used.
         pool: one of :func:`worker_pool` that is open, to pay once for several stages.
+        gauges: where it is told how far the batch is.
 
     Raises:
         MilpError: the layout is empty, no worker can load the base, the store cannot be written, or the users
@@ -176,7 +178,8 @@ def personalize(
     store.check()
     with ExitStack() as stack:
         bar = stack.enter_context(progress(STAGE, _length(splits), unit="users", pace=True))
-        tally = stack.enter_context(Tally(run.failed_file, bar, Gauges(run.path.name)))
+        tally = stack.enter_context(Tally(run.failed_file, bar, gauges))
+        tally.expect(_length(splits))
         intake = Intake(store, recipe, tally, max_characters=section.max_characters)
         pending = intake.items(_with_progress(splits, tally))
         started = time.perf_counter()

@@ -18,6 +18,7 @@ from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, KeyProblemError, StoreUnavailableError, hash_id
 from milp_ray.personalize.worker import CannotGoOnError
+from milp_ray.training.peaks import peak_gpu_mib
 
 if TYPE_CHECKING:
     from milp_ray.config.base import BaseSection
@@ -153,7 +154,8 @@ def _made(store: AdapterStore, item: Item) -> dict[str, Any]:
     manifest = store.manifest(item.split.user_id)
     numbers = {name: manifest.meta[name] for name in ("steps", "tokens", "seconds", "peak_rss_mib")}
     counts = layout_counts(item.made.decision, manifest)
-    return {"version": manifest.version, "bytes": manifest.n_bytes, "layout": counts, **numbers}
+    numbers |= {"version": manifest.version, "bytes": manifest.n_bytes, "peak_gpu_mib": peak_gpu_mib()}
+    return {"layout": counts, **numbers}
 
 
 def _finite(value: Any) -> Any:

@@ -40,6 +40,7 @@ class BatchSummary:
     training_seconds: float = 0.0  # of all workers together
     seconds: float = 0.0  # on the clock
     peak_rss_mib: float = 0.0  # of the largest worker
+    peak_gpu_mib: float | None = None  # of the GPU that held most; none on CPUs
     interrupted: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of failures, without their particulars
     layouts: LayoutTally = field(default_factory=LayoutTally)  # of users whose layout was decided on
@@ -71,6 +72,7 @@ class Tally:
     def __init__(self, failed_file: Path, bar: Progress, gauges: Gauges | None = None) -> None:
         self.summary = BatchSummary()
         self._gauges = gauges
+        self._expected: int | None = None
         self._started = time.perf_counter()
         self._path = failed_file
         self._bar = bar
@@ -132,6 +134,8 @@ class Tally:
         summary.training_seconds += made["seconds"]
         summary.layouts.add(made.get("layout"))
         summary.peak_rss_mib = max(summary.peak_rss_mib, made["peak_rss_mib"])
+        if (on_gpu := made["peak_gpu_mib"]) is not None:
+            summary.peak_gpu_mib = max(summary.peak_gpu_mib or 0.0, on_gpu)
         self._show(worked=True)
         user, seconds = hash_id(outcome.key), round(outcome.seconds, 3)
         log_event("adapter_made", user=user, worker=outcome.worker, seconds=seconds)
@@ -139,7 +143,8 @@ class Tally:
     def expect(self, total: int | None) -> None:
         """Say how many users there will probably be."""
         if total is not None:
-            self._bar.set_total(max(total, self.summary.n_users))
+            self._expected = max(total, self.summary.n_users)
+            self._bar.set_total(self._expected)
 
     def _count_reason(self, reason: str) -> None:
         general = without_particulars(reason)
@@ -151,11 +156,14 @@ class Tally:
             return
         summary, seconds = self.summary, max(1e-3, time.perf_counter() - self._started)
         self._gauges.set(
+            summary.n_users,
+            users_expected=self._expected,
             users_finished=summary.done + summary.skipped,
             users_failed=summary.failed,
             users_per_minute=60.0 * summary.done / seconds,
             tokens_per_second=summary.tokens / seconds,
-            worker_memory_mib=summary.peak_rss_mib,
+            worker_memory_mib=summary.peak_rss_mib or None,
+            gpu_memory_mib=summary.peak_gpu_mib,
         )
 
     def _show(self, *, worked: bool) -> None:

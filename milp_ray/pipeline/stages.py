@@ -135,7 +135,6 @@ def _close(work: Work) -> None:
 
 
 def _search(work: Work) -> None:
-    from milp_ray.gauges import Gauges
     from milp_ray.progress import progress
     from milp_ray.search.study import StudySettings, run_study
     from milp_ray.training.shapes import base_shapes
@@ -148,7 +147,7 @@ def _search(work: Work) -> None:
     shapes = base_shapes(config.base)
     settings = StudySettings.of(config)
     work.open_ray()
-    gauges = Gauges(work.run.path.name)
+    gauges = work.gauges
     with progress("search", config.search.n_trials, unit="trials") as bar:
         shown = 0
 
@@ -161,6 +160,8 @@ def _search(work: Work) -> None:
             bar.advance(now.n_ended - shown, note=", ".join(notes))
             shown = now.n_ended
             gauges.set(
+                now.n_ended,
+                trials_planned=now.n_trials,
                 trials_running=now.n_running,
                 trials_finished=now.n_ended,
                 trials_failed=now.n_failed,
@@ -170,7 +171,10 @@ def _search(work: Work) -> None:
                 hypervolume=now.hypervolume,
                 suggestion_seconds=now.suggestion_seconds,
                 idle_slots=now.n_idle,
+                gpu_memory_mib=now.gpu_memory_mib,
             )
+            if now.ended is not None:
+                gauges.log_trial(now.ended)
 
         result = run_study(work.run.study, settings, probes, shapes, tell)
         bar.advance(len(result.trials) - shown)  # a search that an earlier command finished
@@ -201,7 +205,13 @@ def _personalize(work: Work) -> None:
         # A stream says how long it is only at its end: workers are opened when the first user is there.
         pool = None if isinstance(users, StreamedSplits) else work.pool
         summary = make_adapters(
-            work.run, users, work.recipe, section=config.personalize, ray=config.ray, pool=pool
+            work.run,
+            users,
+            work.recipe,
+            section=config.personalize,
+            ray=config.ray,
+            pool=pool,
+            gauges=work.gauges,
         )
     except BatchInterrupted as interrupted:
         _record_batch(work, interrupted.summary)

@@ -20,6 +20,7 @@ from milp_ray.run_status import recorded
 if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.config.evaluation import LayoutSection
+    from milp_ray.gauges import Gauges
     from milp_ray.personalize.batch import BatchSummary, StreamedSplits
     from milp_ray.personalize.governance.consent import Gate
     from milp_ray.personalize.pool import WorkerPool
@@ -128,6 +129,15 @@ class Work:
         from milp_ray.telemetry import ray_session
 
         self._stack.enter_context(ray_session(self.config.ray))
+
+    @cached_property
+    def gauges(self) -> Gauges:
+        """Where the run's numbers go: the Ray dashboard, the run folder, and experiment trackers."""
+        from milp_ray.gauges import Gauges
+        from milp_ray.trackers import opened_trackers
+
+        trackers = self._stack.enter_context(opened_trackers(self.config.tracking, self.run))
+        return self._stack.enter_context(Gauges(self.run, trackers))
 
     @cached_property
     def pool(self) -> WorkerPool:

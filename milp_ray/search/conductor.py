@@ -54,6 +54,8 @@ class StudyProgress:
     n_idle: int = 0  # slots that wait for a layout
     suggestion_seconds: float | None = None  # of the latest batch that this process asked for
     best: Mapping[str, float] = field(default_factory=dict)  # objective → the best value of any trial
+    gpu_memory_mib: float | None = None  # of the trial that held most; none on CPUs
+    ended: TrialRecord | None = None  # the trial whose end is told
 
 
 class Conductor:
@@ -130,14 +132,14 @@ class Conductor:
         elif self._ends_now(index):
             self._journal.append("trial_completed", index=index, metrics=_json_ready(metrics))
             log_event("trial_completed", index=index, key=self._trials[index].layout.key)
-            self._after_end()
+            self._after_end(index)
 
     def fail(self, index: int, reason: str) -> None:
         """Record that a trial failed for good; ``reason`` holds no text of a user."""
         if self._ends_now(index):
             self._journal.append("trial_failed", index=index, reason=reason)
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
-            self._after_end()
+            self._after_end(index)
 
     def reached_rung(self, record: RungRecord) -> None:
         """Record what partial training gave; a trial that is run again reaches its rungs again."""
@@ -150,7 +152,7 @@ class Conductor:
         if self._ends_now(index):
             self._journal.append("trial_stopped", index=index, rung=rung, epoch=epoch, seconds=seconds)
             log_event("trial_stopped", index=index, key=self._trials[index].layout.key, epoch=epoch)
-            self._after_end()
+            self._after_end(index)
 
     def begin_session(self) -> None:
         """Record that this process takes the study up."""
@@ -181,9 +183,9 @@ class Conductor:
         self._running.discard(index)
         return not self._trials[index].has_ended
 
-    def _after_end(self) -> None:
+    def _after_end(self, index: int) -> None:
         self._finish_if_over()
-        self._report()
+        self._report(self._trials[index])
 
     def _is_exhausted(self) -> bool:
         return len(self._journal.state.keys) >= self._space.n_canonical
@@ -285,7 +287,7 @@ class Conductor:
         if events:
             self._journal.append_all(events)
 
-    def _report(self) -> None:
+    def _report(self, ended: TrialRecord | None = None) -> None:
         if self._on_progress is None:
             return
         self._on_progress(
@@ -300,6 +302,8 @@ class Conductor:
                 n_idle=0 if self._are_all_suggested() else max(0, self._n_slots - len(self._running)),
                 suggestion_seconds=self._suggestion_seconds,
                 best=self._best(),
+                gpu_memory_mib=self._gpu_memory(),
+                ended=ended,
             )
         )
 
@@ -310,6 +314,10 @@ class Conductor:
             if values:
                 found[name] = min(values) if KNOWN_OBJECTIVES[name].direction == "min" else max(values)
         return found
+
+    def _gpu_memory(self) -> float | None:
+        found = (trial.metrics.get("peak_gpu_mib") for trial in self._journal.state.completed)
+        return max((mib for mib in found if mib is not None), default=None)
 
 
 def _is_finite(value: Any) -> bool:

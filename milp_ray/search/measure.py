@@ -20,6 +20,7 @@ from milp_ray.evaluation.metrics import persona_f1, rouge_1, rouge_l
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.search.rungs import RUNG
 from milp_ray.search.trainers import OwnTrainer, Trainer
+from milp_ray.training.peaks import peak_gpu_mib
 
 if TYPE_CHECKING:
     from milp_ray.config.base import BaseSection
@@ -133,8 +134,8 @@ class Measurement:
         Returns:
             Means over the probe users of validation_loss, rouge_l, rouge_1 and persona_f1, each with its
             standard error ``…_sem`` (``None`` for one user); adapter_parameters of one user; seconds, tokens
-            and steps of all; peak_rss_mib; and ``per_user``, the values by user in the order of
-            ``task.splits``. No texts.
+            and steps of all; peak_rss_mib, and peak_gpu_mib (``None`` on CPUs); and ``per_user``, the values
+            by user in the order of ``task.splits``. No texts.
 
         Raises:
             MilpError: training diverged.
@@ -156,6 +157,7 @@ class Measurement:
             "tokens": sum(result.tokens for result in results),
             "steps": sum(result.steps for result in results),
             "peak_rss_mib": max(result.peak_rss_mib for result in results),
+            "peak_gpu_mib": peak_gpu_mib(),
             "per_user": per_user,
         }
 

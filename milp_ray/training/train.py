@@ -10,8 +10,6 @@ other (:mod:`milp_ray.training.stages`) where ZeRO spreads a job, and for bases 
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -28,6 +26,7 @@ from milp_ray.training.base import Base
 from milp_ray.training.checkpoint import KeptJobs, Progress, checkpoint_at
 from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import Job, JobResult, PausedJob, check_job, plan_job
+from milp_ray.training.peaks import peak_rss_mib
 
 if TYPE_CHECKING:
     import torch
@@ -251,7 +250,7 @@ def result_of(base: Base, ended: Ended, section: TrainingSection) -> JobResult:
         steps=ended.progress.steps,
         tokens=ended.progress.tokens,
         seconds=ended.seconds,
-        peak_rss_mib=_peak_rss_mib(),
+        peak_rss_mib=peak_rss_mib(),
         curve=ended.progress.curve,
     )
 
@@ -275,9 +274,3 @@ def _loss_of_base(base: Base, job: Job, section: TrainingSection, prompt: Prompt
 
     [losses] = response_losses(base, [Wanted(job.split.validation)], prompt, batch_size=section.batch_size)
     return mean_token_loss(losses)
-
-
-def _peak_rss_mib() -> float:
-    """Largest resident memory of this process so far; Linux counts KiB, macOS bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -34,7 +34,7 @@ from milp_ray.users.records import UserSplit
 from milp_ray.users.sources import find_users_files
 from milp_ray.users.stream import UserStream
 
-MADE = {"steps": 1, "tokens": 1, "bytes": 1, "seconds": 0.1, "peak_rss_mib": 1.0}
+MADE = {"steps": 1, "tokens": 1, "bytes": 1, "seconds": 0.1, "peak_rss_mib": 1.0, "peak_gpu_mib": None}
 
 
 class InstantPool:

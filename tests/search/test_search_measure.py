@@ -59,7 +59,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-CLOCK = {"seconds", "peak_rss_mib"}
+CLOCK = {"seconds", "peak_rss_mib", "peak_gpu_mib"}
 
 
 def less_clock(values: dict) -> dict:

@@ -1,0 +1,145 @@
+"""Experiment trackers that a run's numbers go to beside the Ray dashboard: TensorBoard and MLflow.
+
+They get what the gauges get (:mod:`milp_ray.gauges`), and the values of each trial. One that cannot be opened
+is an error before any work is done; one that is lost later costs a warning and its numbers, never the run.
+Nobody waits for them: they write in threads of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from milp_ray.atomic_files import write_json
+from milp_ray.errors import MilpError
+from milp_ray.telemetry import logger
+
+if TYPE_CHECKING:
+    from milp_ray.config.tracking import TrackingSection
+    from milp_ray.rundir import RunFolder
+
+
+class Tracker(Protocol):
+    """Takes numbers by name at a step."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record values; of one name, the step counts up."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+@contextmanager
+def opened_trackers(section: TrackingSection, run: RunFolder) -> Iterator[list[Tracker]]:
+    """The trackers that a configuration asks for, open until the block is left.
+
+    Raises:
+        MilpError: MLflow is asked for and is not installed or does not answer.
+    """
+    with ExitStack() as stack:
+        found: list[Tracker] = []
+        if section.tensorboard:
+            found.append(TensorBoard(run))
+            stack.callback(found[-1].close)
+        if section.mlflow is not None:
+            found.append(MLflow(run, section.mlflow, section.mlflow_experiment))
+            stack.callback(found[-1].close)
+        yield found
+
+
+class TensorBoard:
+    """Event files in the run folder; every command on the run adds one, from its first number on."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._folder = run.tensorboard
+        self._writer: Any = None
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record scalars."""
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class MLflow:
+    """One MLflow run, which later commands on the same run folder go on with.
+
+    Args:
+        run: its name is the MLflow run's, whose id is kept in the folder.
+        uri: of the tracking server, or a ``file:`` URI.
+        experiment: made where it is missing.
+
+    Raises:
+        MilpError: the package is missing, or the server does not answer.
+    """
+
+    def __init__(self, run: RunFolder, uri: str, experiment: str) -> None:
+        try:
+            from mlflow import MlflowClient
+            from mlflow.entities import Metric
+            from mlflow.exceptions import MlflowException
+        except ImportError:
+            raise MilpError(
+                'tracking.mlflow is set, but MLflow is not installed: pip install "milp-ray[mlflow]", or '
+                "leave tracking.mlflow out"
+            ) from None
+        self._metric = Metric
+        # The client's own patience with a server that is away is several minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        self._broken = (MlflowException, OSError)
+        self._is_lost = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            self._run_id = self._opened(run, experiment)
+        except self._broken as error:
+            raise MilpError(
+                f"MLflow at tracking.mlflow={uri} cannot be used ({type(error).__name__}: "
+                f"{str(error).splitlines()[0][:200]}); check the address, or leave tracking.mlflow out"
+            ) from None
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record metrics in one request, which is sent in the background."""
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, float(value), now, step) for name, value in values.items()]
+        self._thread.submit(self._try, partial(self._client.log_batch, self._run_id, metrics=metrics))
+
+    def close(self) -> None:
+        """End the MLflow run; a later command opens it again."""
+        self._thread.submit(self._try, partial(self._client.set_terminated, self._run_id))
+        self._thread.shutdown()
+
+    def _opened(self, run: RunFolder, experiment: str) -> str:
+        known = run.mlflow_file
+        if known.is_file():
+            run_id = str(json.loads(known.read_text(encoding="utf-8"))["run_id"])
+            self._client.update_run(run_id, status="RUNNING")
+            return run_id
+        found = self._client.get_experiment_by_name(experiment)
+        experiment_id = self._client.create_experiment(experiment) if found is None else found.experiment_id
+        run_id = str(self._client.create_run(experiment_id, run_name=run.path.name).info.run_id)
+        write_json(known, {"run_id": run_id})
+        return run_id
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        if self._is_lost:
+            return
+        try:
+            call()
+        except self._broken as error:
+            self._is_lost = True
+            logger.warning("MLflow is lost (%s): the run goes on without it", type(error).__name__)
