@@ -24,30 +24,32 @@ Overrides = Annotated[
     ),
 ]
 Target = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration file whose run is meant.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run folder, by path or URI, or the configuration file whose run is meant."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def run_of(target: Path, overrides: list[str] | None) -> tuple[RunFolder, Config]:
-    """The run that a path means, and its configuration with the overrides applied and recorded."""
+def run_of(target: str, overrides: list[str] | None) -> tuple[RunFolder, Config]:
+    """The run that a path or URI means, and its configuration with the overrides applied and recorded."""
     from milp_ray.config_loader import load_config
     from milp_ray.rundir import RunFolder
 
-    if target.is_file():
-        config = load_config(target, overrides or [])
+    if Path(target).is_file():
+        config = load_config(Path(target), overrides or [])
         return RunFolder.create(config), config
     # A run folder may have been moved since it was made: where it is counts, not where it was.
     config = load_config(RunFolder.open(target).config_file, overrides or [])
     return RunFolder.create(config, at=target), config
 
 
-def existing_run(target: Path) -> RunFolder:
-    """The run that a path means, which is only looked at."""
+def existing_run(target: str) -> RunFolder:
+    """The run that a path or URI means, which is only looked at."""
     from milp_ray.config_loader import load_config
-    from milp_ray.rundir import RunFolder
+    from milp_ray.rundir import RunFolder, place_of
 
-    if target.is_file():
-        config = load_config(target, [])
-        return RunFolder.open(Path(config.output_dir) / config.name)
+    if Path(target).is_file():
+        return RunFolder.open(place_of(load_config(Path(target), [])))
     return RunFolder.open(target)

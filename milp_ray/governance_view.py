@@ -33,7 +33,7 @@ EXIT_FOUND = 3
 _LOG_WIDTH = 120
 
 
-def consent(target: Path, user_id: str, *, give: bool, withdraw: bool, by: str | None) -> None:
+def consent(target: str, user_id: str, *, give: bool, withdraw: bool, by: str | None) -> None:
     """Record consent or its withdrawal; with neither, print what is known.
 
     Raises:
@@ -53,12 +53,12 @@ def consent(target: Path, user_id: str, *, give: bool, withdraw: bool, by: str |
     said = "consents" if give else "has withdrawn consent: neither trained nor served from now on"
     again = "" if changed else " (as was recorded before)"
     console.print(f"user {escape(shown(user_id))} {said}{again}", soft_wrap=True)
-    if withdraw and run_store(run.adapters, config.personalize).versions(user_id):
-        console.print(f"the adapter stays until `milp-ray forget {run.path} ID`", soft_wrap=True)
+    if withdraw and run_store(run.store, config.personalize).versions(user_id):
+        console.print(f"the adapter stays until `milp-ray forget {run.place} ID`", soft_wrap=True)
 
 
 def forget(
-    target: Path,
+    target: str,
     user_id: str,
     named: Sequence[str],
     *,
@@ -76,7 +76,7 @@ def forget(
     if retrain and not named:
         raise MilpError("--retrain trains a user who stays: it goes with --item")
     run, config = _opened(target)
-    store = run_store(run.adapters, config.personalize)
+    store = run_store(run.store, config.personalize)
     console, rebuild = _console(), _rebuild
     hashes = resolve(named, _user(config, user_id)) if named else []
     with run.lock():
@@ -114,12 +114,12 @@ def forget(
         stages.personalize(run, config)
     elif hashes and not as_json:
         console.print(
-            f"`milp-ray personalize {run.path}` trains the user again, from what remains", soft_wrap=True
+            f"`milp-ray personalize {run.place}` trains the user again, from what remains", soft_wrap=True
         )
 
 
 def audit(
-    target: Path,
+    target: str,
     user_id: str | None,
     named: Sequence[str],
     *,
@@ -138,7 +138,7 @@ def audit(
     if missing:
         raise MilpError(f"--also {missing[0]}: there is no such folder")
     run, config = _opened(target)
-    store = run_store(run.adapters, config.personalize)
+    store = run_store(run.store, config.personalize)
     store.check(writable=False)
     if user_id is None:
         found = audits.audit_forgotten(run, store, also)
@@ -156,7 +156,7 @@ def audit(
     return 0 if found.is_clean else EXIT_FOUND
 
 
-def items(target: Path, user_id: str, *, as_json: bool) -> None:
+def items(target: str, user_id: str, *, as_json: bool) -> None:
     """Print a user's items: place, hash, time, length, and whether each is forgotten.
 
     Raises:
@@ -166,7 +166,7 @@ def items(target: Path, user_id: str, *, as_json: bool) -> None:
     user = _user(config, user_id)
     record = Record(run.path)
     if user is None or record.is_forgotten(user_id):
-        raise MilpError(f"there is no user {shown(user_id)} among the users of {run.path}")
+        raise MilpError(f"there is no user {shown(user_id)} among the users of {run.place}")
     key = record.user_key(user_id)
     excluded = record.state.items.get(key, {})
     rows = [
@@ -195,13 +195,13 @@ def items(target: Path, user_id: str, *, as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------------ internals
 
 
-def _opened(target: Path) -> tuple[RunFolder, Config]:
+def _opened(target: str) -> tuple[RunFolder, Config]:
     from milp_ray.config_loader import load_config
+    from milp_ray.rundir import place_of
 
-    if target.is_file():
-        config = load_config(target)
-        run = RunFolder.open(Path(config.output_dir) / config.name)
-        return run, config
+    if Path(target).is_file():
+        config = load_config(Path(target))
+        return RunFolder.open(place_of(config)), config
     run = RunFolder.open(target)
     return run, run.config()
 
@@ -226,7 +226,7 @@ def _operator() -> str:
 def _consent_in_words(run: RunFolder, config: Config, user_id: str) -> str:
     record = Record(run.path)
     if record.is_forgotten(user_id):
-        return f"there is no user {escape(shown(user_id))} in {run.path}"
+        return f"there is no user {escape(shown(user_id))} in {run.place}"
     said = record.state.consent.get(record.user_key(user_id))
     if said is not None:
         how = "`milp-ray consent`" if said.source == "command" else "the users' file"

@@ -47,6 +47,7 @@ def submit(
     exit code is the run's. The same command continues a run that stopped.
     """
     from milp_ray.config_loader import load_config
+    from milp_ray.rundir import place_of
 
     resolved = load_config(config, overrides or [])
     if (address is None) == (cluster is None):
@@ -57,7 +58,7 @@ def submit(
         raise typer.Exit(submit_with_launcher(resolved, cluster))
     jobs = _jobs(address)
     name = jobs.submit(resolved)
-    typer.echo(f"submitted {name} to {jobs.address}; files: {resolved.output_dir}/{name}")
+    typer.echo(f"submitted {name} to {jobs.address}; files: {place_of(resolved)}")
     if wait:
         raise typer.Exit(_followed(jobs, name))
 
@@ -74,16 +75,16 @@ def status(run: Run, address: Address = None, as_json: AsJson = False) -> None:
         raise typer.Exit(0 if job.state in {"PENDING", "RUNNING", "SUCCEEDED"} else 1)
     from milp_ray.run_status import read_status
 
-    folder = existing_run(Path(run))
+    folder = existing_run(run)
     found = read_status(folder)
     if found is None:
-        raise MilpError(f"{folder.path}: no command was recorded on this run yet; `milp-ray run` is")
+        raise MilpError(f"{folder.place}: no command was recorded on this run yet; `milp-ray run` is")
     if as_json:
         typer.echo(json.dumps({"run": folder.path.name, **found.to_dict()}))
     else:
         where = f" in {found.stage}" if found.stage else ""
         why = f": {found.reason}" if found.reason else ""
-        typer.echo(f"{folder.path}: {found.state}{where}{why}")
+        typer.echo(f"{folder.place}: {found.state}{where}{why}")
         typer.echo(f"  {found.command} since {found.started}, last heard of {found.updated}, on {found.host}")
     raise typer.Exit(0 if found.state in {"running", "succeeded"} else 1)
 
@@ -106,7 +107,7 @@ def watch(
     with Screen(as_json=as_json) as screen:
         try:
             if address is None:
-                for now in snapshots(existing_run(Path(run)), every):
+                for now in snapshots(existing_run(run), every):
                     screen.show(now)
             else:
                 lines = Lines(screen.show)
@@ -139,7 +140,7 @@ def stop(run: Run, address: Address = None) -> None:
     if address is None:
         from milp_ray.run_status import interrupt
 
-        interrupt(existing_run(Path(run)))
+        interrupt(existing_run(run))
         typer.echo(f"{run}: asked to stop; `milp-ray status {run}` tells when it has")
         return
     if not _jobs(address).stop(run):

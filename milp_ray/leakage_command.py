@@ -30,7 +30,7 @@ class Secrets(StrEnum):
 
 
 def leakage(
-    target: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose layout was chosen.")],
+    target: Annotated[str, typer.Argument(metavar="RUN", help="A run folder whose layout was chosen.")],
     users: Annotated[int, typer.Option("--users", min=2, help="Users to audit, at most.")] = 8,
     canaries: Annotated[int, typer.Option("--canaries", min=1, max=8, help="Planted in each history.")] = 4,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Times that each one is planted.")] = 1,

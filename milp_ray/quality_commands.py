@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LOG_WIDTH = 120
 
-Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder whose users have adapters.")]
+Target = Annotated[str, typer.Argument(metavar="RUN", help="A run folder whose users have adapters.")]
 
 
 class JudgeName(StrEnum):

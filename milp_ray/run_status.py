@@ -128,11 +128,9 @@ def read_status(run: RunFolder) -> RunStatus | None:
         raise MilpError(f"{run.status_file} cannot be read ({type(error).__name__}); remove it") from None
     if status.state != "running":
         return status
-    try:
-        with run.lock():
-            return replace(status, state="died", reason="its process is gone; the same command goes on")
-    except MilpError:
-        return status  # somebody is working on it
+    if run.is_held():
+        return status
+    return replace(status, state="died", reason="its process is gone; the same command goes on")
 
 
 def interrupt(run: RunFolder) -> None:
@@ -144,11 +142,11 @@ def interrupt(run: RunFolder) -> None:
     status = read_status(run)
     if status is None or status.state != "running":
         state = "was never recorded" if status is None else f"has {status.state}"
-        raise MilpError(f"nothing works on {run.path}: its last command {state}")
+        raise MilpError(f"nothing works on {run.place}: its last command {state}")
     if status.host != socket.gethostname():
         raise MilpError(
-            f"{run.path} is worked on by {status.host}: stop it there, or give `milp-ray stop` the cluster's "
-            "--address"
+            f"{run.place} is worked on by {status.host}: stop it there, or give `milp-ray stop` the "
+            "--address of the cluster"
         )
     os.kill(status.pid, signal.SIGTERM)
 

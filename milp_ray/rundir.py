@@ -31,13 +31,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.atomic_files import write_json, write_text
+from milp_ray.buckets import child_uri, is_bucket_uri
 from milp_ray.errors import MilpError
+from milp_ray.run_mirror import ADAPTERS, INDEX, Mirror
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -78,6 +80,50 @@ class RunFolder:
     """Paths of a run, and the few files that belong to no stage."""
 
     path: Path
+    uri: str | None = None  # of the run in a bucket whose copy ``path`` is
+
+    @classmethod
+    def at(cls, place: Path | str) -> RunFolder:
+        """A folder of this machine, or by URI one in a bucket, of which the copy here is brought up to date.
+
+        Raises:
+            MilpError: the bucket cannot be read.
+        """
+        if not is_bucket_uri(place):
+            return cls(Path(place))
+        mirror = Mirror(str(place))
+        mirror.pull()
+        return cls(mirror.folder, str(place))
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        """Where a configuration's run is, or will be. Raises as :meth:`at`."""
+        return cls.at(place_of(config))
+
+    @property
+    def place(self) -> Path | str:
+        """What people call the run by: its folder, or its URI."""
+        return self.path if self.uri is None else self.uri
+
+    @property
+    def store(self) -> Path | str:
+        """Where the run's own adapter store is, by path or URI."""
+        return self.adapters if self.uri is None else child_uri(self.uri, ADAPTERS)
+
+    def refresh(self) -> None:
+        """Bring the copy of a run in a bucket up to date; of a folder here there is nothing to bring."""
+        if self.uri is not None:
+            Mirror(self.uri).pull()
+
+    def is_held(self) -> bool:
+        """Whether some process works on the run."""
+        if self.uri is not None:
+            return Mirror(self.uri).holder() is not None
+        try:
+            with self.lock():
+                return False
+        except MilpError:
+            return True
 
     @property
     def config_file(self) -> Path:
@@ -192,13 +238,13 @@ class RunFolder:
     # ------------------------------------------------------------------------------- making and opening
 
     @classmethod
-    def create(cls, config: Config, *, fresh: bool = False, at: Path | None = None) -> RunFolder:
+    def create(cls, config: Config, *, fresh: bool = False, at: Path | str | None = None) -> RunFolder:
         """The folder of a configuration, new or continued.
 
         Args:
             config: is written into the folder.
             fresh: remove an existing run first.
-            at: the folder; ``None``: ``output_dir/name``.
+            at: the folder or URI; ``None``: ``output_dir/name``.
 
         Raises:
             MilpError: the folder holds a run of a different configuration (the differing keys are named), or
@@ -207,7 +253,7 @@ class RunFolder:
         from milp_ray.config_loader import dump_config
         from milp_ray.versions import versions
 
-        run = cls(at or Path(config.output_dir) / config.name)
+        run = cls.of(config) if at is None else cls.at(at)
         if fresh:
             run.remove(keep=(GOVERNANCE,))
         if run.config_file.exists():
@@ -232,12 +278,12 @@ class RunFolder:
         Raises:
             MilpError: there is none at ``path``.
         """
-        run = cls(Path(path))
+        run = cls.at(path)
         if not run.path.is_dir():
-            raise MilpError(f"{run.path}: there is no such run folder; `milp-ray run CONFIG` makes one")
+            raise MilpError(f"{run.place}: there is no such run folder; `milp-ray run CONFIG` makes one")
         if not run.is_run():
             raise MilpError(
-                f"{run.path} is not a run folder: it has no config.yaml with a versions.json of milp_ray; "
+                f"{run.place} is not a run folder: it has no config.yaml with a versions.json of milp_ray; "
                 "give a folder that `milp-ray run` made, such as runs/demo"
             )
         return run
@@ -256,7 +302,7 @@ class RunFolder:
         """Whether the folder is no run's, nor what an earlier run of the name left about people."""
         if not self.path.is_dir() or self.is_run():
             return False
-        return any(entry.name not in {GOVERNANCE, ".lock"} for entry in self.path.iterdir())
+        return any(entry.name not in {GOVERNANCE, ".lock", INDEX} for entry in self.path.iterdir())
 
     def remove(self, *, keep: Collection[str] = ()) -> None:
         """Delete the run with everything in it but the entries to ``keep``; nothing where there is none.
@@ -276,6 +322,8 @@ class RunFolder:
                 "do so by hand, or choose another name=… or output_dir=…"
             )
         with self.lock():
+            if self.uri is not None:
+                Mirror(self.uri).remove(keep)
             # What marks the folder as a run goes last, so that an interrupted removal can be repeated.
             entries = [entry for entry in self.path.iterdir() if entry.name not in keep]
             for entry in sorted(entries, key=lambda entry: entry == self.versions_file):
@@ -294,7 +342,7 @@ class RunFolder:
         if differing:
             lines = [f"  {key}: was {before.get(key)!r}, now {now[key]!r}" for key in differing]
             raise MilpError(
-                f"{self.path} holds a run of a different configuration:\n"
+                f"{self.place} holds a run of a different configuration:\n"
                 + "\n".join(lines)
                 + "\nUse another name=…, or --fresh to delete that run and start over."
             )
@@ -338,18 +386,22 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process ends, however it ends.
 
+        A run in a bucket is held for this machine, too, and what changes in the copy is taken there.
+
         Raises:
             MilpError: another process is working on the run.
         """
         import fcntl
 
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / ".lock").open("w") as file, ExitStack() as stack:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise MilpError(
-                    f"another milp-ray process works on {self.path}; wait for it, or choose another name=…"
+                    f"another milp-ray process works on {self.place}; wait for it, or choose another name=…"
                 ) from None
+            if self.uri is not None:
+                stack.enter_context(Mirror(self.uri).held())
             yield
 
     def _read_json(self, path: Path) -> dict[str, Any]:
@@ -360,6 +412,12 @@ class RunFolder:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise MilpError(f"{path} cannot be read as JSON ({error}); remove it and run again") from None
         return data if isinstance(data, dict) else {}
+
+
+def place_of(config: Config) -> Path | str:
+    """The folder or URI of a configuration's run."""
+    root = config.output_dir
+    return child_uri(root, config.name) if isinstance(root, str) else root / config.name
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

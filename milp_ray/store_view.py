@@ -60,25 +60,26 @@ def opened(target: str, key_env: str | None = None, key_file: Path | None = None
         key = KeySource("variable", key_env)
     elif key_file is not None:
         key = KeySource("file", str(key_file))
-    path, config = Path(target), None
+    path, config, run = Path(target), None, None
     if "://" not in target and path.is_file():
         config = load_config(path)
-        path = Path(config.output_dir) / config.name
+        run = RunFolder.of(config)
     elif "://" not in target and RunFolder(path).is_run():
-        config = RunFolder(path).config()
+        run = RunFolder(path)
+        config = run.config()
     elif "://" not in target and not path.is_dir():
         raise MilpError(
             f"{target}: there is no such run folder, configuration file or store; give one of them, or "
             "s3://BUCKET/… or gs://BUCKET/…"
         )
-    if config is None:
+    if config is None or run is None:
         store = AdapterStore(target, key=key)
     else:
-        store = run_store(RunFolder(path).adapters, config.personalize)
+        store = run_store(run.store, config.personalize)
         if key is not None:
             store = AdapterStore(store.uri, precision=store.precision, key=key, retention=store.retention)
     store.check(writable=False)
-    return Opened(store, config, None if config is None else RunFolder(path))
+    return Opened(store, config, run)
 
 
 # ------------------------------------------------------------------------------------------------- looking

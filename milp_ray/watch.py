@@ -73,7 +73,7 @@ def snapshot(run: RunFolder) -> Snapshot:
     """
     status = read_status(run)
     if status is None:
-        raise MilpError(f"{run.path}: no command was recorded on this run yet; `milp-ray run` is")
+        raise MilpError(f"{run.place}: no command was recorded on this run yet; `milp-ray run` is")
     return Snapshot(run.path.name, status, read_gauges(run))
 
 
@@ -85,3 +85,4 @@ def snapshots(run: RunFolder, every: float) -> Iterator[Snapshot]:
         if now.has_ended:
             return
         time.sleep(every)
+        run.refresh()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("milp_ray", deadline=None)
 hypothesis.settings.load_profile("milp_ray")
 
-pytest_plugins = ["support.studies"]
+pytest_plugins = ["support.buckets", "support.studies"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

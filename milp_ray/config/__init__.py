@@ -24,7 +24,7 @@ from milp_ray.config.section import NonNegativeInt, Section
 from milp_ray.config.tracking import TrackingSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.config.update import UpdateSection
-from milp_ray.config.users import UsersSection
+from milp_ray.config.users import Source, UsersSection
 
 
 class Config(Section):
@@ -32,7 +32,7 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: NonNegativeInt = 0
-    output_dir: Path = Path("runs")
+    output_dir: Source = Path("runs")  # a folder, s3://BUCKET/… or gs://BUCKET/…
     base: BaseSection = BaseSection()
     users: UsersSection = UsersSection()
     prompt: PromptSection = PromptSection()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray import exit_codes
 from milp_ray.errors import MilpError
+from milp_ray.rundir import place_of
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -105,7 +106,7 @@ class Jobs:
                         entrypoint=f"python -m milp_ray run {CONFIG_FILE} ray.address=auto --preflight",
                         submission_id=config.name,
                         runtime_env={"working_dir": folder, "env_vars": STOP},
-                        metadata={"run": config.name, "output_dir": str(config.output_dir)},
+                        metadata={"run": config.name, "place": str(place_of(config))},
                     )
                 )
             except RuntimeError as error:
@@ -187,7 +188,7 @@ class Jobs:
             How that job ended.
         """
         self.get(name)
-        folder = f"{(self._client.get_job_info(name).metadata or {}).get('output_dir', '')}/{name}"
+        folder = (self._client.get_job_info(name).metadata or {}).get("place", name)
         observer = self._client.submit_job(
             entrypoint=f"python -m milp_ray watch {shlex.quote(folder)} --json --every {every:g}",
             submission_id=f"watch-{name}-{secrets.token_hex(3)}",
@@ -237,7 +238,7 @@ def check_paths(config: Config) -> None:
         MilpError: the run folder, users' files or a base are relative to a working directory.
     """
     relative = {}
-    if not Path(config.output_dir).is_absolute():
+    if isinstance(config.output_dir, Path) and not config.output_dir.is_absolute():
         relative["output_dir"] = str(config.output_dir)
     for path in config.users.paths:
         if isinstance(path, Path) and not path.is_absolute():

@@ -6,7 +6,6 @@ the run's files go; what is found is compared with what the configuration asks f
 
 from __future__ import annotations
 
-import os
 import platform
 import uuid
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.buckets import Bucket, is_bucket_uri
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def problems_of(config: Config, nodes: Sequence[Node], own: dict[str, str]) -> l
     if blind:
         found.append(
             f"{config.output_dir} is not shared: {', '.join(blind)} does not see what the driver writes; "
-            "mount the same storage on all nodes, and set output_dir to a folder on it"
+            "mount the same storage on all nodes and set output_dir to a folder on it, or to a bucket that "
+            "all may read (s3://BUCKET/…, gs://BUCKET/…)"
         )
     return found
 
@@ -90,10 +91,9 @@ def nodes_of(config: Config) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder = Path(config.output_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / f".preflight-{uuid.uuid4().hex}"
-    marker.touch()
+    name = f".preflight-{uuid.uuid4().hex}"
+    root = config.output_dir if isinstance(config.output_dir, str) else str(config.output_dir.absolute())
+    _leave(root, name)
     look = ray.remote(num_cpus=0, max_retries=1)(_look)
     own = ray.get_runtime_context().get_node_id()
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
@@ -102,7 +102,7 @@ def nodes_of(config: Config) -> list[Node]:
             look.options(
                 name=f"preflight:{node['NodeManagerAddress']}",
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            ).remote(str(marker))
+            ).remote(root, name)
             for node in alive
         ]
         try:
@@ -113,7 +113,7 @@ def nodes_of(config: Config) -> list[Node]:
                 f"({type(error).__name__}); look at the cluster with `ray status`, and submit again"
             ) from None
     finally:
-        marker.unlink(missing_ok=True)
+        _remove(root, name)
     return [
         Node(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), **answer)
         for node, answer in zip(alive, answers, strict=True)
@@ -131,5 +131,33 @@ def own_versions() -> dict[str, str]:
     return found
 
 
-def _look(marker: str) -> dict[str, Any]:
-    return {"versions": own_versions(), "sees_storage": os.path.exists(marker)}
+def _look(root: str, name: str) -> dict[str, Any]:
+    return {"versions": own_versions(), "sees_storage": _sees(root, name)}
+
+
+def _leave(root: str, name: str) -> None:
+    """Leave a file that the nodes look for, in a folder or a bucket."""
+    if is_bucket_uri(root):
+        bucket = Bucket(root)
+        bucket.write(f"{bucket.root}/{name}", b"seen")
+    else:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        Path(root, name).touch()
+
+
+def _sees(root: str, name: str) -> bool:
+    if not is_bucket_uri(root):
+        return Path(root, name).exists()
+    bucket = Bucket(root)
+    try:
+        return bucket.read(f"{bucket.root}/{name}") == b"seen"
+    except (MilpError, FileNotFoundError):
+        return False  # what is wrong there is told with the node's name
+
+
+def _remove(root: str, name: str) -> None:
+    if is_bucket_uri(root):
+        bucket = Bucket(root)
+        bucket.delete_file(f"{bucket.root}/{name}")
+    else:
+        Path(root, name).unlink(missing_ok=True)

@@ -174,7 +174,7 @@ def personalize(
             "the chosen layout is the empty one (no layer carries a LoRA): there is nothing to train; choose "
             "another layout of the front, for example with choice.rule=best_loss"
         )
-    store = run_store(run.adapters, section)
+    store = run_store(run.store, section)
     store.check()
     with ExitStack() as stack:
         bar = stack.enter_context(progress(STAGE, _length(splits), unit="users", pace=True))

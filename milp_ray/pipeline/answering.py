@@ -26,7 +26,7 @@ def generate(run: RunFolder, config: Config, user_id: str, query: str, *, person
     if personal:
         gate.check_serving(user_id, run.path)
         try:
-            adapter = run_store(run.adapters, config.personalize).load(user_id)
+            adapter = run_store(run.store, config.personalize).load(user_id)
         except AdapterMissingError:
             raise no_such_user(user_id, run.path) from None
 

@@ -77,7 +77,7 @@ def win_rate(
             judge,
             methods=options.methods,
             pool=work.pool,
-            store=run_store(run.adapters, config.personalize),
+            store=run_store(run.store, config.personalize),
             with_sheet=options.sheet is not None,
             progress_file=sys.stderr if quiet else None,
         )
@@ -124,7 +124,7 @@ def ability(
             population,
             config,
             pool=work.pool,
-            store=run_store(run.adapters, config.personalize),
+            store=run_store(run.store, config.personalize),
             progress_file=sys.stderr if quiet else None,
         )
         work.failures["ability"] = found

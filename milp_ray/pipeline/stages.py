@@ -43,7 +43,7 @@ def run_all(run: RunFolder, config: Config, *, preflight: bool = False) -> dict[
 
     with working(run, config, "run") as work:
         # A store that cannot be written is told before the search, not after it.
-        run_store(run.adapters, config.personalize).check()
+        run_store(run.store, config.personalize).check()
         if preflight:
             _preflight(work)
         for stage in STAGES:
@@ -128,7 +128,7 @@ def _close(work: Work) -> None:
     )
     work.say(f"results for programs: {work.run.summary_file}")
     user = shlex.quote(work.splits[0].user_id)
-    work.say(f'ask as a user: milp-ray generate {work.run.path} --user {user} "…"')
+    work.say(f'ask as a user: milp-ray generate {work.run.place} --user {user} "…"')
 
 
 # ---------------------------------------------------------------------------------------------- stages
@@ -222,7 +222,7 @@ def _personalize(work: Work) -> None:
         work.say_refused()
         n_unserved = users.n_unserved
     else:
-        store = run_store(work.run.adapters, config.personalize)
+        store = run_store(work.run.store, config.personalize)
         n_unserved = work.gate.note_file(work.loaded.users, work.loaded.problems, store)
     if n_unserved:
         work.say(
@@ -283,7 +283,7 @@ def _evaluate(work: Work) -> None:
         work.recipe,
         work.config.evaluation,
         pool=work.pool,
-        store=run_store(work.run.adapters, work.config.personalize),
+        store=run_store(work.run.store, work.config.personalize),
     )
     counts = {name: found[name] for name in ("n_failed", "n_without_test", "n_kept_versions")}
     work.run.record_facts(evaluate=counts)

@@ -121,7 +121,7 @@ class Work:
             stream = UserStream(find_users_files(self.sources))
         else:
             stream = UserStream(named_files(section), section.limit)
-        store = run_store(self.run.adapters, self.config.personalize)
+        store = run_store(self.run.store, self.config.personalize)
         return StreamedSplits(stream, section.split, self.gate, store)
 
     def open_ray(self) -> None:
@@ -169,7 +169,7 @@ class Work:
             chosen = yaml.safe_load(self.run.chosen_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise MilpError(
-                f"{self.run.path} has no chosen.yaml: run `milp-ray search` and `milp-ray choose` on it first"
+                f"{self.run.place} has no chosen.yaml: run `milp-ray search` and `milp-ray choose` first"
             ) from None
         config, layout = self.config, chosen_layout(chosen)
         rule = None

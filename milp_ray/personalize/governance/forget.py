@@ -71,8 +71,11 @@ class _Work:
     @property
     def stores(self) -> list[AdapterStore]:
         """The configured store, and the run folder's own, which an earlier configuration may have used."""
-        own = AdapterStore(self.run.adapters)
-        is_other = local_path(self.store.uri) != self.run.adapters and self.run.adapters.is_dir()
+        own = AdapterStore(self.run.store)
+        if self.run.uri is not None:
+            is_other = own.uri != self.store.uri
+        else:
+            is_other = local_path(self.store.uri) != self.run.adapters and self.run.adapters.is_dir()
         return [self.store, own] if is_other else [self.store]
 
 
@@ -151,7 +154,7 @@ def forget_items(
     work = _Work(run, config, store, Record(run.path), user_id, dry_run, rebuild, tell)
     if work.record.is_forgotten(user_id):
         raise MilpError(
-            f"there is no user {shown(user_id)} in {run.path}: nothing is left to take items from"
+            f"there is no user {shown(user_id)} in {run.place}: nothing is left to take items from"
         )
     result = Forgotten()
     had_report = work.has_report

@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 Files = dict[str, bytes]
 
 
-def run_store(adapters: Path, section: PersonalizeSection) -> AdapterStore:
-    """The store that a run's configuration means; ``adapters`` is the run folder's own.
+def run_store(own: Path | str, section: PersonalizeSection) -> AdapterStore:
+    """The store that a run's configuration means; ``own`` is the run folder's.
 
     Raises:
         MilpError: ``personalize.store`` is no place that a store can have.
     """
     return AdapterStore(
-        section.store if section.store is not None else adapters,
+        section.store if section.store is not None else own,
         precision=section.adapter_precision,
         key=KeySource.of(section.encryption),
         retention=Retention.of(section),

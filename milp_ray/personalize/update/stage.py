@@ -91,7 +91,7 @@ def update(
             "the chosen layout is the empty one (no layer carries a LoRA): there is no adapter to update; "
             "choose another layout of the front, for example with choice.rule=best_loss"
         )
-    store = run_store(run.adapters, personalize)
+    store = run_store(run.store, personalize)
     store.check()
     with ExitStack() as stack:
         bar = stack.enter_context(

@@ -1,0 +1,213 @@
+"""A run in a bucket: copies on two machines, what a kill leaves, who may work on it, what goes with it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import milp_ray.run_mirror as run_mirror
+from milp_ray.cli import app
+from milp_ray.config import Config
+from milp_ray.errors import MilpError
+from milp_ray.personalize.store import run_store
+from milp_ray.run_mirror import Mirror
+from milp_ray.run_status import read_status, recorded
+from milp_ray.rundir import GOVERNANCE, RunFolder
+
+
+@pytest.fixture
+def uri(s3: str, request: pytest.FixtureRequest) -> str:
+    return f"s3://bucket/{request.node.name}/r?{s3}"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    move_to(tmp_path / "here", monkeypatch)
+
+
+def move_to(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine is, for a run in a bucket, another folder of copies."""
+    monkeypatch.setenv("MILP_MIRRORS", str(machine))
+
+
+def config_of(uri: str, **changes: object) -> Config:
+    place, _, options = uri.partition("?")
+    return Config.model_validate(
+        {"name": "r", "output_dir": f"{place.removesuffix('/r')}?{options}", **changes}
+    )
+
+
+def test_what_one_machine_leaves_another_finds(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(config_of(uri))
+    assert run.place == uri
+    with run.lock(), recorded(run, "search"):
+        run.study.mkdir()
+        run.journal.write_text("one\n")
+        (run.study / "tune").mkdir()
+        (run.study / "tune" / "state").write_text("of this machine")
+        (run.path / ".lock.7.tmp").write_text("half")
+    move_to(tmp_path / "there", monkeypatch)
+    found = RunFolder.open(uri)
+    assert found.path != run.path
+    assert found.journal.read_text() == "one\n"
+    assert not (found.study / "tune").exists()
+    assert not (found.path / ".lock.7.tmp").exists()
+    assert found.config() == config_of(uri)
+    status = read_status(found)
+    assert status is not None
+    assert status.state == "succeeded"
+    with found.lock():
+        found.journal.write_text("one\ntwo\n")
+        found.chosen_file.write_text("x")
+        found.versions_file.write_bytes(run.versions_file.read_bytes())
+    move_to(tmp_path / "here", monkeypatch)
+    assert RunFolder.open(uri).journal.read_text() == "one\ntwo\n"
+    with RunFolder.open(uri).lock():
+        run.chosen_file.unlink()
+    move_to(tmp_path / "there", monkeypatch)
+    assert not RunFolder.open(uri).chosen_file.exists()
+
+
+def test_what_a_killed_command_had_not_taken_there_yet_stays_on_its_machine(uri: str) -> None:
+    run = RunFolder.create(config_of(uri))
+    with run.lock():
+        run.study.mkdir()
+        run.journal.write_text("one\n")
+    run.journal.write_text("one\ntwo\n")  # and then the process was killed
+    assert RunFolder.open(uri).journal.read_text() == "one\ntwo\n"
+    with run.lock():
+        pass
+    run.journal.unlink()
+    (run.path / ".mirror.json").unlink()
+    assert RunFolder.open(uri).journal.read_text() == "one\ntwo\n"
+
+
+def test_what_changes_goes_there_while_a_command_works(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_mirror, "PUSH_SECONDS", 0.05)
+    run = RunFolder.create(config_of(uri))
+    with run.lock(), recorded(run, "search"):
+        run.chosen_file.write_text("x")
+        move_to(tmp_path / "there", monkeypatch)
+        deadline = time.monotonic() + 60
+        while not RunFolder.at(uri).chosen_file.is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        status = read_status(RunFolder.at(uri))
+        assert status is not None
+        assert status.state == "running"
+
+
+def lease(uri: str, **values: object) -> None:
+    mirror = Mirror(uri)
+    mine = {"host": socket.gethostname(), "pid": 1, "time": time.time(), **values}
+    mirror._bucket.write(mirror._path("lease.json"), json.dumps(mine).encode())
+
+
+def test_two_machines_do_not_work_on_one_run(uri: str) -> None:
+    run = RunFolder.create(config_of(uri))
+    lease(uri, host="elsewhere")
+    assert run.is_held()
+    with (
+        pytest.raises(MilpError, match=r"another milp-ray process works on s3://bucket/.*\(on elsewhere\)"),
+        run.lock(),
+    ):
+        pass
+    lease(uri, host="elsewhere", time=time.time() - 61)
+    assert not run.is_held()
+    with run.lock():
+        assert run.is_held()
+    assert not run.is_held()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    lease(uri, pid=child.pid)  # of a process of this machine that was killed
+    with run.lock():
+        pass
+
+
+def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri: str) -> None:
+    config = config_of(uri)
+    run = RunFolder.create(config)
+    with run.lock():
+        (run.path / GOVERNANCE).mkdir()
+        (run.path / GOVERNANCE / "record.jsonl").write_text("kept\n")
+        run.chosen_file.write_text("x")
+    store = run_store(run.store, config.personalize)
+    assert store.uri.split("?")[0].endswith("/r/adapters")
+    store.backend._bucket.write(f"{store.backend._root}/ab/cd/x", b"an adapter")  # type: ignore[attr-defined]
+    again = RunFolder.create(config, fresh=True)
+    assert (again.path / GOVERNANCE / "record.jsonl").read_text() == "kept\n"
+    assert not again.chosen_file.exists()
+    assert store.backend._bucket.list(store.backend._root, recursive=True) == []  # type: ignore[attr-defined]
+
+
+def test_a_bucket_that_is_away_is_told_without_a_traceback(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = CliRunner().invoke(app, ["status", f"s3://nobody/runs/r?{s3}"])
+    assert called.exit_code != 0
+    with pytest.raises(MilpError, match=r"no such run folder"):
+        RunFolder.open(f"s3://bucket/nothing/r?{s3}")
+    with pytest.raises(MilpError, match=r"names no run"):
+        RunFolder.at(f"s3://bucket?{s3}")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_run_goes_on_on_another_machine(
+    s3: str, tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [{"query": f"Which pet, {i}?", "response": "A dog."} for i in range(10)]
+    users = [
+        {"user_id": f"u-{i}", "history": ["I have a dog."] * 4, "examples": pairs[i:] + pairs[:i]}
+        for i in range(2)
+    ]
+    (tmp_path / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
+    settings = {
+        "name": "r",
+        "output_dir": f"s3://bucket/whole?{s3}",
+        "base": {"model": str(tiny_llama_dir), "device": "cpu"},
+        "users": {"format": "jsonl", "paths": [str(tmp_path / "users.jsonl")]},
+        "space": {"ranks": [2, 4]},
+        "training": {"memory_epochs": 1, "instruction_epochs": 1},
+        "search": {
+            "n_trials": 2,
+            "n_initial": 2,
+            "objectives": ["validation_loss", "adapter_parameters"],
+            "surrogate": {"inference": "map"},
+        },
+        "choice": {"rule": "best_loss"},
+        "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(settings))
+
+    def milp(*arguments: str) -> str:
+        command = [sys.executable, "-m", "milp_ray", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    milp("search", str(config))
+    move_to(tmp_path / "there", monkeypatch)
+    output = milp("run", str(config))
+    assert "2 adapters made" in output
+    place = f"s3://bucket/whole/r?{s3}"
+    move_to(tmp_path / "a third", monkeypatch)
+    assert milp("generate", place, "--user", "u-0", "Which pet?").strip()
+    assert "2 trials" in milp("study", "status", place) or "2 completed" in milp("study", "status", place)
+    assert json.loads(milp("status", place, "--json"))["state"] == "succeeded"
+    assert not (RunFolder.at(place).path / "adapters").exists()
+    milp("forget", place, "u-0", "--yes")
+    move_to(tmp_path / "a fourth", monkeypatch)
+    refused = CliRunner().invoke(app, ["generate", place, "--user", "u-0", "Which pet?"])
+    assert refused.exit_code != 0
