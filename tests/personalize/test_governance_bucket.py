@@ -76,7 +76,7 @@ def test_a_trace_at_another_users_place_is_found_and_named(governed: Governed) -
     backend = backend_of(governed)
     for kind, (name, content) in TRACES.items():
         path = f"{others_place(governed)}/{name}"
-        backend._write(path, content)
+        backend._bucket.write(path, content)
         found = audit_user(governed.run, governed.store, governed.config.users, GONE)
         [(where, kinds)] = found.found
         assert where == f"s3://{path}", kind
@@ -85,7 +85,7 @@ def test_a_trace_at_another_users_place_is_found_and_named(governed: Governed) -
         # Keyed hashes tell whole words again, and no part of an encoded one.
         is_a_word = kind != "the id, in base64"
         assert audit_forgotten(governed.run, governed.store).is_clean != is_a_word, kind
-        backend._delete_file(path)
+        backend._bucket.delete_file(path)
     assert audit_forgotten(governed.run, governed.store).is_clean
 
 
@@ -106,8 +106,8 @@ def test_what_a_bucket_holds_of_no_version_is_searched_and_the_command_tells_how
     governed: Governed,
 ) -> None:
     backend = backend_of(governed)
-    backend._write(f"{backend._root}/stray.txt", f"ask {GONE} about it".encode())
-    backend._write(f"{backend._root}/broken.gz", gzip.compress(b"x" * 1000)[:-20])
+    backend._bucket.write(f"{backend._root}/stray.txt", f"ask {GONE} about it".encode())
+    backend._bucket.write(f"{backend._root}/broken.gz", gzip.compress(b"x" * 1000)[:-20])
     answer = CliRunner().invoke(app, ["audit", str(governed.run.path), GONE, "--json"])
     assert answer.exit_code == 3
     facts = json.loads(answer.stdout)

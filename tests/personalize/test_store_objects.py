@@ -38,7 +38,7 @@ def store(s3: str, request: pytest.FixtureRequest) -> AdapterStore:
 
 
 def files_of(store: AdapterStore) -> Any:
-    return store.backend._files
+    return store.backend._bucket._files
 
 
 def objects(store: AdapterStore) -> dict[str, Any]:
