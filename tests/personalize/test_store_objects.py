@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
+from milp_ray.buckets import Bucket
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store import (
     AdapterDamagedError,
@@ -23,7 +24,6 @@ from milp_ray.personalize.store import (
     hash_id,
     survey,
 )
-from milp_ray.personalize.store.objects import ObjectBackend
 from milp_ray.training.adapters import Adapter
 
 
@@ -138,20 +138,20 @@ def test_a_kill_while_publishing_leaves_what_was_there(
     store: AdapterStore, adapter: Adapter, n_written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("u-1", adapter, {}, fingerprint="old")
-    plain, calls = ObjectBackend._write, Counter[str]()
+    plain, calls = Bucket.write, Counter[str]()
 
-    def dying(self: ObjectBackend, path: str, content: bytes) -> None:
+    def dying(self: Bucket, path: str, content: bytes) -> None:
         calls["write"] += 1
         if calls["write"] > n_written:
             raise Killed
         plain(self, path, content)
 
-    def dead(self: ObjectBackend, path: str) -> None:
+    def dead(self: Bucket, path: str) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectBackend, "_write", dying)
-        patch.setattr(ObjectBackend, "_delete_folder", dead)
+        patch.setattr(Bucket, "write", dying)
+        patch.setattr(Bucket, "delete_folder", dead)
         with pytest.raises(Killed):
             store.publish("u-1", adapter, {}, fingerprint="new")
     assert store.versions("u-1") == [1]
@@ -181,15 +181,15 @@ def test_a_manifest_whose_answer_is_lost_does_not_outlive_its_files(
     store: AdapterStore, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.publish("u-1", adapter, {}, fingerprint="old")
-    plain = ObjectBackend._write
+    plain = Bucket.write
 
-    def answerless(self: ObjectBackend, path: str, content: bytes) -> None:
+    def answerless(self: Bucket, path: str, content: bytes) -> None:
         plain(self, path, content)
         if "/v2-" in path:
             raise StoreUnavailableError("no answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectBackend, "_write", answerless)
+        patch.setattr(Bucket, "write", answerless)
         with pytest.raises(StoreUnavailableError):
             store.publish("u-1", adapter, {}, fingerprint="new")
     assert store.has("u-1", "old")
