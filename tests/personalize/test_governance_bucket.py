@@ -91,11 +91,11 @@ def test_a_trace_at_another_users_place_is_found_and_named(governed: Governed) -
 
 def test_nothing_is_signed_off_while_a_trace_is_at_another_users_place(governed: Governed) -> None:
     path = f"{others_place(governed)}/notes.json"
-    backend_of(governed)._write(path, TRACES["the id"][1])
+    backend_of(governed)._bucket.write(path, TRACES["the id"][1])
     with pytest.raises(MilpError, match=f"s3://{path}: the id"):
         forget(governed, GONE)
     assert not Record(governed.run.path).state.forgotten
-    backend_of(governed)._delete_file(path)
+    backend_of(governed)._bucket.delete_file(path)
     result = forget(governed, GONE)
     signed = json.loads(Record(governed.run.path).path.read_text().splitlines()[-1])
     assert result.line == signed["n"]
