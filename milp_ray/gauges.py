@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.atomic_files import write_json
+from milp_ray.atomic_files import replacing
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from milp_ray.search.journal import TrialRecord
     from milp_ray.trackers import Tracker
 
+# In ASCII: Ray takes nothing else.
 DESCRIPTIONS: Mapping[str, str] = {
     "milp_trials_planned": "Trials that the study will have.",
     "milp_trials_running": "Trials that run now.",
@@ -27,7 +28,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "milp_trials_failed": "Trials that failed for good.",
     "milp_trials_stopped_early": "Trials that were stopped at a rung.",
     "milp_best_validation_loss": "Lowest validation loss of a trial, nats a token.",
-    "milp_best_rouge_l": "Highest ROUGE-L of a trial, F-measure × 100.",
+    "milp_best_rouge_l": "Highest ROUGE-L of a trial, F-measure times 100.",
     "milp_hypervolume": "Hypervolume of the front.",
     "milp_suggestion_seconds": "Seconds that the latest batch of layouts took to propose.",
     "milp_idle_slots": "Trial slots that wait for a layout.",
@@ -118,7 +119,10 @@ class Gauges:
             return
         self._has_news = False
         now = datetime.now(UTC).strftime(_TIME)
-        write_json(self._run.gauges_file, {"time": now, "values": dict(sorted(self._values.items()))})
+        text = json.dumps({"time": now, "values": dict(sorted(self._values.items()))})
+        # Whole or not at all, but not forced to the disk: Tune's controller may be waiting.
+        with replacing(self._run.gauges_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         for tracker in self._trackers:
             tracker.log(self._values, self._step)
         self._written = time.monotonic()

@@ -21,6 +21,12 @@ def test_names_have_the_packages_prefix_and_descriptions_are_sentences() -> None
         assert description.endswith(".")
 
 
+def test_the_readme_names_them_all() -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+    [table] = re.findall(r"\| \| `milp_…` \|\n(.*?)\n\n", readme, re.DOTALL)
+    assert {f"milp_{name}" for name in re.findall(r"`(\w+)`", table)} == set(DESCRIPTIONS)
+
+
 def test_without_a_session_the_folder_alone_is_told_and_a_wrong_name_is_an_error(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert read_gauges(run) == {}
