@@ -17,16 +17,16 @@ import json, sys
 from milp_ray.config.base import BaseSection
 from milp_ray.training.base import load_base
 
-def private():
+def own():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Pss_Anon"))) // 2
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 section = BaseSection(model=sys.argv[1], device="cpu")
 load_base(BaseSection(model="embedded", device="cpu"))  # imports, and what a first use allocates
-before = private()
+before = own()
 base = load_base(section)
 total = sum(float(p.sum()) for p in base.model.parameters())  # every page is touched
-print(json.dumps([private() - before, total]))
+print(json.dumps([own() - before, total]))
 """
 
 
