@@ -14,7 +14,7 @@ from support.machines import HOME, SHARED
 
 from milp_ray.search.journal import read_events
 
-pytestmark = [pytest.mark.launcher, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.launcher, pytest.mark.timeout(1800)]
 
 N_GPUS = sum(ALL_GPUS.values())
 SEARCH = {
@@ -38,7 +38,7 @@ def test_it_comes_up_and_answers_nobody_without_the_token(cluster: Cluster, reco
     started = time.monotonic()
     cluster.ray("up")
     record_property("seconds", ("ray up", time.monotonic() - started))
-    record_property("seconds", ("until all GPUs are there", cluster.wait_for_gpus(ALL_GPUS, 300)))
+    record_property("seconds", ("until all GPUs are there", cluster.wait_for_gpus(ALL_GPUS)))
     token = cluster.network.machines["head"].run("cat", HOME / ".ray" / "auth_token").stdout.strip()
     answers = [cluster.answer("/api/jobs/", each)[0] for each in (None, "0" * len(token), token)]
     assert answers == [401, 403, 200]
@@ -49,7 +49,7 @@ def test_a_study_that_fails_says_so_whatever_the_job_list_says(cluster: Cluster)
     search = {**SEARCH, "n_trials": 2, "n_initial": 2, "max_failures": 0}
     run = Run(cluster, "failing", MODEL, search=search, training=diverging, personalize=BATCH)
     submitted = cluster.submit(run.config)
-    assert submitted.exit_code(300) == 1, submitted.output
+    assert submitted.exit_code(600) == 1, submitted.output
     assert "all 2 trials of the search failed" in submitted.output
     status = run.status
     assert status is not None
@@ -66,7 +66,7 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
     submitted = cluster.submit(run.config)
     submitted.until(lambda: run.n_ended >= 2, "two trials have ended")
     cluster.ray("exec", f"milp-ray stop {SHARED}/runs/study")
-    assert submitted.exit_code(120) == 1, submitted.output
+    assert submitted.exit_code(300) == 1, submitted.output
     status = run.status
     assert status is not None
     assert (status.state, status.stage, status.exit_code) == ("stopped", "search", 130)
@@ -82,7 +82,7 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
     record_property("seconds", ("from the cut to the next finished trial", next_one))
     all_of_them = next_one + again.until(lambda: not in_work & run.running, "what was in work has ended")
     record_property("seconds", ("from the cut until all trials in work have ended", all_of_them))
-    assert again.exit_code(400) == 0, again.output
+    assert again.exit_code(600) == 0, again.output
 
     journal = read_events(run.folder.journal)
     completed = [event["index"] for event in journal if event["event"] == "trial_completed"]
@@ -98,7 +98,7 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
 
 def test_a_batch_outlives_a_worker_that_is_killed(cluster: Cluster, record_property: Record) -> None:
     cluster.network.plug_in("worker-2")
-    record_property("seconds", ("from the link's return to its GPUs'", cluster.wait_for_gpus(ALL_GPUS, 300)))
+    record_property("seconds", ("from the link's return to its GPUs'", cluster.wait_for_gpus(ALL_GPUS)))
     training = {"memory_epochs": 40, "instruction_epochs": 1, "pack_size": 1}
     search = {**SEARCH, "n_trials": 2, "n_initial": 2, "trial_epochs": 1}
     run = Run(cluster, "batch", MODEL, n_users=24, search=search, training=training, personalize=BATCH)
@@ -115,7 +115,7 @@ def test_a_batch_outlives_a_worker_that_is_killed(cluster: Cluster, record_prope
     record_property("seconds", ("from the kill to the next adapter", next_one))
     all_of_them = next_one + submitted.until(lambda: run.n_adapters == run.n_users, "all adapters")
     record_property("seconds", ("from the kill until all users have an adapter", all_of_them))
-    assert submitted.exit_code(300) == 0, submitted.output
+    assert submitted.exit_code(600) == 0, submitted.output
     for user_id in run.store.users():
         run.store.verify(user_id)
     assert run.store.versions("u-0") == [1]
@@ -127,7 +127,7 @@ def test_a_machine_that_is_switched_on_again_gets_its_ray_back_and_all_go_down(
     cluster: Cluster, record_property: Record
 ) -> None:
     cluster.network.start("worker-1")
-    record_property("seconds", ("from switching on to its GPUs", cluster.wait_for_gpus(ALL_GPUS, 400)))
+    record_property("seconds", ("from switching on to its GPUs", cluster.wait_for_gpus(ALL_GPUS)))
     cluster.ray("down")
     left = {
         name: [title for title in machine.processes() if "raylet" in title or "gcs_server" in title]

@@ -109,7 +109,7 @@ class Submission:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it does not end within {seconds:.0f} s:\n{self.output}") from None
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 240.0) -> float:
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 600.0) -> float:
         """Wait for something that has to come before its end; the seconds that it took."""
         started = time.monotonic()
         while not condition():
@@ -154,13 +154,13 @@ class Cluster:
         alive = [node for node in json.loads(body)["data"]["result"]["result"] if node["state"] == "ALIVE"]
         return {names[node["node_ip"]]: node["resources_total"].get("GPU", 0.0) for node in alive}
 
-    def wait_for_gpus(self, wanted: dict[str, float], seconds: float) -> float:
+    def wait_for_gpus(self, wanted: dict[str, float], seconds: float = 600.0) -> float:
         """Wait until the nodes that are alive have these GPUs; the seconds that it took."""
         started = time.monotonic()
         while (found := self.gpus()) != wanted:
             passed = time.monotonic() - started
             assert passed < seconds, f"{found} instead of {wanted}, after {passed:.0f} s:\n{self._monitor()}"
-            time.sleep(_POLL_SECONDS)
+            time.sleep(1.0)
         return time.monotonic() - started
 
     def submit(self, config: Path) -> Submission:

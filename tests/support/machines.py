@@ -37,6 +37,7 @@ _PROGRAMS = {
     "sshd": "openssh-server",
     "unshare": "util-linux",
 }
+# Ray's workers give way to whatever else runs on a machine unless they are told not to; here that is more.
 _SSHD_CONFIG = """\
 Port 22
 PidFile none
@@ -46,7 +47,7 @@ PermitRootLogin prohibit-password
 HostKey /run/sshd/host_key
 AuthorizedKeysFile /run/sshd/key.pub
 MaxStartups 50
-SetEnv PYTHONPATH={root}
+SetEnv PYTHONPATH={root} RAY_worker_niceness=0
 """
 
 
