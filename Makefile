@@ -13,10 +13,10 @@ IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu check bench
+.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu test-launcher check bench
 
 help: ## what can be made
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
@@ -85,6 +85,9 @@ test-slow: $(VENV)/.stamp-dev ## the slow tests
 
 test-gpu: $(VENV)/.stamp-dev ## the tests that need a CUDA device
 	$(PYTEST) -m "gpu and not launcher"
+
+test-launcher: $(VENV)/.stamp-dev ## Ray's launcher by ssh, on machines in namespaces; needs root, sshd and rsync
+	$(PYTEST) -m launcher
 
 check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 	$(BIN)/ruff check .

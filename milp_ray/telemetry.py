@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +49,8 @@ def ray_session(section: RaySection) -> Iterator[Session]:
     """Start Ray in this process, or join ``section.address``; leave it as it was found.
 
     A session that is open already, whoever opened it, is used as it is and stays open. Ray started here is
-    shut down at the end, whatever happened inside; a cluster that was joined is only left.
+    shut down at the end, whatever happened inside; a cluster that was joined is only left. What the process
+    does at SIGTERM stays as it was.
 
     Raises:
         MilpError: no cluster answers at ``section.address``.
@@ -63,10 +66,11 @@ def ray_session(section: RaySection) -> Iterator[Session]:
     started = time.perf_counter()
     with set_environment(_local_environment(environment) if address is None else {}):
         try:
-            if address is None:
-                _start(section)
-            else:
-                _join(address, environment)
+            with _kept_sigterm():
+                if address is None:
+                    _start(section)
+                else:
+                    _join(address, environment)
             yield _session(started_here=address is None, seconds=time.perf_counter() - started)
         finally:
             ray.shutdown()
@@ -129,6 +133,15 @@ def configure_logging() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if as_json else logging.WARNING)
     logger.propagate = False
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Give this process its answer to SIGTERM back, for which ``ray.init`` sets one of Ray's: exit at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(section: RaySection) -> None:

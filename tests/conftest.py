@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 # A skip is an untested rule. These beginnings of reasons are the ones that a machine may rightly give.
-ALLOWED_SKIPS = ("needs ../shared", "needs a CUDA device", "needs Ray's launcher")
+ALLOWED_SKIPS = ("needs ../shared", "needs a CUDA device")
 _unexpected_skips: list[str] = []
 
 

@@ -18,14 +18,19 @@ from milp_ray.telemetry import configure_logging, log_event, prepare_worker, wor
 # ---------------------------------------------------------------------------------------------- sessions
 
 PROGRAM = """
-import json, os, sys
+import json, os, signal, sys
 import psutil
 from milp_ray.config.cluster import RaySection
 from milp_ray.telemetry import ray_session
 
 before = dict(os.environ)
 section = RaySection(num_cpus=2, threads_per_worker=3)
-facts = {"torch": []}
+facts = {"torch": [], "terminated": 0}
+
+def terminate(number, frame):
+    facts["terminated"] += 1
+
+signal.signal(signal.SIGTERM, terminate)
 with ray_session(section) as outer:
     import ray
 
@@ -39,6 +44,7 @@ with ray_session(section) as outer:
     facts["cpus"] = outer.n_cpus
     processes = psutil.Process().children(recursive=True)
     facts["processes"] = len(processes)
+    os.kill(os.getpid(), signal.SIGTERM)
 facts["open_after"] = ray.is_initialized()
 facts["left"] = [p.name() for p in psutil.wait_procs(processes, timeout=10)[1]]
 facts["changed"] = sorted({name for name, _ in before.items() ^ os.environ.items()})
@@ -62,6 +68,7 @@ def test_a_session_is_started_shared_and_taken_down(tmp_path: Path) -> None:
     assert facts["nested"] == [True, False]
     assert facts["open_after_nested"]
     assert facts["cpus"] == 2
+    assert facts["terminated"] == 1, "Ray's own handler ends the process before anything is saved"
     assert not facts["open_after"]
     assert facts["processes"] > 0
     assert facts["left"] == []

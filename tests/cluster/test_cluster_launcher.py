@@ -84,7 +84,7 @@ def test_ray_start_has_the_options(name: str) -> None:
     from ray.scripts.scripts import start
 
     for command in start_commands(name):
-        words = command[command.index("ray start") + len("ray start") :].split()
+        words = command[command.index("ray start") + len("ray start") :].split(";")[0].split()
         start.make_context("start", words)  # an option that is not there raises
 
 
@@ -205,3 +205,8 @@ def test_machines_of_ones_own_all_stay() -> None:
     n_workers = len(config["provider"]["worker_ips"])
     assert config["min_workers"] == config["max_workers"] == n_workers
     assert "RAY_UP_enable_autoscaler_v2=0" in (FOLDER / "local.yaml").read_text("utf-8")
+
+
+def test_a_worker_of_ones_own_is_started_until_it_works() -> None:
+    _, worker = start_commands("local.yaml")
+    assert re.search(r"; until ray start [^;]+; do ray stop; sleep \d+; done$", worker)
