@@ -38,7 +38,8 @@ def searcher(path: Path) -> LayoutSearcher:
     journal = Journal(path)
     journal.append("study_started", digest="d", objectives=["validation_loss", "rouge_l"], n_initial=3)
     search = SearchSection(n_trials=3, n_initial=3)
-    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, InlineProposer(lambda q: [])))
+    proposer = InlineProposer(lambda q: [])
+    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, proposer, n_slots=3))
 
 
 def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearcher) -> None:
