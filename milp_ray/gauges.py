@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# In ASCII: Ray takes nothing else.
 DESCRIPTIONS: Mapping[str, str] = {
     "milp_trials_running": "Trials that run now.",
     "milp_trials_finished": "Trials that have ended, with values or without.",
     "milp_trials_failed": "Trials that failed for good.",
     "milp_trials_stopped_early": "Trials that were stopped at a rung.",
     "milp_best_validation_loss": "Lowest validation loss of a trial, nats a token.",
-    "milp_best_rouge_l": "Highest ROUGE-L of a trial, F-measure × 100.",
+    "milp_best_rouge_l": "Highest ROUGE-L of a trial, F-measure times 100.",
     "milp_hypervolume": "Hypervolume of the front.",
     "milp_suggestion_seconds": "Seconds that the latest batch of layouts took to propose.",
     "milp_idle_slots": "Trial slots that wait for a layout.",
