@@ -144,6 +144,24 @@ class ErrorReasons(tune.Callback):
         self._searcher.explain_error(trial.trial_id, error_reason(trial.get_pickled_error()))
 
 
+class FailureStops(tune.Stopper):
+    """Ends the search when the conductor has failed.
+
+    What fails as a trial ends Tune takes for that trial's failure, and runs the trial again.
+    """
+
+    def __init__(self, searcher: LayoutSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped for what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search cannot go on."""
+        return self._searcher.failure is not None
+
+
 class KeepWorkers(FIFOScheduler):
     """First in, first out, and idle workers are kept until the search ends.
 

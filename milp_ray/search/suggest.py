@@ -259,7 +259,7 @@ class ActorProposer:
         log_event("suggester_lost", losses=self._n_lost)
         if self._n_lost > _MOST_LOSSES or self._question is None:
             raise MilpError(
-                f"the process that proposes layouts was lost {self._n_lost} times in a row "
+                "the process that proposes layouts is lost again and again "
                 f"({type(error).__name__}), most likely out of memory: give its node more, or take "
                 "search.surrogate.inference=map. What was measured is kept; the same command goes on"
             ) from error

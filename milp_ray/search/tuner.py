@@ -51,7 +51,7 @@ def run_tune(
     from ray.tune.logger import JsonLoggerCallback
 
     from milp_ray.search.hung import HungTrials
-    from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
+    from milp_ray.search.searcher import ErrorReasons, FailureStops, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
     from milp_ray.search.trial_group import GroupSpec, no_resources
     from milp_ray.search.trial_host import HostSpec, Seats, trial_hosts
@@ -95,19 +95,21 @@ def run_tune(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=section.max_failures),
                 callbacks=callbacks,
+                stop=FailureStops(searcher),
             ),
         )
         try:
             tuner.fit()
         except Exception:
-            # Tune tells of what happened in its callbacks as a traceback in the text of an error of its own.
-            if searcher.failure is not None:
-                raise searcher.failure from None
-            _check_writable(folder)
-            raise
+            # Tune tells of what happens in its callbacks as a traceback in the text of an error of its own.
+            if searcher.failure is None:
+                _check_writable(folder)
+                raise
         finally:
             if searcher.failure is None:
                 searcher.finish()
+        if searcher.failure is not None:
+            raise searcher.failure
 
 
 def count_slots(section: SearchSection) -> int:

@@ -1,4 +1,4 @@
-"""Nodes that come and go, die, are slow or hang, under a study and under a batch of users.
+"""Nodes that come and go, die, are slow, hang or are full, under a study and under a batch of users.
 
 A cluster of several raylets on this machine. Everything is real but the training, which is a sleep.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.clusters import Driver, Nodes, Throttled, trial_ends
+from support.clusters import STORE, Driver, Nodes, Throttled, trial_ends
 
 from milp_ray.search.journal import read_events, read_study
 
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STUDY = Path(__file__).with_name("study_driver.py")
 BATCH = Path(__file__).with_name("batch_driver.py")
+HOG = Path(__file__).with_name("store_hog.py")
 Drive = Callable[..., Driver]
 Measured = Callable[..., None]
 TRIAL = "SleepingTrial.train"  # beginning of Ray's name of a process that works on a trial
@@ -247,3 +248,30 @@ def test_a_worker_that_hangs_costs_its_batch_no_user(
     measured(
         f"hung worker, batch ({what})", "its users, tried again", recovered, "they are made (patience 8 s)"
     )
+
+
+# -------------------------------------------------------------------------------------- full object stores
+
+
+def test_full_object_stores_hold_up_neither_study_nor_batch(
+    nodes: Nodes, drive: Drive, tmp_path: Path, measured: Measured
+) -> None:
+    n_trials = n_users = 8
+    nodes.add(num_cpus=2)
+    hog = drive(HOG, 2 * STORE >> 20, address=nodes.address)
+    hog.wait_for(lambda: hog.events("full"))
+    assert hog.events("full")[0]["nodes"] == 2
+    study = drive(STUDY, tmp_path / "study", n_trials, 0.5, address=nodes.address)
+    assert study.result() == 0, study.told
+    journal = journal_of(tmp_path / "study")
+    assert_sound(journal, n_trials)
+    times = sorted(trial_ends(journal).values())
+    seconds = (times[-1] - times[0]) / (n_trials - 1)
+    measured("object stores full, study", "nothing", seconds, "a trial of 0.5 s, two at once")
+    batch = drive(BATCH, tmp_path / "made", n_users, 0.5, 1, address=nodes.address)
+    assert batch.result() == 0, batch.told
+    assert_all_made(batch, n_users)
+    at = [outcome["at"] for outcome in outcomes(batch)]
+    seconds = (at[-1] - at[0]) / (n_users - 1)
+    measured("object stores full, batch", "nothing", seconds, "a user of 0.5 s, two at once")
+    assert hog.process.poll() is None, "the stores were full all the time"
