@@ -31,12 +31,12 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, **_of_a_node()}
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster: Any = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
 
     def add(self, num_cpus: float = 1) -> Any:
         """Add a node and wait until the cluster knows it."""
-        return self._cluster.add_node(num_cpus=num_cpus, **_of_a_node())
+        return _patiently(lambda: self._cluster.add_node(num_cpus=num_cpus, **_of_a_node()))
 
     def kill(self, node: Any) -> None:
         """SIGKILL to every process of a node at once, as if its machine had lost its power."""
@@ -64,6 +64,16 @@ def _of_a_node() -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return {"object_store_memory": STORE, "dashboard_agent_listen_port": port}
+
+
+def _patiently(start: Callable[[], Any], attempts: int = 4) -> Any:
+    """Ray waits 30 s for its own processes, however busy the machine is, and has no option for it."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return start()
+        except Exception as error:
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
 
 
 def _raylet(node: Any) -> psutil.Process:
