@@ -191,13 +191,17 @@ def _tune_environment() -> Iterator[None]:
 
     One logger, which is added by hand. An interruption reaches us, since Tune's own handling of it ends in
     advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
-    of our progress bar: the journal names every failed trial with its reason.
+    of our progress bar: the journal names every failed trial with its reason. As many trials may wait for
+    their processes as the conductor hands out: where Tune has one at a time, it gives a worker that becomes
+    free to that one, ends the process which was starting for it, and starts the next from the beginning; trials
+    shorter than that then run one after the other.
     """
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_MAX_PENDING_TRIALS_PG": str(_MOST_WORKERS),
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

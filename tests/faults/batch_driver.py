@@ -48,11 +48,11 @@ def main() -> None:
         float(sys.argv[3]),
         int(sys.argv[4]),
     )
-    calls.SLOW_AT_LEAST, calls.HUNG_AT_LEAST = 6.0, 8.0
+    calls.SLOW_AT_LEAST, calls.HUNG_AT_LEAST = 6.0, 16.0
     configure_logging()
     folder.mkdir(parents=True, exist_ok=True)
     # No retry: a lost worker that counted against its user would fail it at once.
-    section = PersonalizeSection(max_retries=0, patience=10.0)
+    section = PersonalizeSection(max_retries=0, patience=16.0)
     with ray_session(RaySection()), WorkerPool(dict, section=section) as pool:
         for outcome in pool.map(maker(folder, seconds), range(n_users), key=str, at_once=at_once):
             told = {"user": outcome.key, "status": outcome.status, "attempts": outcome.attempts}
