@@ -19,6 +19,7 @@ def test_names_have_the_packages_prefix_and_descriptions_are_sentences() -> None
     for name, description in DESCRIPTIONS.items():
         assert re.fullmatch(r"milp_[a-z_]+", name)
         assert description.endswith(".")
+        assert description.isascii(), "Ray takes nothing else"
 
 
 def test_the_readme_names_them_all() -> None:

@@ -71,6 +71,9 @@ class PersonalizeSection(Section):
     # Of a user whose worker was lost while it worked on that user alone; a worker that is lost with its node
     # (a preempted machine) does not count. 1: who kills two workers is set aside.
     max_retries: NonNegativeInt = 1
+    # A worker that takes so many times as long as others would with as much, and ten minutes at least, has
+    # hung: it is ended, and its users are tried again; None: it is waited for.
+    patience: Annotated[float, Field(ge=2.0)] | None = 20.0
     # A user with more to train on is set aside rather than hold up others for hours; None: nobody is.
     max_characters: PositiveInt | None = 4_000_000
 

@@ -74,6 +74,9 @@ class SearchSection(Section):
     trials_per_gpu: PositiveInt = 1
     trials_per_process: PositiveInt = 1
     max_failures: NonNegativeInt = 2  # retries of a trial before it is marked failed
+    # A trial with a process of its own that takes so many times as long as the longest before it, and ten
+    # minutes at least, has hung: its process is ended, and it is tried again; None: it is waited for.
+    patience: Annotated[float, Field(ge=2.0)] | None = 20.0
     # Run folders of earlier searches, over bases with as many layers: their fronts are tried first,
     # and the surrogate takes a trend from their trials where that predicts this search's own.
     warm_start: tuple[Path, ...] = ()

@@ -56,6 +56,7 @@ class Task(Generic[Item]):
     attempts: int = field(default=0, compare=False)
     lost_on: list[str] = field(default_factory=list, compare=False)  # nodes of workers lost with it alone
     alone: bool = field(default=False, compare=False)  # something went wrong with it in company
+    is_done: bool = field(default=False, compare=False)  # it has its outcome
 
 
 class Queue(Generic[Item]):

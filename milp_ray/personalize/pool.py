@@ -2,8 +2,9 @@
 
 Plain actors rather than Ray Data, whose checkpoints are by block: here one user is one unit of retry and of
 failure, though a worker is given many at a time, to work on together. Workers pull, the longest items first
-and dealt out evenly, so that no worker ends long after the others. A pool serves any number of stages, which
-then pay once for its workers' imports and base:
+and dealt out evenly, so that no worker ends long after the others. What one of them is far too slow with is
+begun again by those that have nothing left to do; whoever is first counts. A pool serves any number of
+stages, which then pay once for its workers' imports and base:
 
     with WorkerPool(partial(load_base, config.base), section=config.personalize) as pool:
         for outcome in pool.map(make_adapters, splits, key=…, size=…):
@@ -25,6 +26,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
+from milp_ray.personalize.calls import Call, Pace
 from milp_ray.personalize.cluster import alive_nodes, no_room, room_for, this_node
 from milp_ray.personalize.hands import MOST_AT_ONCE, Item, Outcome, Queue, Task
 from milp_ray.personalize.worker import PackFunction, Reply, UserWorker
@@ -129,6 +131,7 @@ class WorkerPool:
             at_once: most items of a call. An item whose worker was lost is tried again alone, or in company
                 as before where the worker's node went with it.
 
+        An item may be worked on in two places at once, where one of them is slow: ``function`` must bear it.
         Workers are started as nodes join the cluster, unless ``section.n_workers`` says how many.
 
         Raises:
@@ -141,19 +144,27 @@ class WorkerPool:
             raise RuntimeError("the pool is not open: use it in a `with` block")
         shared_function = ray.put(function)
         queue = Queue(items, key, size)
-        working: dict[Any, list[Task[Item]]] = {}
+        working: dict[Any, Call[Item]] = {}
+        pace = Pace()
         waiting_since = time.monotonic()
         try:
-            while queue or working:
+            while queue or any(call.unfinished for call in working.values()):
                 self._look_around()
+                self._end_hung(working, pace)
+                if not queue:
+                    self._begin_again(working, pace, queue)
                 self.start(min(len(queue) + len(working), self.max_workers))
                 while self._idle and queue:
-                    handle, tasks = self._idle.pop(), queue.deal(self.max_workers, at_once)
+                    dealt = queue.deal(self.max_workers, at_once)
+                    tasks = [task for task in dealt if not task.is_done]
+                    if not tasks:
+                        continue
+                    handle = self._idle.pop()
                     for task in tasks:
                         task.attempts += 1
                     reply = handle.actor.run.remote(shared_function, [task.item for task in tasks])
                     self._handles[reply] = handle
-                    working[reply] = tasks
+                    working[reply] = Call(tasks)
                 done, _ = ray.wait(list(self._handles), num_returns=1, timeout=_LOOK_AGAIN)
                 if done or working:
                     waiting_since = time.monotonic()
@@ -166,10 +177,11 @@ class WorkerPool:
                 finished = working.pop(done[0], None)
                 if finished is None:
                     self._after_start(handle, done[0])
-                else:
-                    yield from self._after_run(handle, done[0], finished, queue)
+                    continue
+                yield from self._after_run(handle, done[0], finished, queue, pace)
         finally:
-            # A consumer that stops early, or an interruption: what is still being worked on is given up.
+            # A consumer that stops early, an interruption, or others were faster: what is still being worked
+            # on is given up.
             for reply in working:
                 if reply in self._handles:
                     _kill(self._handles.pop(reply))
@@ -196,6 +208,31 @@ class WorkerPool:
         if room != self.max_workers:
             log_event("workers_planned", workers=room, before=self.max_workers)
             self.max_workers = room
+
+    def _begin_again(self, working: dict[Any, Call[Item]], pace: Pace, queue: Queue[Item]) -> None:
+        """Put what a slow worker has not done yet back into the queue, where there is a worker for it."""
+        if not self._idle and self.n_workers >= self.max_workers:
+            return
+        for reply, call in working.items():
+            if not call.is_begun_again and pace.is_slow(call):
+                call.is_begun_again = True
+                tasks = call.unfinished
+                worker = self._handles[reply].name
+                seconds = round(call.seconds, 1)
+                log_event("worker_slow", worker=worker, n_users=len(tasks), seconds=seconds)
+                for task in tasks:
+                    queue.push_back(task)
+
+    def _end_hung(self, working: dict[Any, Call[Item]], pace: Pace) -> None:
+        """End workers that will not end by themselves: what they worked on is tried again as after a loss."""
+        if self._section.patience is None:
+            return
+        for reply, call in working.items():
+            if pace.has_hung(call, self._section.patience):
+                call.since = time.monotonic()  # the worker's end is to come
+                handle = self._handles[reply]
+                log_event("worker_hung", worker=handle.name, n_users=len(call.tasks))
+                _kill(handle)
 
     def _warn_of_waiting(self) -> None:
         logger.warning(
@@ -247,20 +284,23 @@ class WorkerPool:
         log_event("worker_started", worker=handle.name, seconds=round(seconds, 3))
 
     def _after_run(
-        self, handle: _Handle, reply: Any, tasks: list[Task[Item]], queue: Queue[Item]
+        self, handle: _Handle, reply: Any, call: Call[Item], queue: Queue[Item], pace: Pace
     ) -> Iterator[Outcome]:
         """A worker has replied, or was lost; the outcomes of the items that are not to be tried again."""
         import ray
 
+        # What another worker has begun as well is its business from then on, unless this one was faster.
+        tasks = [] if call.is_begun_again else call.unfinished
         try:
             answers: list[Reply] = ray.get(reply)
         except ray.exceptions.RayTaskError as error:
             # The function's own exceptions come as replies: this one is about sending items or values.
             self._idle.append(handle)
             cause = type(error.cause).__name__
-            if len(tasks) > 1:
+            if len(call.tasks) > 1:
                 _again(tasks, queue, alone=True)
-            else:
+            elif tasks:
+                tasks[0].is_done = True
                 reason = f"{cause} while the user's data or result was sent"
                 yield _failed(tasks[0], handle, cause, reason)
             return
@@ -268,11 +308,14 @@ class WorkerPool:
             # Killed, out of memory, node gone, or not to be reached: in every case not to be relied on.
             _kill(handle)
             self.n_lost += 1
-            yield from self._after_loss(handle, error, tasks, queue)
+            if tasks:
+                yield from self._after_loss(handle, error, tasks, queue)
             return
         self._idle.append(handle)
-        for task, answer in zip(tasks, answers, strict=True):
-            if not answer.ends_all:
+        pace.ended(call)
+        for task, answer in zip(call.tasks, answers, strict=True):
+            if not answer.ends_all and not task.is_done:
+                task.is_done = True
                 status: Any = "done" if answer.error is None else "failed"
                 about = (answer.value, answer.error, answer.reason)
                 yield Outcome(task.key, status, *about, task.attempts, answer.seconds, handle.name)
@@ -311,6 +354,7 @@ class WorkerPool:
             _again(tasks, queue, alone=task.alone or not with_node)
             return
         n_lost = len(task.lost_on) if not with_node else task.attempts
+        task.is_done = True
         reason = f"its worker was lost {n_lost} times while it worked on this user alone"
         yield _failed(task, handle, "WorkerLost", f"{reason} (killed or out of memory)")
 

@@ -33,7 +33,7 @@ class BatchSummary:
     skipped: int = 0
     failed: int = 0  # records that are no user included
     withdrawn: int = 0  # without consent: not trained, and no failure
-    retried: int = 0  # users whose worker was lost and that were tried again
+    retried: int = 0  # users whose worker was lost or slow, and that were tried again
     steps: int = 0
     tokens: int = 0
     bytes: int = 0  # of the adapters made
@@ -138,7 +138,9 @@ class Tally:
             summary.peak_gpu_mib = max(summary.peak_gpu_mib or 0.0, on_gpu)
         self._show(worked=True)
         user, seconds = hash_id(outcome.key), round(outcome.seconds, 3)
-        log_event("adapter_made", user=user, worker=outcome.worker, seconds=seconds)
+        log_event(
+            "adapter_made", user=user, worker=outcome.worker, seconds=seconds, attempts=outcome.attempts
+        )
 
     def expect(self, total: int | None) -> None:
         """Say how many users there will probably be."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SOBOL = "sobol"
 WARM_START = "warm_start"  # from the front of an earlier search
+_LOOK_AGAIN = 5.0  # seconds between two looks at the cluster, for nodes that came or went
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ class Conductor:
 
     Trials that an earlier process suggested and did not finish are handed out again, with the same index
     and layout. ``n_slots`` is how many trials can run at once, ``n_processes`` (as many unless given) in how
-    many processes; ``portfolio`` are raw points, all different, that take the place of the first initial
-    ones.
+    many processes; ``count_slots`` says how many slots there are now, where that may change. ``portfolio``
+    are raw points, all different, that take the place of the first initial ones.
+
+    No more trials are handed out than there are slots, or ``search.max_concurrent_trials`` where that is
+    given: Tune would ask for a new process for each one more, though another is about to become free.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Conductor:
         portfolio: Sequence[Mapping[str, Any]] = (),
         *,
         n_processes: int | None = None,
+        count_slots: Callable[[], int] | None = None,
     ) -> None:
         self._journal = journal
         self._space = space
@@ -86,6 +91,8 @@ class Conductor:
         self._proposer = proposer
         self._on_progress = on_progress
         self._n_slots = n_slots
+        self._count_slots = count_slots
+        self._looked = time.monotonic()  # when the slots were counted
         self._n_processes = n_slots if n_processes is None else n_processes
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
@@ -105,6 +112,7 @@ class Conductor:
 
     def next_trial(self) -> TrialRecord | Literal["finished"] | None:
         """The trial to run now; ``None``: ask again later; "finished": there will be no more."""
+        self._look_around()
         self._keep_proposing()
         waiting = self._waiting()
         if not waiting:
@@ -112,8 +120,7 @@ class Conductor:
                 self._finish_if_over()
                 return "finished"
             return None
-        limit = self._section.max_concurrent_trials
-        if limit is not None and len(self._running) >= limit:
+        if len(self._running) >= (self._section.max_concurrent_trials or self._n_slots):
             return None
         trial = waiting[0]
         self._running.add(trial.index)
@@ -171,6 +178,18 @@ class Conductor:
     @property
     def _trials(self) -> list[TrialRecord]:
         return self._journal.state.trials
+
+    def _look_around(self) -> None:
+        """Every few seconds: have nodes come or gone?"""
+        if self._count_slots is None or time.monotonic() - self._looked < _LOOK_AGAIN:
+            return
+        self._looked = time.monotonic()
+        n_slots = self._count_slots()
+        if n_slots != self._n_slots:
+            log_event("slots_changed", slots=n_slots, before=self._n_slots)
+            self._n_slots = n_slots
+            self._journal.append("slots_changed", n_slots=n_slots)
+            self._report()
 
     def _waiting(self) -> list[TrialRecord]:
         """Trials that nobody runs and that have not ended, in the order of their index."""

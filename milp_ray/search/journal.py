@@ -10,6 +10,7 @@ The journal is the truth of a search. A study killed at any moment resumes from 
     study_started    digest of what decides the results, the space, objectives, seed
     users_described  values (traits of the probe users, by which similar users are known; no texts)
     session_started  n_slots (trials that may run at once): a process takes the study up
+    slots_changed    n_slots, from now on: nodes came or went
     batch_asked      batch, n, pending (indices of the trials that are proposed around, results not used)
     batch_proposed   batch, seconds from asking to the answer
     trial_suggested  index, batch, raw factors, canonical layout, key, generator (sobol, saas_nehvi, random)
@@ -22,7 +23,8 @@ The journal is the truth of a search. A study killed at any moment resumes from 
     study_finished   reason
 
 A line is a line once its newline is written: a last line without one was cut off by a crash, is ignored, and
-is removed before the next line is appended. Any other damage is an error that names the line.
+is removed before the next line is appended. Any other damage is an error that names the line. Where a disk is
+full the lines that it has no room for are taken back, so that the journal ends with a whole one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 from milp_ray.atomic_files import sync_folder
 from milp_ray.errors import MilpError
@@ -128,7 +130,7 @@ class StudyState:
         elif kind == "users_described":
             values = event["values"].items()
             self.probe_traits = {name.removesuffix(BY_USER): list(own) for name, own in values}
-        elif kind in ("session_started", "session_ended"):
+        elif kind in ("session_started", "slots_changed", "session_ended"):
             pass  # of interest to whoever measures the search, not to its state
         elif kind == "study_finished":
             self.finished = event["reason"]
@@ -204,7 +206,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file: BinaryIO = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -215,6 +217,7 @@ class Journal:
         _cut_off_partial_line(path)
         sync_folder(path.parent)
         self.state = read_study(path)
+        self._failure: OSError | None = None
         self._unsynced, self._is_closing = threading.Event(), False
         self._syncer = threading.Thread(target=self._sync, name="journal-sync", daemon=True)
         self._syncer.start()
@@ -224,6 +227,7 @@ class Journal:
 
         Raises:
             ValueError: a number is not finite, or the event does not fit the state.
+            MilpError: the disk is full or fails; this journal object is of no use any more.
         """
         self.append_all([{"event": event, **fields}])
 
@@ -231,32 +235,59 @@ class Journal:
         """Write several events in one go, so that a kill leaves all of them or none.
 
         Raises:
-            ValueError: as :meth:`append`.
+            ValueError, MilpError: as :meth:`append`.
         """
+        self._check()
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         lines = [json.dumps({**e, "time": time}, allow_nan=False, separators=(",", ":")) for e in events]
         for line in lines:
             self.state.apply(json.loads(line))
-        self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
+        self._write("".join(line + "\n" for line in lines).encode())
         self._unsynced.set()
 
     def close(self) -> None:
-        """Wait until everything is on the disk, close the file and let another process write."""
+        """Wait until everything is on the disk, close the file and let another process write.
+
+        Raises:
+            MilpError: the disk is full or fails, and nobody was told of it yet.
+        """
         if self._file.closed:
             return
+        is_told = self._failure is not None
         self._is_closing = True
         self._unsynced.set()
         self._syncer.join()
-        os.fsync(self._file.fileno())
         self._file.close()
+        if not is_told:
+            self._check()
+
+    def _write(self, data: bytes) -> None:
+        whole = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._failure = error
+            os.ftruncate(self._file.fileno(), whole)
+            self._check()
 
     def _sync(self) -> None:
-        """Bring to the disk what has been written, again and again."""
+        """Bring to the disk what has been written, again and again, and once more at the end."""
         while not self._is_closing:
             self._unsynced.wait()
             self._unsynced.clear()
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:  # a shared filesystem may tell only now that it is full
+                self._failure = self._failure or error
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            said = os.strerror(self._failure.errno or 0)
+            raise MilpError(
+                f"{self.path} cannot be written: {said}. Make room on its disk, or mend it; every trial that "
+                "ended before is kept, and the same command goes on from there"
+            ) from self._failure
 
     def __enter__(self) -> Journal:
         return self

@@ -41,6 +41,7 @@ class LayoutSearcher(Searcher):
         self._index: dict[str, int] = {}  # Tune's trial id → ours
         self._unexplained: set[str] = set()  # errored; the reason comes by another way, a moment later
         self.max_block_seconds = 0.0  # the longest that Tune's controller, which calls this, had to wait
+        self.failure: Exception | None = None  # of the conductor: the study cannot go on
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """The conductor limits concurrency itself; Tune's limiter would lose results of resumed trials."""
@@ -48,8 +49,8 @@ class LayoutSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; ``None``: ask again later; FINISHED: there are no more."""
+        self._explain_leftovers()
         with self._controller_waits():
-            self._explain_leftovers()
             trial = self._conductor.next_trial()
         if trial is None:
             return None
@@ -84,7 +85,8 @@ class LayoutSearcher(Searcher):
         """Record why a trial errored for good."""
         if trial_id in self._unexplained:
             self._unexplained.discard(trial_id)
-            self._conductor.fail(self._index.pop(trial_id), reason)
+            with self._controller_waits():
+                self._conductor.fail(self._index.pop(trial_id), reason)
 
     def finish(self) -> None:
         """Record what is still unexplained once Tune has ended, and the longest wait."""
@@ -111,6 +113,9 @@ class LayoutSearcher(Searcher):
         started = time.perf_counter()
         try:
             yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
         finally:
             self.max_block_seconds = max(self.max_block_seconds, time.perf_counter() - started)
 
@@ -137,6 +142,24 @@ class ErrorReasons(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called after the searcher's ``on_trial_complete(error=True)``."""
         self._searcher.explain_error(trial.trial_id, error_reason(trial.get_pickled_error()))
+
+
+class FailureStops(tune.Stopper):
+    """Ends the search when the conductor has failed.
+
+    What fails as a trial ends Tune takes for that trial's failure, and runs the trial again.
+    """
+
+    def __init__(self, searcher: LayoutSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped for what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the search cannot go on."""
+        return self._searcher.failure is not None
 
 
 class KeepWorkers(FIFOScheduler):

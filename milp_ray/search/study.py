@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from milp_ray.search.journal import BY_USER, Journal, StudyState
 from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
-from milp_ray.search.tuner import count_slots, limited, run_tune
+from milp_ray.search.tuner import count_slots, own_limit, run_tune
 from milp_ray.search.warm_start import EarlierStudy, fingerprint, load_earlier, portfolio
 from milp_ray.users.traits import TRAITS, user_traits
 
@@ -56,6 +57,7 @@ _OPERATIONAL = {
     "trials_per_gpu",
     "trials_per_process",
     "max_failures",
+    "patience",
 }
 
 
@@ -149,13 +151,15 @@ def _search(
         conductor = Conductor(
             journal,
             space,
-            limited(settings.search, n_slots),
+            own_limit(settings.search),
             settings.seed,
             proposer,
             on_progress,
             n_slots,
             portfolio(earlier, space, settings.search.n_initial),
             n_processes=n_processes,
+            # Processes that trials share are made once, at the beginning.
+            count_slots=partial(count_slots, settings.search) if settings.search.n_sharing == 1 else None,
         )
         conductor.begin_session()
         run_tune(folder / TUNE_FOLDER, conductor, settings.search, task, n_slots, trainable, stack)

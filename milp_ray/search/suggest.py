@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from milp_ray.errors import MilpError
 from milp_ray.search.candidates import random_new_point
 from milp_ray.search.observations import Observation
 from milp_ray.telemetry import log_event, logger
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SAAS_NEHVI = "saas_nehvi"
 RANDOM = "random"
+_MOST_LOSSES = 3  # of the actor's process, in a row and beyond Ray's own restarts
 # Observations with values below which there is nothing to fit.
 _MIN_OBSERVATIONS = 2
 
@@ -203,7 +205,9 @@ class SuggesterActor:
 
 
 class ActorProposer:
-    """Proposes in an actor; Ray restarts it, and asks again, should its process be lost.
+    """Proposes in an actor; should its process be lost, another one is asked the same.
+
+    Ray restarts it a few times in all, and a long search may lose more nodes than that.
 
     Args:
         suggester: a fresh one, of which the actor gets a copy.
@@ -213,6 +217,8 @@ class ActorProposer:
         self._suggester = suggester
         self._actor: Any = None
         self._reply: Any = None
+        self._question: Question | None = None
+        self._n_lost = 0  # since the last answer
 
     def start(self) -> None:
         """Start the actor, if it is not; otherwise the first question does."""
@@ -226,21 +232,39 @@ class ActorProposer:
     def submit(self, question: Question) -> None:
         """Send the question."""
         self.start()
+        self._question = question
         self._reply = self._actor.propose.remote(question)
 
     def poll(self) -> list[Proposal] | None:
         """The answer, if it has come; never waits.
 
         Raises:
-            ray.exceptions.RayError: the actor was lost for good.
+            MilpError: the actor was lost again and again.
         """
         import ray
 
         if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
             return None
         reply, self._reply = self._reply, None
-        proposals: list[Proposal] = ray.get(reply)
+        try:
+            proposals: list[Proposal] = ray.get(reply)
+        except ray.exceptions.RayActorError as error:
+            self._ask_another(error)
+            return None
+        self._n_lost = 0
         return proposals
+
+    def _ask_another(self, error: Exception) -> None:
+        self._n_lost += 1
+        log_event("suggester_lost", losses=self._n_lost)
+        if self._n_lost > _MOST_LOSSES or self._question is None:
+            raise MilpError(
+                "the process that proposes layouts is lost again and again "
+                f"({type(error).__name__}), most likely out of memory: give its node more, or take "
+                "search.surrogate.inference=map. What was measured is kept; the same command goes on"
+            ) from error
+        self._actor = None
+        self.submit(self._question)
 
     def close(self) -> None:
         """End the actor."""

@@ -5,6 +5,7 @@ missing:
 
     session_started  n_slots: trials that can run at once; n_processes: in how many processes, as many where
                      it is missing; Tune has started
+    slots_changed    n_slots, from now on, each in a process of its own
     trial_rung       index, rung, epoch, values: a trial has reached a rung
     trial_stopped    index, rung, epoch, seconds: a trial was stopped at a rung and has no values
     batch_proposed   batch, seconds: the surrogate has proposed a batch
@@ -53,7 +54,7 @@ class Session:
 
     start: float
     end: float
-    n_slots: int
+    n_slots: int  # at its end
     n_processes: int  # fewer than slots where trials share them
     has_ended: bool = False
     max_block_seconds: float | None = None
@@ -98,6 +99,9 @@ def sessions(events: Sequence[Event]) -> list[Session]:
             found.append(Session(time, time, n_slots, int(event.get("n_processes", n_slots))))
         elif found and not found[-1].has_ended:
             found[-1] = replace(found[-1], end=time)
+            if event["event"] == "slots_changed":
+                n_slots = int(event["n_slots"])
+                found[-1] = replace(found[-1], n_slots=n_slots, n_processes=n_slots)
             if event["event"] == "session_ended":
                 block = event.get("max_block_seconds")
                 found[-1] = replace(found[-1], has_ended=True, max_block_seconds=block)
@@ -164,7 +168,7 @@ def idle_share(events: Sequence[Event], n_trials: int | None = None) -> float | 
     n_suggested = 0
     for position, event in enumerate(events):
         kind = event["event"]
-        if kind == "session_started":
+        if kind in ("session_started", "slots_changed"):
             n_slots = int(event["n_slots"])
         elif kind in ("session_ended", "study_finished"):
             n_slots = 0
@@ -208,8 +212,23 @@ def utilisation(events: Sequence[Event]) -> float | None:
 
     What is missing to 1: idle slots, starting workers, and trials whose work was lost with a session.
     """
-    seconds = sum(session.n_processes * session.seconds for session in sessions(events))
+    seconds = _process_seconds(events)
     return trial_seconds(trial_lives(events)) / seconds if seconds > 0 else None
+
+
+def _process_seconds(events: Sequence[Event]) -> float:
+    """Seconds of the sessions, each as many times as there were processes."""
+    total = sum(session.n_processes * session.seconds for session in sessions(events))
+    # Until they changed, there were as many processes as before.
+    first, n_processes = 0.0, 0
+    for event, time in zip(events, event_times(events), strict=True):
+        if event["event"] == "session_started":
+            first, n_processes = time, int(event.get("n_processes", event["n_slots"]))
+        elif event["event"] == "slots_changed":
+            now = int(event["n_slots"])
+            total += (n_processes - now) * (time - first)
+            n_processes = now
+    return total
 
 
 def most_at_once(lives: Sequence[TrialLife], until: float) -> int:

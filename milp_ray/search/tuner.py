@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from milp_ray.search.measure import TrialTask
     from milp_ray.search.searcher import KeepWorkers
 
+# Idle workers that are kept: as many as there may ever be, since nodes join.
+_MOST_WORKERS = 10_000
+
 
 def run_tune(
     folder: Path,
@@ -39,11 +42,16 @@ def run_tune(
         n_slots: trials that run at once, as :func:`count_slots` says.
         trainable: measures a layout in place of :class:`milp_ray.search.trial.MeasureLayout`.
         stack: processes that trials share are ended with it.
+
+    Raises:
+        MilpError: the journal cannot be written, or no process proposes layouts.
+        OSError: Tune's own files cannot be written.
     """
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
+    from milp_ray.search.hung import HungTrials
+    from milp_ray.search.searcher import ErrorReasons, FailureStops, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
     from milp_ray.search.trial_group import GroupSpec, no_resources
     from milp_ray.search.trial_host import HostSpec, Seats, trial_hosts
@@ -62,6 +70,10 @@ def run_tune(
         no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
     searcher = LayoutSearcher(conductor, seats)
+    callbacks: list[tune.Callback] = [ErrorReasons(searcher), JsonLoggerCallback()]
+    if section.patience is not None and not more:
+        # (A trial that others compute may wait for them for as long as it takes.)
+        callbacks.append(HungTrials(section.patience))
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
     with _tune_environment():
@@ -69,7 +81,7 @@ def run_tune(
             prepared,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(conductor, section, n_slots),
+                scheduler=_scheduler(conductor, section),
                 num_samples=-1,  # until the searcher says that it has finished
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
@@ -82,13 +94,22 @@ def run_tune(
                 # A trial is one step: there is nothing to go on from. (Tune would save at its end otherwise.)
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=section.max_failures),
-                callbacks=[ErrorReasons(searcher), JsonLoggerCallback()],
+                callbacks=callbacks,
+                stop=FailureStops(searcher),
             ),
         )
         try:
             tuner.fit()
+        except Exception:
+            # Tune tells of what happens in its callbacks as a traceback in the text of an error of its own.
+            if searcher.failure is None:
+                _check_writable(folder)
+                raise
         finally:
-            searcher.finish()
+            if searcher.failure is None:
+                searcher.finish()
+        if searcher.failure is not None:
+            raise searcher.failure
 
 
 def count_slots(section: SearchSection) -> int:
@@ -121,27 +142,43 @@ def count_slots(section: SearchSection) -> int:
     return n_slots
 
 
-def limited(section: SearchSection, n_slots: int) -> SearchSection:
-    """The section with the limit that Tune cannot keep for trials that hold no resources themselves."""
+def own_limit(section: SearchSection) -> SearchSection:
+    """The section; its limit of trials at once left out where Tune cannot keep what the cluster holds.
+
+    A trial that holds no resources itself would never wait for them.
+    """
     if section.n_processes == 1 and section.n_sharing == 1:
         return section
-    return section.model_copy(update={"max_concurrent_trials": n_slots})
+    return section.model_copy(update={"max_concurrent_trials": None})
 
 
-def _scheduler(conductor: Conductor, section: SearchSection, n_slots: int) -> KeepWorkers:
+def _scheduler(conductor: Conductor, section: SearchSection) -> KeepWorkers:
     """Keeps idle workers, and ends trials early where that is asked for."""
     from milp_ray.search.scheduler import RungScheduler
     from milp_ray.search.searcher import KeepWorkers
 
     if not section.early_stopping.enabled:
-        return KeepWorkers(n_slots)
+        return KeepWorkers(_MOST_WORKERS)
     return RungScheduler(
-        n_slots,
+        _MOST_WORKERS,
         section.early_stopping,
         section.objectives,
         conductor.rungs,
         on_rung=conductor.reached_rung,
     )
+
+
+def _check_writable(folder: Path) -> None:
+    """Whether a folder's disk takes a file as large as those that Tune writes.
+
+    Raises:
+        OSError: it does not.
+    """
+    from milp_ray.atomic_files import write_bytes
+
+    probe = folder / "probe"
+    write_bytes(probe, bytes(1 << 16))
+    probe.unlink()
 
 
 def _trial_name(trial: Any) -> str:
@@ -154,13 +191,17 @@ def _tune_environment() -> Iterator[None]:
 
     One logger, which is added by hand. An interruption reaches us, since Tune's own handling of it ends in
     advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
-    of our progress bar: the journal names every failed trial with its reason.
+    of our progress bar: the journal names every failed trial with its reason. As many trials may wait for
+    their processes as the conductor hands out: where Tune has one at a time, it gives a worker that becomes
+    free to that one, ends the process which was starting for it, and starts the next from the beginning; trials
+    shorter than that then run one after the other.
     """
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_MAX_PENDING_TRIALS_PG": str(_MOST_WORKERS),
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

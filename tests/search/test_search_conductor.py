@@ -11,6 +11,7 @@ import pytest
 
 from milp_ray.config.search import SearchSection
 from milp_ray.memory.space import SearchSpace
+from milp_ray.search import conductor as conductor_module
 from milp_ray.search.candidates import random_new_point
 from milp_ray.search.conductor import Conductor, StudyProgress
 from milp_ray.search.journal import Journal, TrialRecord, read_events, read_study
@@ -253,6 +254,30 @@ def test_a_study_ends_when_every_layout_has_been_measured(tmp_path: Path) -> Non
     assert one.is_over
     assert len(journal.state.trials) == 4
     assert one.result().exhausted
+
+
+def test_slots_are_counted_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = {"slots": 1, "time": 0.0}
+    monkeypatch.setattr(conductor_module.time, "monotonic", lambda: cluster["time"])
+    one = conductor(tmp_path / "j", section(), n_slots=1, count_slots=lambda: int(cluster["slots"]))
+    first = one.next_trial()
+    assert isinstance(first, TrialRecord)
+    assert one.next_trial() is None, "the slot is taken"
+    cluster["slots"] = 3
+    assert one.next_trial() is None, "it is not looked at all the time"
+    cluster["time"] += 60
+    assert [isinstance(one.next_trial(), TrialRecord) for _ in range(3)] == [True, True, False]
+    cluster.update(slots=1, time=cluster["time"] + 60)
+    one.complete(first.index, metrics(first))
+    assert one.next_trial() is None, "two still run"
+    one._journal.close()
+    changes = [e["n_slots"] for e in read_events(tmp_path / "j") if e["event"] == "slots_changed"]
+    assert changes == [3, 1]
+
+
+def test_the_limit_of_the_configuration_goes_before_the_slots(tmp_path: Path) -> None:
+    one = conductor(tmp_path / "j", section(max_concurrent_trials=2), n_slots=1)
+    assert [isinstance(one.next_trial(), TrialRecord) for _ in range(3)] == [True, True, False]
 
 
 def test_more_trials_may_be_asked_of_a_finished_study(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,47 @@ def test_a_finished_study_that_gets_more_trials_is_not_finished(path: Path) -> N
         assert journal.state.finished == "all trials have ended"
         journal.append_all([suggested(3, (False, False), batch=1)])
         assert journal.state.finished is None
+
+
+class FullDisk:
+    """A file on a disk that has room for some more bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        if self._room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        n_written = self._file.write(data[: self._room])
+        self._room -= n_written
+        return int(n_written)
+
+
+def test_on_a_full_disk_no_line_is_written_in_part_and_with_room_the_study_goes_on(path: Path) -> None:
+    before = path.read_bytes()
+    ends = {"metrics": {"validation_loss": 1.0, "rouge_l": 2.0}}
+    with Journal(path) as journal:
+        journal._file = FullDisk(journal._file, room=40)
+        with pytest.raises(MilpError, match=r"cannot be written: No space left.*Make room.*same command"):
+            journal.append("trial_completed", index=2, **ends)
+        assert path.read_bytes() == before
+        with pytest.raises(MilpError, match="cannot be written"):
+            journal.append("trial_completed", index=2, **ends)
+    with Journal(path) as journal:
+        assert journal.state.trials[2].status == "started", "its end was not recorded: it is run again"
+        journal.append("trial_completed", index=2, **ends)
+    assert len(read_study(path).completed) == 2
+
+
+def test_a_disk_that_tells_late_is_told_of_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal = Journal(path)
+    monkeypatch.setattr(os, "fsync", full)
+    journal.append("trial_started", index=2)
+    with pytest.raises(MilpError, match="No space left"):
+        journal.close()

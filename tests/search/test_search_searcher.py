@@ -16,11 +16,12 @@ from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.search import SearchSection
 from milp_ray.config.training import TrainingSection
+from milp_ray.errors import MilpError
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.conductor import Conductor
 from milp_ray.search.journal import Journal, read_events, read_study
 from milp_ray.search.measure import TrialTask
-from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher, error_reason
+from milp_ray.search.searcher import ErrorReasons, FailureStops, KeepWorkers, LayoutSearcher, error_reason
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
 from milp_ray.users.records import Turn, UserSplit
@@ -38,7 +39,8 @@ def searcher(path: Path) -> LayoutSearcher:
     journal = Journal(path)
     journal.append("study_started", digest="d", objectives=["validation_loss", "rouge_l"], n_initial=3)
     search = SearchSection(n_trials=3, n_initial=3)
-    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, InlineProposer(lambda q: [])))
+    proposer = InlineProposer(lambda q: [])
+    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, proposer, n_slots=3))
 
 
 def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearcher) -> None:
@@ -62,6 +64,24 @@ def test_a_result_is_recorded_flattened_or_not_and_without_tune_s_bookkeeping(
     searcher.on_trial_complete("b", {**VALUES, **bookkeeping, "per_user": {"rouge_l": [1.0, 3.0]}})
     for trial in read_study(path).trials[:2]:
         assert trial.metrics == {**VALUES, "per_user": {"rouge_l": [1.0, 3.0]}}
+
+
+def test_what_the_conductor_cannot_do_ends_the_search(
+    searcher: LayoutSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopper = FailureStops(searcher)
+    searcher.suggest("a")
+    assert not stopper.stop_all()
+    assert not stopper("a", {})
+
+    def full(*_: object, **__: object) -> None:
+        raise MilpError("the disk is full")
+
+    monkeypatch.setattr(searcher._conductor, "complete", full)
+    with pytest.raises(MilpError, match="the disk is full"):
+        searcher.on_trial_complete("a", dict(VALUES))
+    assert stopper.stop_all()
+    assert str(searcher.failure) == "the disk is full"
 
 
 def test_unknown_ids_and_second_ends_are_ignored(searcher: LayoutSearcher, path: Path) -> None:

@@ -46,7 +46,7 @@ def histories(draw: st.DrawFn) -> tuple[Events, list[tuple[int, int, int]]]:
     time = n_slots = n_suggested = 0
     waiting: list[int] = []
     running: list[int] = []
-    steps = ("pass", "suggest", "start", "end", "begin session", "end session", "finish")
+    steps = ("pass", "suggest", "start", "end", "begin session", "change slots", "end session", "finish")
     for step in draw(st.lists(st.sampled_from(steps), max_size=40)):
         if step == "pass":
             for _ in range(draw(st.integers(1, 5))):
@@ -71,6 +71,9 @@ def histories(draw: st.DrawFn) -> tuple[Events, list[tuple[int, int, int]]]:
             n_slots = draw(st.integers(1, 4))
             events.append(at(time, "session_started", n_slots=n_slots))
             waiting, running = sorted(waiting + running), []
+        elif step == "change slots" and n_slots:
+            n_slots = draw(st.integers(1, 4))
+            events.append(at(time, "slots_changed", n_slots=n_slots))
         elif step in ("end session", "finish") and n_slots:
             ended = at(time, "session_ended", max_block_seconds=0.1)
             events.append(ended if step == "end session" else at(time, "study_finished", reason="all"))
@@ -179,6 +182,22 @@ def test_a_killed_session_ends_with_its_last_event() -> None:
     assert utilisation(events) == pytest.approx(5 / (2 * 4 + 3 * 8))
     start = event_times(events)[0]
     assert working_seconds(events, [start + 2, start + 500, start + 901]) == [2, 4, 5]
+
+
+def test_slots_that_come_and_go_count_from_then_on() -> None:
+    events = [
+        at(0, "session_started", n_slots=1),
+        at(0, "trial_suggested", index=0),
+        at(0, "trial_started", index=0),
+        at(10, "slots_changed", n_slots=2),
+        at(20, "slots_changed", n_slots=4),
+        completed(30, 0, seconds=7.0),
+        at(30, "session_ended"),
+    ]
+    [session] = sessions(events)
+    assert (session.seconds, session.n_slots, session.n_processes) == (30, 4, 4)
+    assert utilisation(events) == pytest.approx(7 / (10 + 20 + 40))
+    assert idle_share(events, n_trials=2) == pytest.approx((0 + 10 + 30) / (10 + 20 + 40))
 
 
 def test_describing_the_users_of_an_older_study_is_no_part_of_its_sessions() -> None:
