@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
@@ -104,7 +103,7 @@ class Conductor:
     def next_trial(self) -> TrialRecord | Literal["finished"] | None:
         """The trial to run now; ``None``: ask again later; "finished": there will be no more."""
         self._keep_proposing()
-        waiting = self._waiting()
+        waiting = self._journal.state.unfinished - self._running
         if not waiting:
             if self._are_all_suggested():
                 self._finish_if_over()
@@ -113,7 +112,7 @@ class Conductor:
         limit = self._section.max_concurrent_trials
         if limit is not None and len(self._running) >= limit:
             return None
-        trial = waiting[0]
+        trial = self._trials[min(waiting)]
         self._running.add(trial.index)
         self._journal.append("trial_started", index=trial.index)
         self._keep_proposing()  # one trial fewer waits
@@ -170,10 +169,6 @@ class Conductor:
     def _trials(self) -> list[TrialRecord]:
         return self._journal.state.trials
 
-    def _waiting(self) -> list[TrialRecord]:
-        """Trials that nobody runs and that have not ended, in the order of their index."""
-        return [t for t in self._trials if not t.has_ended and t.index not in self._running]
-
     def _are_all_suggested(self) -> bool:
         return len(self._trials) >= self._section.n_trials or self._is_exhausted()
 
@@ -189,7 +184,7 @@ class Conductor:
         return len(self._journal.state.keys) >= self._space.n_canonical
 
     def _finish_if_over(self) -> None:
-        if self.is_over or not all(trial.has_ended for trial in self._trials):
+        if self.is_over or self._journal.state.unfinished:
             return
         if len(self._trials) >= self._section.n_trials:
             self._journal.append("study_finished", reason="all trials have ended")
@@ -230,7 +225,7 @@ class Conductor:
 
     def _pending(self) -> list[int] | None:
         """The trials that a batch asked for now is proposed around; ``None``: it is not time to ask."""
-        not_ended = [trial.index for trial in self._trials if not trial.has_ended]
+        not_ended = sorted(self._journal.state.unfinished)
         if self._section.proposals == "greedy":
             n_waiting = len(not_ended) - len(self._running)
             # Some trial must have ended, or there is nothing to propose from.
@@ -288,28 +283,21 @@ class Conductor:
     def _report(self) -> None:
         if self._on_progress is None:
             return
+        state = self._journal.state
         self._on_progress(
             StudyProgress(
-                n_ended=sum(trial.has_ended for trial in self._trials),
-                n_failed=sum(trial.status == "failed" for trial in self._trials),
-                n_stopped=sum(trial.status == "stopped" for trial in self._trials),
+                n_ended=len(state.ended),
+                n_failed=state.count("failed"),
+                n_stopped=state.count("stopped"),
                 n_trials=self._section.n_trials,
-                hypervolume=self._hypervolume.of(self._journal.state),
+                hypervolume=self._hypervolume.of(state),
                 is_suggesting=self._asked_at is not None,
                 n_running=len(self._running),
                 n_idle=0 if self._are_all_suggested() else max(0, self._n_slots - len(self._running)),
                 suggestion_seconds=self._suggestion_seconds,
-                best=self._best(),
+                best=self._hypervolume.best(state),
             )
         )
-
-    def _best(self) -> dict[str, float]:
-        found = {}
-        for name in self._section.objectives:
-            values = [trial.metrics[name] for trial in self._journal.state.completed]
-            if values:
-                found[name] = min(values) if KNOWN_OBJECTIVES[name].direction == "min" else max(values)
-        return found
 
 
 def _is_finite(value: Any) -> bool:

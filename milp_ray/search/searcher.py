@@ -32,13 +32,19 @@ class LayoutSearcher(Searcher):
     No metric is declared: a failed trial reports none, and what is optimised is the conductor's business.
     Trials that Tune names but this process did not suggest are ignored, as is a second end of one. Where
     trials share processes, ``seats`` says at which of them a trial is.
+
+    Tune may ask for as many trials as run at once, ``n_slots``, before the first of them has started, so that
+    their processes start side by side. Beyond that one trial at most waits to be started: it is what lets a
+    cluster grow, and more of them would only have been proposed too early.
     """
 
-    def __init__(self, conductor: Conductor, seats: Seats | None = None) -> None:
+    def __init__(self, conductor: Conductor, n_slots: int, seats: Seats | None = None) -> None:
         super().__init__(metric=None, mode=None)
         self._conductor = conductor
+        self._n_slots = n_slots
         self._seats = seats
         self._index: dict[str, int] = {}  # Tune's trial id → ours
+        self._not_started: set[str] = set()
         self._unexplained: set[str] = set()  # errored; the reason comes by another way, a moment later
         self.max_block_seconds = 0.0  # the longest that Tune's controller, which calls this, had to wait
 
@@ -50,19 +56,26 @@ class LayoutSearcher(Searcher):
         """The next trial's config; ``None``: ask again later; FINISHED: there are no more."""
         with self._controller_waits():
             self._explain_leftovers()
-            trial = self._conductor.next_trial()
+            is_full = bool(self._not_started) and len(self._index) >= self._n_slots
+            trial = None if is_full else self._conductor.next_trial()
         if trial is None:
             return None
         if trial == "finished":
             return Searcher.FINISHED
         self._index[trial_id] = trial.index
+        self._not_started.add(trial_id)
         config = {"trial": trial.index, "key": trial.layout.key, "layout": trial.layout.to_dict()}
         return config if self._seats is None else {**config, "host": self._seats.take(trial.index)}
+
+    def on_trial_start(self, trial_id: str) -> None:
+        """Tune has found a process for a trial."""
+        self._not_started.discard(trial_id)
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """Record the end of a trial; ``error`` comes once, after Tune's last retry."""
+        self._not_started.discard(trial_id)
         if trial_id not in self._index:
             return
         if self._seats is not None:
@@ -128,11 +141,15 @@ def reported(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: result[name] for name in METRICS if name in result}, _PER_USER: per_user}
 
 
-class ErrorReasons(tune.Callback):
-    """Tells the searcher why a trial errored, which Tune tells callbacks only."""
+class TrialEvents(tune.Callback):
+    """Tells the searcher what Tune tells callbacks only: that a trial has started, and why one errored."""
 
     def __init__(self, searcher: LayoutSearcher) -> None:
         self._searcher = searcher
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called when a process has been found for a trial, a new one or one that it is given."""
+        self._searcher.on_trial_start(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called after the searcher's ``on_trial_complete(error=True)``."""
@@ -162,6 +179,11 @@ class KeepWorkers(FIFOScheduler):
             if cache is not None and hasattr(cache, "increase_max"):
                 cache.increase_max(trial.placement_group_factory, by=self._n_workers)
         super().on_trial_add(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune starts trials that wait in their order by itself. FIFO would look all trials through, at
+        every step.
+        """
 
 
 def error_reason(error: BaseException | None) -> str:

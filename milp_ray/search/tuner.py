@@ -43,7 +43,7 @@ def run_tune(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from milp_ray.search.searcher import ErrorReasons, LayoutSearcher
+    from milp_ray.search.searcher import LayoutSearcher, TrialEvents
     from milp_ray.search.trial import MeasureLayout
     from milp_ray.search.trial_group import GroupSpec, no_resources
     from milp_ray.search.trial_host import HostSpec, Seats, trial_hosts
@@ -61,10 +61,10 @@ def run_tune(
         tune.with_parameters(trainable or MeasureLayout, task=task, **more),
         no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
-    searcher = LayoutSearcher(conductor, seats)
+    searcher = LayoutSearcher(conductor, n_slots, seats)
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
-    with _tune_environment():
+    with _tune_environment(n_slots):
         tuner = tune.Tuner(
             prepared,
             tune_config=tune.TuneConfig(
@@ -82,7 +82,7 @@ def run_tune(
                 # A trial is one step: there is nothing to go on from. (Tune would save at its end otherwise.)
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=section.max_failures),
-                callbacks=[ErrorReasons(searcher), JsonLoggerCallback()],
+                callbacks=[TrialEvents(searcher), JsonLoggerCallback()],
             ),
         )
         try:
@@ -149,18 +149,24 @@ def _trial_name(trial: Any) -> str:
 
 
 @contextmanager
-def _tune_environment() -> Iterator[None]:
+def _tune_environment(n_slots: int) -> Iterator[None]:
     """Settings that Tune takes from the environment only.
 
     One logger, which is added by hand. An interruption reaches us, since Tune's own handling of it ends in
     advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
     of our progress bar: the journal names every failed trial with its reason.
+
+    Processes of trials start side by side; Tune would ask a searcher for the next trial only when the process
+    of the last one is up. Tune's state is written at the beginning and at the end: nothing is resumed from
+    it, and writing it holds up Tune's controller the longer the more trials there are.
     """
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_MAX_PENDING_TRIALS_PG": str(n_slots),
+        "TUNE_GLOBAL_CHECKPOINT_S": "inf",
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

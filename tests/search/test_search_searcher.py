@@ -16,11 +16,12 @@ from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.search import SearchSection
 from milp_ray.config.training import TrainingSection
+from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.conductor import Conductor
 from milp_ray.search.journal import Journal, read_events, read_study
 from milp_ray.search.measure import TrialTask
-from milp_ray.search.searcher import ErrorReasons, KeepWorkers, LayoutSearcher, error_reason
+from milp_ray.search.searcher import KeepWorkers, LayoutSearcher, TrialEvents, error_reason
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
 from milp_ray.users.records import Turn, UserSplit
@@ -38,7 +39,8 @@ def searcher(path: Path) -> LayoutSearcher:
     journal = Journal(path)
     journal.append("study_started", digest="d", objectives=["validation_loss", "rouge_l"], n_initial=3)
     search = SearchSection(n_trials=3, n_initial=3)
-    return LayoutSearcher(Conductor(journal, SearchSpace(4, (2, 4)), search, 0, InlineProposer(lambda q: [])))
+    conductor = Conductor(journal, SearchSpace(4, (2, 4)), search, 0, InlineProposer(lambda q: []))
+    return LayoutSearcher(conductor, n_slots=4)
 
 
 def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearcher) -> None:
@@ -50,6 +52,32 @@ def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearche
 def test_after_the_last_trial_the_search_is_finished(searcher: LayoutSearcher) -> None:
     assert all(isinstance(searcher.suggest(name), dict) for name in "abc")
     assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_processes_start_side_by_side_and_then_one_trial_waits_for_one() -> None:
+    handed_out = iter(range(9))
+    trial = SimpleNamespace(layout=CanonicalLayout((True,), 2))
+    conductor: Any = SimpleNamespace(
+        next_trial=lambda: SimpleNamespace(**vars(trial), index=next(handed_out)),
+        complete=lambda *_: None,
+        fail=lambda *_: None,
+    )
+    searcher = LayoutSearcher(conductor, n_slots=2)
+    started = TrialEvents(searcher).on_trial_start
+    assert searcher.suggest("a")["trial"] == 0
+    assert searcher.suggest("b")["trial"] == 1
+    assert searcher.suggest("c") is None, "as many as run at once wait to be started"
+    started(1, [], SimpleNamespace(trial_id="a"))
+    assert searcher.suggest("c") is None
+    started(1, [], SimpleNamespace(trial_id="b"))
+    assert searcher.suggest("c")["trial"] == 2, "one more, which a growing cluster has room for"
+    assert searcher.suggest("d") is None
+    searcher.on_trial_complete("a", dict(VALUES))
+    assert searcher.suggest("d") is None, "c has not been started in the place of a"
+    started(2, [], SimpleNamespace(trial_id="c"))
+    assert searcher.suggest("d")["trial"] == 3
+    searcher.on_trial_complete("d", None, error=True)
+    assert searcher.suggest("e")["trial"] == 4, "d waits no longer"
 
 
 def test_a_result_is_recorded_flattened_or_not_and_without_tune_s_bookkeeping(
@@ -98,7 +126,7 @@ def test_an_error_gets_its_reason_from_the_callback(searcher: LayoutSearcher, pa
     trial = SimpleNamespace(
         trial_id="a", get_pickled_error=lambda: TrialFailed("ValueError at milp_ray/x.py:3")
     )
-    ErrorReasons(searcher).on_trial_error(1, [], trial)
+    TrialEvents(searcher).on_trial_error(1, [], trial)
     searcher.suggest("c")
     reasons = [t.reason for t in read_study(path).trials[:2]]
     assert reasons == ["ValueError at milp_ray/x.py:3", "the trial ended with an error"]
