@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from milp_ray.search.ax_study import AxStudy
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.front import hypervolume, reference_point
 from milp_ray.search.observations import Observation, standard_errors
-from milp_ray.search.suggest import RANDOM, SAAS_NEHVI, Question, Suggester
+from milp_ray.search.suggest import (
+    RANDOM,
+    SAAS_NEHVI,
+    ActorProposer,
+    Question,
+    Suggester,
+    SuggesterActor,
+)
 
 OBJECTIVES = ("validation_loss", "rouge_l", "adapter_parameters")
 SIGNS = (1.0, -1.0, 1.0)
@@ -138,6 +146,22 @@ def test_proposals_improve_the_front_more_than_chance(n: int, limit: int) -> Non
     rng = np.random.default_rng(0)
     by_chance = [volume_with([space.sample(rng) for _ in range(4)]) for _ in range(100)]
     assert proposed > np.quantile(by_chance, 0.9)
+
+
+def test_observations_reach_the_suggester_s_actor_as_they_are_and_are_packed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received: list[Question] = []
+    actor = SuggesterActor.__new__(SuggesterActor)
+    actor._suggester = SimpleNamespace(propose=received.append)
+    proposer = ActorProposer(suggester(SearchSpace(4, (2, 4))))
+    proposer._actor = SimpleNamespace(propose=SimpleNamespace(remote=actor.propose))
+    asked = question(SearchSpace(4, (2, 4)), 6)
+    again = replace(asked, batch=2, pending=(asked.observations[0].layout,))
+    proposer.submit(asked)
+    monkeypatch.setattr("milp_ray.search.suggest.pickle.dumps", None)  # is not called
+    proposer.submit(again)
+    assert received == [asked, again]
 
 
 def test_failed_trials_are_not_proposed_again() -> None:
