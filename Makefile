@@ -97,7 +97,7 @@ check: $(VENV)/.stamp-dev ## lint, format, types and import directions
 
 bench: $(VENV)/.stamp-bench ## every benchmark in experiments/benchmarks, as its quick version (BENCH_FLAGS= for the whole)
 	@set -e; for name in training generation sharing suggest search stopping warm_start early_stopping endurance kills \
-	    batch_kills updating scale layouts; do \
+	    batch_kills updating scale scaling layouts; do \
 	  echo "== $$name"; $(BIN)/python experiments/benchmarks/$$name.py $(BENCH_FLAGS); done
 
 $(VENV)/bin/python:

@@ -102,28 +102,37 @@ def long_search(n_trials: int) -> SearchSection:
 
 def long_study(folder: Path, n_trials: int) -> dict[str, float]:
     """Many instant trials."""
-    process = psutil.Process()
-    memory: list[float] = []  # MiB after each progress report
-
-    def watch(progress: StudyProgress) -> None:
-        if progress.n_ended > len(memory):
-            memory.append(process.memory_info().rss / 2**20)
-
+    memory = DriverMemory()
     started = time.perf_counter()
-    run_study(folder, settings(long_search(n_trials)), [SPLIT], SHAPES, watch, InstantTrial)
-    seconds = time.perf_counter() - started
+    run_study(folder, settings(long_search(n_trials)), [SPLIT], SHAPES, memory.watch, InstantTrial)
+    return {"seconds": time.perf_counter() - started, **what_it_holds(folder, memory)}
+
+
+class DriverMemory:
+    """Resident memory of this process when each trial ended, MiB."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.mib: list[float] = []
+
+    def watch(self, progress: StudyProgress) -> None:
+        """To be called with a study's progress."""
+        if progress.n_ended > len(self.mib):
+            self.mib.append(self._process.memory_info().rss / 2**20)
+
+
+def what_it_holds(folder: Path, memory: DriverMemory) -> dict[str, float]:
+    """Of a study that has ended: trials, repeats, replay, memory, and the controller's longest wait."""
     started = time.perf_counter()
     state = read_study(folder / JOURNAL_FILE)
     replay = time.perf_counter() - started
-    after_first = memory[n_trials // 5 - 1]
     return {
         "n_trials": len(state.completed),
-        "seconds": seconds,
         "duplicates": len(state.trials) - len(state.keys),
         "replay_seconds": replay,
-        "memory_mib": memory[-1],
-        "memory_growth": memory[-1] / after_first - 1.0,
-        "controller_max_block_seconds": _longest_block(folder),
+        "memory_mib": memory.mib[-1],
+        "memory_growth": memory.mib[-1] / memory.mib[len(state.trials) // 5 - 1] - 1.0,
+        "controller_max_block_seconds": longest_block(folder),
     }
 
 
@@ -142,12 +151,13 @@ def slow_fits(folder: Path, n_batches: int, warmup_steps: int, num_samples: int)
     idle = idle_share(events)
     return {
         "longest_fit_seconds": max(fits),
-        "controller_max_block_seconds": _longest_block(folder),
+        "controller_max_block_seconds": longest_block(folder),
         "idle_share": math.nan if idle is None else idle,
     }
 
 
-def _longest_block(folder: Path) -> float:
+def longest_block(folder: Path) -> float:
+    """Seconds that Tune's controller waited for the searcher at the most."""
     events = read_events(folder / JOURNAL_FILE)
     return max(float(e["max_block_seconds"]) for e in events if e["event"] == "session_ended")
 

@@ -131,7 +131,7 @@ def main() -> None:
     logei._load_attempted = True
     torch.set_num_threads(1)
     sizes = arguments.sizes or ((10, 50, 100) if quick else (50, 100, 200, 400))
-    limits = {"map": 400, "nuts": 0 if quick else 100, "ax_fast": 10 if quick else 100}
+    limits = {"map": 2000, "nuts": 0 if quick else 100, "ax_fast": 10 if quick else 100}
     limits["ax_quality"] = 0 if quick else 100
     table: dict[str, dict[int, float]] = {name: {} for name in limits}
     print(f"seconds for {N_SUGGESTIONS} suggestions; d = {len(SPACE.parameters())}, 2 objectives, one thread")

@@ -34,6 +34,9 @@ class SurrogateSection(Section):
     # How objectives are modelled: as they are, diverged ones pulled in, or by their ranks (as in AutoPEFT),
     # which loses the distances between good layouts but no scale can upset.
     outputs: Literal["standardize", "copula"] = "standardize"
+    # Trials that are fitted at the most, as a fit's time grows with the cube of them; of more the best, the
+    # newest and a spread of the others are taken.
+    max_observations: Annotated[int, Field(ge=16)] = 400
 
 
 class EarlyStoppingSection(Section):

@@ -102,7 +102,7 @@ def analyse(
     importances = _importances(fitted, np.random.default_rng(seed))
     predictions = _predictions(fitted, layouts)
     found = zip(objectives, importances, predictions, strict=True)
-    return Analysis(tuple(ObjectiveAnalysis(*parts) for parts in found), n_measured)
+    return Analysis(tuple(ObjectiveAnalysis(*parts) for parts in found), len(fitted.final.measured))
 
 
 def _predictions(fitted: Surrogate, layouts: Sequence[CanonicalLayout]) -> list[tuple[Prediction, ...]]:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
 from milp_ray.search.observations import observations
@@ -97,6 +96,7 @@ class Conductor:
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
         self._suggestion_seconds: float | None = None
+        self._most_gpu_mib: float | None = None
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed, portfolio)
 
@@ -114,7 +114,7 @@ class Conductor:
         """The trial to run now; ``None``: ask again later; "finished": there will be no more."""
         self._look_around()
         self._keep_proposing()
-        waiting = self._waiting()
+        waiting = self._journal.state.unfinished - self._running
         if not waiting:
             if self._are_all_suggested():
                 self._finish_if_over()
@@ -122,7 +122,7 @@ class Conductor:
             return None
         if len(self._running) >= (self._section.max_concurrent_trials or self._n_slots):
             return None
-        trial = waiting[0]
+        trial = self._trials[min(waiting)]
         self._running.add(trial.index)
         self._journal.append("trial_started", index=trial.index)
         self._keep_proposing()  # one trial fewer waits
@@ -191,10 +191,6 @@ class Conductor:
             self._journal.append("slots_changed", n_slots=n_slots)
             self._report()
 
-    def _waiting(self) -> list[TrialRecord]:
-        """Trials that nobody runs and that have not ended, in the order of their index."""
-        return [t for t in self._trials if not t.has_ended and t.index not in self._running]
-
     def _are_all_suggested(self) -> bool:
         return len(self._trials) >= self._section.n_trials or self._is_exhausted()
 
@@ -210,7 +206,7 @@ class Conductor:
         return len(self._journal.state.keys) >= self._space.n_canonical
 
     def _finish_if_over(self) -> None:
-        if self.is_over or not all(trial.has_ended for trial in self._trials):
+        if self.is_over or self._journal.state.unfinished:
             return
         if len(self._trials) >= self._section.n_trials:
             self._journal.append("study_finished", reason="all trials have ended")
@@ -251,7 +247,7 @@ class Conductor:
 
     def _pending(self) -> list[int] | None:
         """The trials that a batch asked for now is proposed around; ``None``: it is not time to ask."""
-        not_ended = [trial.index for trial in self._trials if not trial.has_ended]
+        not_ended = sorted(self._journal.state.unfinished)
         if self._section.proposals == "greedy":
             n_waiting = len(not_ended) - len(self._running)
             # Some trial must have ended, or there is nothing to propose from.
@@ -309,34 +305,30 @@ class Conductor:
     def _report(self, ended: TrialRecord | None = None) -> None:
         if self._on_progress is None:
             return
+        state = self._journal.state
         self._on_progress(
             StudyProgress(
-                n_ended=sum(trial.has_ended for trial in self._trials),
-                n_failed=sum(trial.status == "failed" for trial in self._trials),
-                n_stopped=sum(trial.status == "stopped" for trial in self._trials),
+                n_ended=len(state.ended),
+                n_failed=state.count("failed"),
+                n_stopped=state.count("stopped"),
                 n_trials=self._section.n_trials,
-                hypervolume=self._hypervolume.of(self._journal.state),
+                hypervolume=self._hypervolume.of(state),
                 is_suggesting=self._asked_at is not None,
                 n_running=len(self._running),
                 n_idle=0 if self._are_all_suggested() else max(0, self._n_slots - len(self._running)),
                 suggestion_seconds=self._suggestion_seconds,
-                best=self._best(),
-                gpu_memory_mib=self._gpu_memory(),
+                best=self._hypervolume.best(state),
+                gpu_memory_mib=self._gpu_memory(ended),
                 ended=ended,
             )
         )
 
-    def _best(self) -> dict[str, float]:
-        found = {}
-        for name in self._section.objectives:
-            values = [trial.metrics[name] for trial in self._journal.state.completed]
-            if values:
-                found[name] = min(values) if KNOWN_OBJECTIVES[name].direction == "min" else max(values)
-        return found
-
-    def _gpu_memory(self) -> float | None:
-        found = (trial.metrics.get("peak_gpu_mib") for trial in self._journal.state.completed)
-        return max((mib for mib in found if mib is not None), default=None)
+    def _gpu_memory(self, ended: TrialRecord | None) -> float | None:
+        """The most that any trial of this process has held."""
+        held = None if ended is None else ended.metrics.get("peak_gpu_mib")
+        if held is not None:
+            self._most_gpu_mib = max(self._most_gpu_mib or 0.0, float(held))
+        return self._most_gpu_mib
 
 
 def _is_finite(value: Any) -> bool:

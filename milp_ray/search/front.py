@@ -7,7 +7,7 @@ Every function takes ``values`` of shape (n, m), n points by m objectives as the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -33,11 +33,22 @@ def pareto_front(values: ArrayLike, signs: ArrayLike) -> list[int]:
     Raises:
         ValueError: a value is not finite, or the shapes do not fit.
     """
-    points = _minimised(values, signs)
-    at_least_as_good = (points[:, None, :] <= points[None, :, :]).all(axis=2)
-    better = (points[:, None, :] < points[None, :, :]).any(axis=2)
-    dominated = (at_least_as_good & better).any(axis=0)
+    dominated = _dominates(_minimised(values, signs)).any(axis=0)
     return [int(index) for index in np.flatnonzero(~dominated)]
+
+
+def fronts(values: ArrayLike, signs: ArrayLike) -> Iterator[list[int]]:
+    """Indices of the front, then of the front of all others, and so on (Deb et al. 2002), each ascending.
+
+    Raises:
+        ValueError: as :func:`pareto_front`.
+    """
+    dominates = _dominates(_minimised(values, signs))
+    n_above = dominates.sum(axis=0)  # points left that dominate each; below 0: it is on a front
+    while len(front := np.flatnonzero(n_above == 0)):
+        yield front.tolist()
+        n_above -= dominates[front].sum(axis=0)
+        n_above[front] = -1
 
 
 def hypervolume(values: ArrayLike, signs: ArrayLike, reference: ArrayLike) -> float:
@@ -164,6 +175,16 @@ def _minimised(values: ArrayLike, signs: ArrayLike) -> Floats:
     if not np.isfinite(points).all():
         raise ValueError("objective values must be finite")
     return np.asarray(points * factors)
+
+
+def _dominates(points: Floats) -> NDArray[np.bool_]:
+    """[i, j]: point i is as good as point j in every objective and better in one."""
+    shape = (len(points), len(points))
+    at_least_as_good, better = np.ones(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for column in points.T:
+        at_least_as_good &= column[:, None] <= column
+        better |= column[:, None] < column
+    return at_least_as_good & better
 
 
 def _dominated_volume(points: Floats, limit: Floats) -> float:

@@ -33,6 +33,7 @@ import fcntl
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -86,7 +87,9 @@ class StudyState:
     ``keys`` are the canonical keys of all trials, whatever became of them; ``asked`` is the batch that was
     asked for last and has not been proposed; ``rungs`` are the values of partial training, as journalled.
     ``probe_traits`` are the probe users' traits by name, in their order (``None`` for one who was forgotten);
-    a study of an earlier version has none.
+    a study of an earlier version has none. ``unfinished`` and ``ended`` are indices of trials, the latter in
+    the order of their ends: what is asked after every event must not take the longer the more trials there
+    are.
     """
 
     header: dict[str, Any] | None = None
@@ -96,6 +99,13 @@ class StudyState:
     rungs: list[RungRecord] = field(default_factory=list)
     probe_traits: dict[str, list[float | None]] = field(default_factory=dict)
     finished: str | None = None  # the reason, once the study is finished
+    unfinished: set[int] = field(init=False)
+    ended: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unfinished = {trial.index for trial in self.trials if not trial.has_ended}
+        self.ended = [trial.index for trial in self.trials if trial.has_ended]
+        self._counts = Counter(trial.status for trial in self.trials)
 
     def apply(self, event: Event) -> None:
         """Take one event in.
@@ -118,6 +128,8 @@ class StudyState:
                 TrialRecord(event["index"], event["batch"], dict(event["raw"]), layout, event["generator"])
             )
             self.keys.add(layout.key)
+            self.unfinished.add(event["index"])
+            self._counts["suggested"] += 1
             self.finished = None  # a finished study that was given more trials goes on
         elif kind in ("trial_started", "trial_completed", "trial_stopped", "trial_failed"):
             self._apply_to_trial(kind, event)
@@ -152,7 +164,16 @@ class StudyState:
             changes |= {"metrics": spent, "time": event.get("time")}
         elif kind == "trial_failed":
             changes |= {"reason": event["reason"], "time": event.get("time")}
-        self.trials[index] = replace(trial, **changes)
+        changed = self.trials[index] = replace(trial, **changes)
+        self._counts[trial.status] -= 1
+        self._counts[changed.status] += 1
+        if changed.has_ended:
+            self.unfinished.remove(index)
+            self.ended.append(index)
+
+    def count(self, status: TrialStatus) -> int:
+        """How many trials are as ``status`` says."""
+        return self._counts[status]
 
     @property
     def completed(self) -> list[TrialRecord]:

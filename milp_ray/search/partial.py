@@ -40,6 +40,15 @@ class FinalValues:
         """The trials that have run to their end."""
         return [o for o, is_measured in zip(self.observations, self.is_measured, strict=True) if is_measured]
 
+    def take(self, positions: NDArray[np.int64]) -> FinalValues:
+        """Those of the trials at some positions."""
+        return FinalValues(
+            tuple(self.observations[position] for position in positions),
+            self.values[positions],
+            self.variances[positions],
+            self.is_measured[positions],
+        )
+
 
 def final_values(observations: Sequence[Observation], objectives: Sequence[str]) -> FinalValues:
     """Measured values, and extrapolated ones of trials that were stopped; others are left out.

@@ -105,16 +105,18 @@ def reference_corner(header: Mapping[str, Any], trials: Sequence[TrialRecord]) -
 
 
 class RunningHypervolume:
-    """The hypervolume of a study while its trials end.
+    """The hypervolume of a study while its trials end, and the best value of each objective.
 
-    Only the front is kept, and only a trial that belongs to it costs anything: measuring all of them anew at
-    every end would hold up Tune's controller the longer the more trials there are.
+    Only the front is kept, each trial is looked at once, and only one that belongs to the front costs
+    anything: measuring all of them anew at every end would hold up Tune's controller the longer the more
+    trials there are.
     """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._n_seen = 0  # of the trials that have ended, in the order of their ends
         self._front: list[Floats] = []  # values times signs
         self._corner: tuple[float, ...] | None = None
+        self._is_set = False  # by initial trials: others do not move the corner any more
         self._volume: float | None = None
 
     def of(self, state: StudyState) -> float | None:
@@ -122,21 +124,32 @@ class RunningHypervolume:
 
         ``state`` is of the same study at every call.
         """
-        header, completed = state.header or {}, state.completed
-        corner = reference_corner(header, completed)
-        if corner is None:
-            return None
-        signs = np.array([KNOWN_OBJECTIVES[name].sign for name in header["objectives"]], dtype=float)
-        is_same = corner == self._corner
+        new = [state.trials[index] for index in state.ended[self._n_seen :]]
+        self._n_seen += len(new)
+        completed = [trial for trial in new if trial.status == "completed"]
+        if not completed or state.header is None:
+            return self._volume
+        names: Sequence[str] = state.header["objectives"]
+        signs = _signs(names)
+        is_same = True
+        n_initial = int(state.header["n_initial"])
+        if not self._is_set or any(trial.index < n_initial for trial in completed):
+            corner = reference_corner(state.header, state.completed)
+            is_same, self._corner = corner == self._corner, corner
+            self._is_set |= any(trial.index < n_initial for trial in completed)
         for trial in completed:
-            if trial.index not in self._seen:
-                self._seen.add(trial.index)
-                values = np.array([float(trial.metrics[name]) for name in header["objectives"]]) * signs
-                is_same &= not self._add(values)
-        if not is_same:
-            self._corner = corner
-            self._volume = hypervolume(np.stack(self._front) * signs, signs, corner)
+            is_same &= not self._add(np.array([float(trial.metrics[name]) for name in names]) * signs)
+        if not is_same and self._corner is not None:
+            self._volume = hypervolume(np.stack(self._front) * signs, signs, self._corner)
         return self._volume
+
+    def best(self, state: StudyState) -> dict[str, float]:
+        """The best value of each objective, of the trials that :meth:`of` has seen; each is on the front."""
+        if not self._front or state.header is None:
+            return {}
+        names: Sequence[str] = state.header["objectives"]
+        values = np.stack(self._front).min(axis=0) * _signs(names)
+        return dict(zip(names, values.tolist(), strict=True))
 
     def _add(self, values: Floats) -> bool:
         """Whether a point, to be minimised, is on the front; the points that it dominates no longer are."""
@@ -144,6 +157,10 @@ class RunningHypervolume:
             return False
         self._front = [other for other in self._front if not (values <= other).all()] + [values]
         return True
+
+
+def _signs(objectives: Sequence[str]) -> Floats:
+    return np.array([KNOWN_OBJECTIVES[name].sign for name in objectives], dtype=float)
 
 
 def load_result(journal: Path) -> StudyResult:

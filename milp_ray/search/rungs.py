@@ -8,8 +8,9 @@ epsilon-net; it goes on when it is in the best 1/η of them.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from milp_ray.errors import MilpError
 from milp_ray.objectives import ADAPTER_PARAMETERS, VALIDATION_LOSS
-from milp_ray.search.front import Floats, pareto_front
+from milp_ray.search.front import Floats, fronts
 
 if TYPE_CHECKING:
     from milp_ray.config.search import EarlyStoppingSection
@@ -122,10 +123,10 @@ def promoted(records: Mapping[int, Sequence[float]], candidate: int, eta: float)
     if candidate not in records:
         raise ValueError(f"trial {candidate} has no record among those of {sorted(records)}")
     n_kept = math.ceil(len(records) / eta)
-    return candidate in ranking(records)[:n_kept]
+    return candidate in itertools.islice(ranking(records), n_kept)
 
 
-def ranking(records: Mapping[int, Sequence[float]]) -> list[int]:
+def ranking(records: Mapping[int, Sequence[float]]) -> Iterator[int]:
     """Trial indices, best first: front after front, each in the order of its epsilon-net.
 
     The order of ``records`` does not matter: ties go to the lower trial index.
@@ -133,15 +134,12 @@ def ranking(records: Mapping[int, Sequence[float]]) -> list[int]:
     Args:
         records: as in :func:`promoted`.
     """
-    order: list[int] = []
-    left = sorted(records)
-    while left:
-        values = np.array([records[index] for index in left], dtype=float)
-        front = pareto_front(values, np.ones(values.shape[1]))
-        placed = [left[front[i]] for i in epsilon_net(values[front])]
-        order += placed
-        left = sorted(set(left).difference(placed))
-    return order
+    if not records:
+        return
+    trials = sorted(records)
+    values = np.array([records[index] for index in trials], dtype=float)
+    for front in fronts(values, np.ones(values.shape[1])):
+        yield from (trials[front[i]] for i in epsilon_net(values[front]))
 
 
 def epsilon_net(values: Floats) -> list[int]:

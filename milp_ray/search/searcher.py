@@ -186,6 +186,11 @@ class KeepWorkers(FIFOScheduler):
                 cache.increase_max(trial.placement_group_factory, by=self._n_workers)
         super().on_trial_add(tune_controller, trial)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune starts trials that wait in their order by itself. FIFO would look all trials through, at
+        every step.
+        """
+
 
 def error_reason(error: BaseException | None) -> str:
     """A trial's error in words, without any text of a user: ours in full, others by their class."""

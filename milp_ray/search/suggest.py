@@ -7,9 +7,10 @@ trials run.
 
 from __future__ import annotations
 
+import pickle
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -199,9 +200,10 @@ class SuggesterActor:
     def __repr__(self) -> str:
         return "layout-suggester"
 
-    def propose(self, question: Question) -> list[Proposal]:
-        """See :meth:`Suggester.propose`."""
-        return self._suggester.propose(question)
+    def propose(self, question: Question, observations: Sequence[bytes]) -> list[Proposal]:
+        """See :meth:`Suggester.propose`; the question's observations come packed."""
+        unpacked = tuple(pickle.loads(observation) for observation in observations)
+        return self._suggester.propose(replace(question, observations=unpacked))
 
 
 class ActorProposer:
@@ -219,6 +221,8 @@ class ActorProposer:
         self._reply: Any = None
         self._question: Question | None = None
         self._n_lost = 0  # since the last answer
+        # By the trial's index: what is sent with every question is packed once, as Tune's controller waits.
+        self._packed: dict[int, bytes] = {}
 
     def start(self) -> None:
         """Start the actor, if it is not; otherwise the first question does."""
@@ -233,7 +237,11 @@ class ActorProposer:
         """Send the question."""
         self.start()
         self._question = question
-        self._reply = self._actor.propose.remote(question)
+        for observation in question.observations:
+            if observation.index not in self._packed:
+                self._packed[observation.index] = pickle.dumps(observation)
+        packed = [self._packed[observation.index] for observation in question.observations]
+        self._reply = self._actor.propose.remote(replace(question, observations=()), packed)
 
     def poll(self) -> list[Proposal] | None:
         """The answer, if it has come; never waits.

@@ -29,6 +29,7 @@ from milp_ray.search.outputs import Outputs
 from milp_ray.search.partial import FinalValues, final_values
 from milp_ray.search.posterior import Posterior
 from milp_ray.search.saas import EXACT_NOISE, Hyperparameters, LinAlgError, fit_map
+from milp_ray.search.subset import representative
 
 if TYPE_CHECKING:
     from milp_ray.config.search import SurrogateSection
@@ -48,7 +49,8 @@ class Surrogate:
     outputs: Outputs
     hyperparameters: Hyperparameters
     posterior: Posterior
-    final: FinalValues  # what it was fitted to, in the order of the posterior's observations
+    # What it was fitted to, in the order of the posterior's observations: at most section.max_observations.
+    final: FinalValues
 
     def features(self, rows: Rows) -> Tensor:
         """What the posterior is asked with, q x d."""
@@ -65,7 +67,8 @@ def fit(
 ) -> Surrogate:
     """Fit every objective to the observations that say anything of it, in their order.
 
-    Trials that were stopped early count with what their rungs say (:mod:`milp_ray.search.partial`).
+    Trials that were stopped early count with what their rungs say (:mod:`milp_ray.search.partial`); of more
+    than ``section.max_observations`` a subset stands for all (:mod:`milp_ray.search.subset`).
 
     Args:
         seed: of NUTS; MAP fits draw nothing.
@@ -76,9 +79,10 @@ def fit(
     """
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and no oversubscription
     rows = CanonicalRows(space)
-    data = _Data.of(rows, objectives, section, final_values(observations, objectives))
+    known = final_values(observations, objectives)
+    data = _Data.of(rows, objectives, section, known)
     outputs, features, values, extra = data.outputs, data.features, data.values, data.extra
-    errors = standard_errors(data.final.measured, objectives)
+    errors = standard_errors(known.measured, objectives)
     variances = outputs.noise(None if errors is None else [errors[name] for name in objectives])
     noise = None if variances is None else torch.from_numpy(variances).clamp_min(EXACT_NOISE)
     trend = (
@@ -200,8 +204,9 @@ def _likely_front(surrogate: Surrogate, corner: Tensor, seed: int) -> NDArray[np
 
 @dataclass(frozen=True)
 class _Data:
-    """What a model is fitted to: ``features`` n x d, ``values`` m x n in the model's units, and ``extra`` m x
-    n, what the values' variances are above the noise; ``None`` where all trials have run to their end.
+    """What a model is fitted to: of the trials in ``final``, which are ``max_observations`` at the most,
+    ``features`` n x d, ``values`` m x n in the model's units, and ``extra`` m x n, what the values' variances
+    are above the noise; ``None`` where all of them have run to their end.
     """
 
     outputs: Outputs
@@ -214,8 +219,11 @@ class _Data:
     def of(
         cls, rows: CanonicalRows, objectives: Sequence[str], section: SurrogateSection, final: FinalValues
     ) -> _Data:
-        outputs = Outputs.of(final.values, _signs(objectives), section.outputs)
-        features = torch.from_numpy(rows.features(rows.encode([o.layout for o in final.observations])))
+        signs = _signs(objectives)
+        points = rows.features(rows.encode([o.layout for o in final.observations]))
+        kept = representative(points, final.values, final.is_measured, signs, section.max_observations)
+        final, features = final.take(kept), torch.from_numpy(points[kept])
+        outputs = Outputs.of(final.values, signs, section.outputs)
         values = outputs.observed(final.values)
         if final.is_measured.all():
             return cls(outputs, features, torch.from_numpy(values), None, final)

@@ -191,10 +191,13 @@ def _tune_environment() -> Iterator[None]:
 
     One logger, which is added by hand. An interruption reaches us, since Tune's own handling of it ends in
     advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
-    of our progress bar: the journal names every failed trial with its reason. As many trials may wait for
-    their processes as the conductor hands out: where Tune has one at a time, it gives a worker that becomes
-    free to that one, ends the process which was starting for it, and starts the next from the beginning; trials
-    shorter than that then run one after the other.
+    of our progress bar: the journal names every failed trial with its reason.
+
+    As many trials may wait for their processes as the conductor hands out, so that these start side by side:
+    where Tune has one at a time, it gives a worker that becomes free to that one, ends the process which was
+    starting for it, and starts the next from the beginning; trials shorter than that then run one after the
+    other. Tune's state is written at the beginning and at the end: nothing is resumed from it, and writing it
+    holds up Tune's controller the longer the more trials there are.
     """
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -202,6 +205,7 @@ def _tune_environment() -> Iterator[None]:
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_MAX_PENDING_TRIALS_PG": str(_MOST_WORKERS),
+        "TUNE_GLOBAL_CHECKPOINT_S": "inf",
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }

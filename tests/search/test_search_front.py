@@ -9,7 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from milp_ray.search.front import hypervolume, hypervolume_history, knee, nadir, pareto_front, reference_point
+from milp_ray.search.front import (
+    fronts,
+    hypervolume,
+    hypervolume_history,
+    knee,
+    nadir,
+    pareto_front,
+    reference_point,
+)
 
 # A coarse grid makes ties and repeats common, which is where dominance goes wrong.
 COORDINATE = st.integers(0, 6).map(float)
@@ -37,6 +45,16 @@ def test_a_point_is_on_the_front_exactly_when_none_dominates_it(case: tuple) -> 
     minimised = np.array(values) * signs
     wanted = [i for i, p in enumerate(minimised) if not any(dominates(q, p) for q in minimised)]
     assert pareto_front(values, signs) == wanted
+
+
+@given(SIZED)
+def test_each_front_is_that_of_what_the_fronts_before_it_leave(case: tuple) -> None:
+    values, signs = case
+    left = list(range(len(values)))
+    for front in fronts(values, signs):
+        assert front == [left[i] for i in pareto_front([values[i] for i in left], signs)]
+        left = [i for i in left if i not in front]
+    assert not left
 
 
 def test_directions_decide_what_is_better() -> None:

@@ -53,6 +53,19 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert state.finished is None
 
 
+def test_who_has_ended_is_known_without_looking_at_all_trials(path: Path) -> None:
+    with Journal(path) as journal:
+        assert journal.state.unfinished == {2}
+        journal.append("trial_completed", index=2, metrics={"validation_loss": 1.0, "rouge_l": 2.0})
+        journal.append("trial_failed", index=2, reason="a second end")
+        journal.append_all([suggested(3, (False, False))])
+        assert journal.state.unfinished == {3}
+        assert journal.state.ended == [0, 1, 2]
+        counts = [journal.state.count(status) for status in ("suggested", "started", "completed", "failed")]
+        assert counts == [1, 0, 2, 1]
+        assert read_study(path) == journal.state
+
+
 def test_what_probe_users_are_known_by_is_kept_and_may_be_blank(path: Path) -> None:
     assert read_study(path).probe_traits == {}, "a study of an earlier version"
     with Journal(path) as journal:

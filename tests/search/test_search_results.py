@@ -26,10 +26,11 @@ def state(n_trials: int) -> StudyState:
 
 def end(study: StudyState, index: int, values: tuple[float, ...] | None) -> None:
     """A trial that has completed with these values, or failed."""
-    trial = study.trials[index]
-    metrics = {} if values is None else dict(zip(OBJECTIVES, values, strict=True))
-    status = "failed" if values is None else "completed"
-    study.trials[index] = TrialRecord(index, 0, {}, trial.layout, trial.generator, status, metrics)
+    if values is None:
+        study.apply({"event": "trial_failed", "index": index, "reason": "OutOfMemoryError"})
+    else:
+        metrics = dict(zip(OBJECTIVES, values, strict=True))
+        study.apply({"event": "trial_completed", "index": index, "metrics": metrics})
 
 
 points = st.lists(
@@ -51,6 +52,8 @@ def test_it_is_that_of_all_trials_whatever_the_order_in_which_they_end(values: l
         corner = reference_corner(study.header or {}, study.completed)
         assert corner is not None
         assert running.of(study) == pytest.approx(hypervolume(known, SIGNS, corner))
+        columns = zip(OBJECTIVES, SIGNS, zip(*known, strict=True), strict=True)
+        assert running.best(study) == {n: min(v) if sign > 0 else max(v) for n, sign, v in columns}
     assert running.of(study) == RunningHypervolume().of(study)  # a study that is resumed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,14 @@ from milp_ray.search.ax_study import AxStudy
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.front import hypervolume, reference_point
 from milp_ray.search.observations import Observation, standard_errors
-from milp_ray.search.suggest import RANDOM, SAAS_NEHVI, Question, Suggester
+from milp_ray.search.suggest import (
+    RANDOM,
+    SAAS_NEHVI,
+    ActorProposer,
+    Question,
+    Suggester,
+    SuggesterActor,
+)
 
 OBJECTIVES = ("validation_loss", "rouge_l", "adapter_parameters")
 SIGNS = (1.0, -1.0, 1.0)
@@ -107,9 +115,22 @@ def test_the_fully_bayesian_surrogate_proposes_new_layouts() -> None:
     assert len(keys - {o.key for o in asked.observations}) == 2
 
 
-def test_proposals_improve_the_front_more_than_chance() -> None:
+def test_a_subset_is_fitted_where_there_are_too_many_and_none_of_all_is_proposed_again() -> None:
+    space = SearchSpace(6, (2, 4))
+    asked = question(space, 60, ask=20)
+    section = SurrogateSection(inference="map", n_ensemble=2, max_observations=16)
+    fitted = surrogate.fit(space, OBJECTIVES, section, asked.observations, 0)
+    assert len(fitted.final.observations) == len(fitted.posterior.features) == 16
+    assert asked.observations[-1] in fitted.final.observations
+    one = Suggester(space, SearchSection(objectives=OBJECTIVES, surrogate=section), 0)
+    keys = {space.layout(p.raw).canonical().key for p in one.propose(asked)}
+    assert len(keys - {o.key for o in asked.observations}) == 20
+
+
+@pytest.mark.parametrize(("n", "limit"), [(12, 400), (48, 16)])
+def test_proposals_improve_the_front_more_than_chance(n: int, limit: int) -> None:
     space = SearchSpace(8, (2, 4, 8, 16))
-    asked = question(space, 12, ask=4)
+    asked = question(space, n, ask=4)
 
     def volume_with(points: list[dict]) -> float:
         layouts = [space.layout(point).canonical() for point in points]
@@ -119,10 +140,28 @@ def test_proposals_improve_the_front_more_than_chance() -> None:
         old = [[(o.values or {})[name] for name in OBJECTIVES] for o in asked.observations]
         return hypervolume([*old, *new], SIGNS, reference_point(old, SIGNS))
 
-    proposed = volume_with([p.raw for p in suggester(space).propose(asked)])
+    section = SurrogateSection(inference="map", n_ensemble=2, max_observations=limit)
+    one = Suggester(space, SearchSection(objectives=OBJECTIVES, surrogate=section), 0)
+    proposed = volume_with([p.raw for p in one.propose(asked)])
     rng = np.random.default_rng(0)
     by_chance = [volume_with([space.sample(rng) for _ in range(4)]) for _ in range(100)]
     assert proposed > np.quantile(by_chance, 0.9)
+
+
+def test_observations_reach_the_suggester_s_actor_as_they_are_and_are_packed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received: list[Question] = []
+    actor = SuggesterActor.__new__(SuggesterActor)
+    actor._suggester = SimpleNamespace(propose=received.append)
+    proposer = ActorProposer(suggester(SearchSpace(4, (2, 4))))
+    proposer._actor = SimpleNamespace(propose=SimpleNamespace(remote=actor.propose))
+    asked = question(SearchSpace(4, (2, 4)), 6)
+    again = replace(asked, batch=2, pending=(asked.observations[0].layout,))
+    proposer.submit(asked)
+    monkeypatch.setattr("milp_ray.search.suggest.pickle.dumps", None)  # is not called
+    proposer.submit(again)
+    assert received == [asked, again]
 
 
 def test_failed_trials_are_not_proposed_again() -> None:
