@@ -31,6 +31,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "milp_best_rouge_l": "Highest ROUGE-L of a trial, F-measure times 100.",
     "milp_hypervolume": "Hypervolume of the front.",
     "milp_suggestion_seconds": "Seconds that the latest batch of layouts took to propose.",
+    "milp_startup_seconds": "Seconds until the process and the base were there, of the latest trial to end.",
     "milp_idle_slots": "Trial slots that wait for a layout.",
     "milp_users_expected": "Users of the batch; of a stream, as many as its size suggests.",
     "milp_users_finished": "Users that have their adapter, those from before included.",

@@ -202,6 +202,9 @@ def _status_lines(status: StudyStatus, now: datetime) -> list[tuple[str, str]]:
         used = "" if status.utilisation is None else f", {status.utilisation:.0%} of their time in trials"
         shared = "" if status.n_processes == status.n_slots else f" in {status.n_processes} processes"
         lines.append(("slots", f"{status.n_slots}{shared}: {idle}{used}"))
+    if status.startup_seconds is not None and status.longest_startup_seconds is not None:
+        longest = duration(status.longest_startup_seconds)
+        lines.append(("start-up", f"{duration(status.startup_seconds)} a trial, longest {longest}"))
     if status.proposal_seconds is not None and status.longest_proposal_seconds is not None:
         longest = duration(status.longest_proposal_seconds)
         lines.append(

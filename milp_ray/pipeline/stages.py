@@ -170,6 +170,7 @@ def _search(work: Work) -> None:
                 best_rouge_l=now.best.get("rouge_l"),
                 hypervolume=now.hypervolume,
                 suggestion_seconds=now.suggestion_seconds,
+                startup_seconds=now.startup_seconds,
                 idle_slots=now.n_idle,
                 gpu_memory_mib=now.gpu_memory_mib,
             )

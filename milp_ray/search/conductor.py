@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from milp_ray.search.candidates import initial_points
 from milp_ray.search.journal import AskedBatch, Journal, TrialRecord
+from milp_ray.search.measure import BEGAN
 from milp_ray.search.observations import observations
 from milp_ray.search.results import RunningHypervolume, StudyResult, study_result
 from milp_ray.search.rungs import RungRecord
@@ -55,6 +56,7 @@ class StudyProgress:
     suggestion_seconds: float | None = None  # of the latest batch that this process asked for
     best: Mapping[str, float] = field(default_factory=dict)  # objective → the best value of any trial
     gpu_memory_mib: float | None = None  # of the trial that held most; none on CPUs
+    startup_seconds: float | None = None  # of the trial whose end is told
     ended: TrialRecord | None = None  # the trial whose end is told
 
 
@@ -95,6 +97,7 @@ class Conductor:
         self._n_processes = n_slots if n_processes is None else n_processes
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
+        self._handed_out: dict[int, float] = {}  # when, of those that run
         self._suggestion_seconds: float | None = None
         self._most_gpu_mib: float | None = None
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
@@ -124,6 +127,7 @@ class Conductor:
             return None
         trial = self._trials[min(waiting)]
         self._running.add(trial.index)
+        self._handed_out[trial.index] = time.time()
         self._journal.append("trial_started", index=trial.index)
         self._keep_proposing()  # one trial fewer waits
         return trial
@@ -131,8 +135,14 @@ class Conductor:
     def complete(self, index: int, metrics: Mapping[str, Any]) -> None:
         """Record a trial's values; one whose objectives are missing or not finite has failed.
 
-        A second end of the same trial changes nothing.
+        A second end of the same trial changes nothing. ``began``, when the trial's process was ready, is
+        recorded as ``startup_seconds`` since the trial was handed out: imports and the base, where it has to
+        be loaded, retries included.
         """
+        metrics = dict(metrics)
+        began, handed_out = metrics.pop(BEGAN, None), self._handed_out.get(index)
+        if began is not None and handed_out is not None:
+            metrics["startup_seconds"] = round(max(0.0, began - handed_out), 3)
         broken = [name for name in self._section.objectives if not _is_finite(metrics.get(name))]
         if broken:
             self.fail(index, f"no finite value for {', '.join(broken)}")
@@ -196,6 +206,7 @@ class Conductor:
 
     def _ends_now(self, index: int) -> bool:
         self._running.discard(index)
+        self._handed_out.pop(index, None)
         return not self._trials[index].has_ended
 
     def _after_end(self, index: int) -> None:
@@ -319,6 +330,7 @@ class Conductor:
                 suggestion_seconds=self._suggestion_seconds,
                 best=self._hypervolume.best(state),
                 gpu_memory_mib=self._gpu_memory(ended),
+                startup_seconds=None if ended is None else ended.metrics.get("startup_seconds"),
                 ended=ended,
             )
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
@@ -120,6 +121,8 @@ class StudyStatus:
     n_batches: int
     proposal_seconds: float | None
     longest_proposal_seconds: float | None
+    startup_seconds: float | None  # of a trial, the mean: until its process and the base were there
+    longest_startup_seconds: float | None
 
     @property
     def n_ended(self) -> int:
@@ -176,6 +179,8 @@ def study_status(study: Study) -> StudyStatus:
     work, proposed = trial_seconds(lives), proposals(study.events)
     blocks = [part.max_block_seconds for part in parts if part.max_block_seconds is not None]
     idle = idle_share(study.events, study.n_trials)
+    told = (trial.metrics.get("startup_seconds") for trial in study.state.completed)
+    startups = [seconds for seconds in told if seconds is not None]
     return StudyStatus(
         objectives=study.result.objectives,
         trials=counts,
@@ -199,6 +204,8 @@ def study_status(study: Study) -> StudyStatus:
         n_batches=proposed.n_batches if proposed else 0,
         proposal_seconds=proposed.seconds if proposed else None,
         longest_proposal_seconds=proposed.longest_seconds if proposed else None,
+        startup_seconds=fmean(startups) if startups else None,
+        longest_startup_seconds=max(startups, default=None),
     )
 
 

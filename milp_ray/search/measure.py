@@ -8,6 +8,7 @@ loss is taken, which is cheap; answers are generated at the end alone. Free of R
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Averaged over the probe users, with a standard error each.
 _BY_USER = ("validation_loss", "rouge_l", "rouge_1", "persona_f1")
+
+BEGAN = "began"  # when a trial's process and base were there, in seconds of the epoch
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Measurement:
         self._layout = layout
         self._task = task
         self._n_rungs_done = 0
+        self._began = time.time()
 
     @property
     def has_rungs_left(self) -> bool:
@@ -134,8 +138,9 @@ class Measurement:
         Returns:
             Means over the probe users of validation_loss, rouge_l, rouge_1 and persona_f1, each with its
             standard error ``…_sem`` (``None`` for one user); adapter_parameters of one user; seconds, tokens
-            and steps of all; peak_rss_mib, and peak_gpu_mib (``None`` on CPUs); and ``per_user``, the values
-            by user in the order of ``task.splits``. No texts.
+            and steps of all; peak_rss_mib, and peak_gpu_mib (``None`` on CPUs); began, the second of the
+            epoch at which process and base were there; and ``per_user``, the values by user in the order of
+            ``task.splits``. No texts.
 
         Raises:
             MilpError: training diverged.
@@ -158,6 +163,7 @@ class Measurement:
             "steps": sum(result.steps for result in results),
             "peak_rss_mib": max(result.peak_rss_mib for result in results),
             "peak_gpu_mib": peak_gpu_mib(),
+            BEGAN: self._began,
             "per_user": per_user,
         }
 

@@ -232,6 +232,8 @@ METRICS: dict[str, str] = {
     "tokens": "int64",
     "steps": "int64",
     "peak_rss_mib": "float64",
+    "peak_gpu_mib": "float64",
+    "startup_seconds": "float64",
 }
 
 # The table's columns and their Arrow types.

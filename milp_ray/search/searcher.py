@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from milp_ray.search.measure import BEGAN
 from milp_ray.search.results import METRICS
 from milp_ray.search.rungs import RUNG
 from milp_ray.search.trial import FAILED, TrialFailed
@@ -130,7 +131,8 @@ def reported(result: Mapping[str, Any]) -> dict[str, Any]:
     per_user = result.get(_PER_USER) or {
         name.removeprefix(prefix): values for name, values in result.items() if name.startswith(prefix)
     }
-    return {**{name: result[name] for name in METRICS if name in result}, _PER_USER: per_user}
+    kept = {name: result[name] for name in (*METRICS, BEGAN) if name in result}
+    return {**kept, _PER_USER: per_user}
 
 
 class ErrorReasons(tune.Callback):

@@ -51,7 +51,7 @@ def _spread(points: Floats, is_chosen: NDArray[np.bool_], count: int) -> None:
     """Choose ``count`` more points, each farthest from all before it (Gonzalez 1985): the first of equals."""
     distance = np.full(len(points), np.inf)
     for position in np.flatnonzero(is_chosen):
-        _approach(distance, points, position)
+        _approach(distance, points, int(position))
     for _ in range(count):
         farthest = int(distance.argmax())
         is_chosen[farthest] = True

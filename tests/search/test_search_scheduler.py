@@ -198,7 +198,7 @@ def test_what_survives_measures_the_same_bits_as_without_rungs(search: tuple, ta
     base = load_base(task.base)
     survivors = set(range(len(LAYOUTS))) - {r.trial for r in stops}
     assert survivors
-    clock = {"seconds", "peak_rss_mib", "peak_gpu_mib"}
+    clock = {"seconds", "peak_rss_mib", "peak_gpu_mib", "began"}
     for trial in survivors:
         alone = measure(base, layout(trial), replace(task, rungs=()))
         reported = results(grid)[trial]
