@@ -137,7 +137,7 @@ def configure_logging() -> None:
 
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Give this process its answer to SIGTERM back: ``ray.init`` sets one of Ray's, which exits at once."""
+    """Give this process its own answer to SIGTERM back: ``ray.init`` sets Ray's, which is to exit at once."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if callable(before) and threading.current_thread() is threading.main_thread():

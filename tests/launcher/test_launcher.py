@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.launcher, pytest.mark.timeout(1800)]
 
 N_GPUS = sum(ALL_GPUS.values())
 SEARCH = {
-    "n_trials": 12,
-    "n_initial": 8,
+    "n_trials": 24,
+    "n_initial": 20,
     "batch_size": 2,
     "objectives": ["validation_loss", "adapter_parameters"],
     "surrogate": {"inference": "map"},
@@ -64,7 +64,7 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
     training = {"memory_epochs": 100, "instruction_epochs": 1}
     run = Run(cluster, "study", MODEL, search=SEARCH, training=training, personalize=BATCH)
     submitted = cluster.submit(run.config)
-    submitted.until(lambda: run.n_ended >= 2, "two trials have ended")
+    submitted.until(lambda: run.n_ended >= 1, "a trial has ended")
     cluster.ray("exec", f"milp-ray stop {SHARED}/runs/study")
     assert submitted.exit_code(300) == 1, submitted.output
     status = run.status
@@ -72,7 +72,7 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
     assert (status.state, status.stage, status.exit_code) == ("stopped", "search", 130)
     before = read_events(run.folder.journal)
     kept = {trial.index for trial in run.study.completed}
-    assert 2 <= len(kept) < SEARCH["n_trials"], "it was to be stopped in the middle"
+    assert 1 <= len(kept) < SEARCH["n_trials"], "it was to be stopped in the middle"
 
     again = cluster.milp_submit(cluster.network.storage / run.config.relative_to(SHARED))
     again.until(lambda: run.n_ended > len(kept) and len(run.running) >= N_GPUS, "all GPUs have a trial")

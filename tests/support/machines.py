@@ -132,8 +132,8 @@ class Network:
     """Machines, and the one that a person sits at; a context manager.
 
     Args:
-        folder: for keys and settings. ``home`` in it, where it is there, is what home folders begin with;
-            ``shared`` becomes the machines' storage.
+        folder: for keys, settings and the machines' home folders. ``home`` in it, where it is there, is what
+            those begin with; ``shared`` becomes the machines' storage.
         names: of the machines, which get the addresses 10.77.0.2 and on.
     """
 
@@ -164,7 +164,7 @@ class Network:
         self.machines.clear()
 
     def start(self, name: str) -> Machine:
-        """Switch a machine on and plug it in; one that was killed comes back with nothing on it."""
+        """Switch a machine on and plug it in; of one that was killed before the home folder is left."""
         machine = self._boot(name, self.addresses[name])
         # The other end goes with the network namespace that holds this one.
         self._ip(self.laptop, f"link add {name} type veth peer name eth0 netns {machine.pid}")
@@ -219,11 +219,15 @@ class Network:
     def _write_settings(self) -> None:
         self.storage.mkdir()
         (self.folder / "home").mkdir(exist_ok=True)
-        for name in ("key", "host_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name]
+        for name in ("laptop", *self.addresses):
+            shutil.copytree(self.folder / "home", self.folder / "homes" / name, symlinks=True)
+        sshd = self.folder / "sshd"
+        sshd.mkdir()
+        for key in (self.key, sshd / "host_key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key]
             subprocess.run(command, check=True, timeout=_SECONDS)
-        settings = _SSHD_CONFIG.format(root=ROOT)
-        (self.folder / "sshd_config").write_text(settings, encoding="utf-8")
+        shutil.copy(self.key.with_suffix(".pub"), sshd)
+        (sshd / "config").write_text(_SSHD_CONFIG.format(root=ROOT), encoding="utf-8")
         etc = self.folder / "etc"
         etc.mkdir()
         named = {"localhost": "127.0.0.1", "laptop": f"{_NETWORK}.1", **self.addresses}
