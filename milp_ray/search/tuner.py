@@ -73,7 +73,7 @@ def run_tune(
         no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
     searcher = LayoutSearcher(conductor, seats)
-    callbacks: list[tune.Callback] = [ErrorReasons(searcher), JsonLoggerCallback()]
+    callbacks: list[tune.Callback] = [ErrorReasons(searcher, section.max_failures), JsonLoggerCallback()]
     if section.patience is not None and not more:
         # (A trial that others compute may wait for them for as long as it takes.)
         callbacks.append(HungTrials(section.patience))
