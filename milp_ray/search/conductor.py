@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,6 +101,7 @@ class Conductor:
         self._handed_out: dict[int, float] = {}  # when, of those that run
         self._suggestion_seconds: float | None = None
         self._most_gpu_mib: float | None = None
+        self._n_given_back: Counter[int] = Counter()
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed, portfolio)
 
@@ -119,7 +121,8 @@ class Conductor:
         self._keep_proposing()
         waiting = self._journal.state.unfinished - self._running
         if not waiting:
-            if self._are_all_suggested():
+            # One that runs may yet be given back.
+            if self._are_all_suggested() and not self._running:
                 self._finish_if_over()
                 return "finished"
             return None
@@ -157,6 +160,15 @@ class Conductor:
             self._journal.append("trial_failed", index=index, reason=reason)
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
             self._after_end(index)
+
+    def give_back(self, index: int) -> bool:
+        """A trial has lost its process before it began: it waits again, unless that comes again and again."""
+        self._n_given_back[index] += 1
+        if self._n_given_back[index] > self._section.max_failures:
+            return False
+        self._running.discard(index)
+        log_event("trial_given_back", index=index)
+        return True
 
     def reached_rung(self, record: RungRecord) -> None:
         """Record what partial training gave; a trial that is run again reaches its rungs again."""

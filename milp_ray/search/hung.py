@@ -38,7 +38,7 @@ class HungTrials(tune.Callback):
         if now - self._looked < _LOOK_AGAIN:
             return
         self._looked = now
-        running = {trial.trial_id: trial for trial in trials if trial.status == "RUNNING"}
+        running = {trial.trial_id: trial for trial in trials if _has_process(trial)}
         self._since = {name: self._since.get(name, now) for name in running}
         if self._longest is None:
             return
@@ -61,3 +61,8 @@ class HungTrials(tune.Callback):
         logger.warning("trial %d has hung for %.0f s: its process is ended", index, seconds)
         log_event("trial_hung", index=index, seconds=round(seconds, 1))
         ray.kill(trial.temporary_state.ray_actor)
+
+
+def _has_process(trial: Any) -> bool:
+    """Whether it runs, or is being handed to a process that has done other trials before."""
+    return trial.status in ("RUNNING", "PENDING") and trial.temporary_state.ray_actor is not None

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -82,6 +82,14 @@ class LayoutSearcher(Searcher):
             else:
                 self._conductor.complete(index, reported(result))
 
+    def give_back(self, trial_id: str) -> bool:
+        """Let a trial that errored wait to be run again; whether that is done."""
+        if trial_id not in self._unexplained or not self._conductor.give_back(self._index[trial_id]):
+            return False
+        self._unexplained.discard(trial_id)
+        del self._index[trial_id]
+        return True
+
     def explain_error(self, trial_id: str, reason: str) -> None:
         """Record why a trial errored for good."""
         if trial_id in self._unexplained:
@@ -136,14 +144,24 @@ def reported(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ErrorReasons(tune.Callback):
-    """Tells the searcher why a trial errored, which Tune tells callbacks only."""
+    """Tells the searcher why a trial errored, which Tune tells callbacks only.
 
-    def __init__(self, searcher: LayoutSearcher) -> None:
+    Tune tries a trial again that loses its process, ``max_failures`` times, but not one that is given to an
+    idle process which is gone already, as all of a node's are after the node's end. That one is given back.
+    """
+
+    def __init__(self, searcher: LayoutSearcher, max_failures: int = 0) -> None:
         self._searcher = searcher
+        self._max_failures = max_failures
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called after the searcher's ``on_trial_complete(error=True)``."""
-        self._searcher.explain_error(trial.trial_id, error_reason(trial.get_pickled_error()))
+        error = trial.get_pickled_error()
+        is_lost = isinstance(error, RayActorError)
+        may_go_on = is_lost and trial.run_metadata.num_failures <= self._max_failures
+        if may_go_on and self._searcher.give_back(trial.trial_id):
+            return
+        self._searcher.explain_error(trial.trial_id, error_reason(error))
 
 
 class FailureStops(tune.Stopper):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # Idle workers that are kept: as many as there may ever be, since nodes join.
 _MOST_WORKERS = 10_000
+# Loggers of what is raised as well, with its traceback.
+_TRACEBACKS = ("ray.tune.execution.experiment_state", "ray.tune.execution.tune_controller")
 
 
 def run_tune(
@@ -44,8 +48,7 @@ def run_tune(
         stack: processes that trials share are ended with it.
 
     Raises:
-        MilpError: the journal cannot be written, or no process proposes layouts.
-        OSError: Tune's own files cannot be written.
+        MilpError: the journal or Tune's own files cannot be written, or no process proposes layouts.
     """
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
@@ -70,7 +73,7 @@ def run_tune(
         no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
     searcher = LayoutSearcher(conductor, seats)
-    callbacks: list[tune.Callback] = [ErrorReasons(searcher), JsonLoggerCallback()]
+    callbacks: list[tune.Callback] = [ErrorReasons(searcher, section.max_failures), JsonLoggerCallback()]
     if section.patience is not None and not more:
         # (A trial that others compute may wait for them for as long as it takes.)
         callbacks.append(HungTrials(section.patience))
@@ -103,7 +106,7 @@ def run_tune(
         except Exception:
             # Tune tells of what happens in its callbacks as a traceback in the text of an error of its own.
             if searcher.failure is None:
-                _check_writable(folder)
+                _check_writable(folder)  # Tune hides this cause, too
                 raise
         finally:
             if searcher.failure is None:
@@ -172,13 +175,20 @@ def _check_writable(folder: Path) -> None:
     """Whether a folder's disk takes a file as large as those that Tune writes.
 
     Raises:
-        OSError: it does not.
+        MilpError: it does not.
     """
     from milp_ray.atomic_files import write_bytes
 
     probe = folder / "probe"
-    write_bytes(probe, bytes(1 << 16))
-    probe.unlink()
+    try:
+        write_bytes(probe, bytes(1 << 16))
+        probe.unlink()
+    except OSError as error:
+        said = os.strerror(error.errno or 0)
+        raise MilpError(
+            f"{folder} cannot be written: {said}. Make room on its disk, or mend it; every trial that ended "
+            "before is kept, and the same command goes on from there"
+        ) from None
 
 
 def _trial_name(trial: Any) -> str:
@@ -193,11 +203,11 @@ def _tune_environment() -> Iterator[None]:
     advice to use ``Tuner.restore``, which is not how a study is resumed. Nothing is printed between the lines
     of our progress bar: the journal names every failed trial with its reason.
 
-    As many trials may wait for their processes as the conductor hands out, so that these start side by side:
-    where Tune has one at a time, it gives a worker that becomes free to that one, ends the process which was
-    starting for it, and starts the next from the beginning; trials shorter than that then run one after the
-    other. Tune's state is written at the beginning and at the end: nothing is resumed from it, and writing it
-    holds up Tune's controller the longer the more trials there are.
+    As many trials may wait for their processes as the conductor hands out, so that these start side by side.
+    Where that is one at a time, Tune gives a worker that becomes free to it, ends the process that was
+    starting for it, and starts the next one's from the beginning: trials shorter than that would run one
+    after the other. Tune's state is written at the beginning and at the end: nothing is resumed from it, and
+    writing it holds up Tune's controller the longer the more trials there are.
     """
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -209,5 +219,13 @@ def _tune_environment() -> Iterator[None]:
         # Paths of a configuration are relative to the working directory, in a worker as here.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
+    loggers = [logging.getLogger(name) for name in _TRACEBACKS]
+    before = [logger.level for logger in loggers]
     with environment(wanted):
-        yield
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

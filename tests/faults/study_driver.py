@@ -3,7 +3,7 @@
     python study_driver.py FOLDER N_TRIALS SECONDS [JSON of search settings]
 
 The cluster is the one of RAY_ADDRESS. Everything is real but the training. Each process of a trial writes
-which node it is on to FOLDER/nodes, a file a process.
+which node it is on to FOLDER/nodes, a file a process, and another one once it has done a trial.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def trial_class(folder: Path, seconds: float) -> type[tune.Trainable]:
         def setup(self, config: dict[str, Any], task: object = None) -> None:
             import ray
 
-            node = ray.get_runtime_context().get_node_id()
-            (folder / str(os.getpid())).write_text(node, encoding="utf-8")
+            self._node = ray.get_runtime_context().get_node_id()
+            (folder / str(os.getpid())).write_text(self._node, encoding="utf-8")
 
         def step(self) -> dict[str, Any]:
             # Many short naps: a process that is stopped for a while loses that time.
             for _ in range(round(seconds / 0.02)):
                 time.sleep(0.02)
+            (folder / f"{os.getpid()}.done").write_text(self._node, encoding="utf-8")
             layout = CanonicalLayout.from_dict(self.config["layout"])
             size = len(layout.layers) * (layout.rank or 1)
             values = {"validation_loss": 3.0 - size / 2000, "rouge_l": float(size)}

@@ -22,21 +22,23 @@ from milp_ray.search.journal import read_events, read_study
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
-N_TRIALS = 10
-# $1: the run's folder, which gets a disk of its own with room for a part of the search; $2: where the journal
-# is copied to after each command; $3: KiB of that room; then the command, which is given twice, the second
-# time with more room.
+N_TRIALS = 24
+# $1: the run's folder, which gets a disk of its own; $2: where the journal is copied to after each command;
+# then the command. The disk is filled when three trials have ended; the command is given again with room.
 SCRIPT = """
-folder=$1 kept=$2 room=$3; shift 3
+folder=$1 kept=$2; shift 2
 cp -r "$folder" "$kept/folder"
 mount -t tmpfs -o size=8m none "$folder"
 cp -r "$kept/folder/." "$folder"
-dd if=/dev/zero of="$folder/ballast" bs=1k count=$((8192 - room)) 2> "$kept/dd"
+(
+  while [ "$(grep -c trial_completed "$folder/study/journal.jsonl")" -lt 3 ]; do sleep 0.05; done
+  cat /dev/zero > "$folder/ballast"
+) 2> "$kept/filling" &
 for n in 1 2; do
   rc=0; "$@" > "$kept/out$n" 2> "$kept/err$n" || rc=$?
   echo "$rc" > "$kept/rc$n"; date +%s.%N > "$kept/time$n"
   cp "$folder/study/journal.jsonl" "$kept/journal$n"
-  cp "$folder/status.json" "$kept/status$n"
+  wait
   rm -f "$folder/ballast"
 done
 """
@@ -75,18 +77,19 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     kept.mkdir()
     command = (sys.executable, "-m", "milp_ray", "search", run.path)
     try:
-        answer = in_own_mounts(SCRIPT, run.path, kept, 170, *command)
+        answer = in_own_mounts(SCRIPT, run.path, kept, *command)
     except FileNotFoundError:
         pytest.skip("needs unshare (util-linux)")
     assert answer.returncode == 0, answer.stderr
     told = (kept / "err1").read_text()
     assert (kept / "rc1").read_text().strip() == "2", told
-    assert "No space left on device" in told
+    assert "cannot be written: No space left on device" in told
+    assert str(run.study) in told
     assert "Make room" in told
     assert "the same command goes on from there" in told
     assert "Traceback" not in told
     before = trial_ends(kept / "journal1")
-    assert 1 <= len(before) < N_TRIALS, "it is in the middle"
+    assert 3 <= len(before) < N_TRIALS, "it is in the middle"
 
     assert (kept / "rc2").read_text().strip() == "0", (kept / "err2").read_text()
     after = trial_ends(kept / "journal2")

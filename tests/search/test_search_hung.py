@@ -31,7 +31,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def trial(index: int, status: str = "RUNNING") -> Any:
-    return SimpleNamespace(trial_id=f"t{index}", config={"trial": index}, status=status)
+    actor = SimpleNamespace(ray_actor=object() if status == "RUNNING" else None)
+    return SimpleNamespace(
+        trial_id=f"t{index}", config={"trial": index}, status=status, temporary_state=actor
+    )
 
 
 def wait(callback: HungTrials, clock: Clock, seconds: float, *trials: Any) -> None:
@@ -62,11 +65,12 @@ def test_a_trial_is_ended_after_its_time_and_once(
     complete(callback, clock, longest)
     wait(callback, clock, limit - 1, slow, late)
     assert ended == []
-    late.status = "RUNNING"
+    late.temporary_state.ray_actor = object()  # of an earlier trial, which is to take this one
     wait(callback, clock, 2, slow, late)
     assert ended == [1], "the other one has just begun"
-    slow.status = "PENDING"  # Tune tries it again
+    actor, slow.temporary_state.ray_actor = slow.temporary_state.ray_actor, None  # Tune tries it again
+    slow.status = "PENDING"
     wait(callback, clock, 2, slow)
-    slow.status = "RUNNING"
+    slow.status, slow.temporary_state.ray_actor = "RUNNING", actor
     wait(callback, clock, limit - 1, slow)
     assert ended == [1], "its time begins anew"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
 from milp_ray.config.base import BaseSection
@@ -51,7 +51,27 @@ def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearche
 
 def test_after_the_last_trial_the_search_is_finished(searcher: LayoutSearcher) -> None:
     assert all(isinstance(searcher.suggest(name), dict) for name in "abc")
+    assert searcher.suggest("d") is None, "they may come back"
+    for name in "abc":
+        searcher.on_trial_complete(name, dict(VALUES))
     assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_a_trial_given_to_a_process_that_is_gone_waits_again_as_often_as_trials_are_retried(
+    searcher: LayoutSearcher, path: Path
+) -> None:
+    reasons = ErrorReasons(searcher, max_failures=2)
+    for n_lost in range(1, 4):
+        config = searcher.suggest(f"try-{n_lost}")
+        assert config["trial"] == 0
+        lost = SimpleNamespace(
+            trial_id=f"try-{n_lost}",
+            get_pickled_error=RayActorError,
+            run_metadata=SimpleNamespace(num_failures=1),
+        )
+        searcher.on_trial_complete(lost.trial_id, None, error=True)
+        reasons.on_trial_error(0, [], lost)
+        assert (read_study(path).trials[0].status == "failed") == (n_lost == 3)
 
 
 def test_a_result_is_recorded_flattened_or_not_and_without_tune_s_bookkeeping(
