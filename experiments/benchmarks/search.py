@@ -44,7 +44,7 @@ N_WORKERS = 4
 # The modules of milp_ray.search that decide what is proposed, and which trials are stopped.
 PROPOSING = (
     *("acquisition", "boxes", "candidates", "earlier", "features", "front", "nehvi", "nuts", "observations"),
-    *("outputs", "partial", "posterior", "quasi_newton", "rungs", "saas", "suggest", "surrogate"),
+    *("outputs", "partial", "posterior", "quasi_newton", "rungs", "saas", "subset", "suggest", "surrogate"),
 )
 # A search that stops trials early starts more of them in the same time; all are compared by time, and by
 # trials only where each of them is a whole one.

@@ -50,8 +50,8 @@ def representative(
 def _spread(points: Floats, is_chosen: NDArray[np.bool_], count: int) -> None:
     """Choose ``count`` more points, each farthest from all before it (Gonzalez 1985): the first of equals."""
     distance = np.full(len(points), np.inf)
-    for position in np.flatnonzero(is_chosen):
-        _approach(distance, points, int(position))
+    for position in np.flatnonzero(is_chosen).tolist():
+        _approach(distance, points, position)
     for _ in range(count):
         farthest = int(distance.argmax())
         is_chosen[farthest] = True

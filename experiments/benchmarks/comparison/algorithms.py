@@ -27,6 +27,7 @@ from milp_ray.search.warm_start import EarlierStudy, portfolio
 
 # Initial trials of ours, of the order of the peers' own defaults (Ax 5, TPE 10).
 N_INITIAL = 8
+SUBSET = 24  # of the trials, which "ours_map_subset" is fitted to
 
 
 class Random:
@@ -55,7 +56,7 @@ class Random:
 class Ours:
     """The package's own suggester, asked as a study asks it: initial points, then the surrogate.
 
-    ``earlier`` are the searches that it starts from.
+    ``earlier`` are the searches that it starts from, ``max_observations`` what the surrogate is fitted to.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Ours:
         inference: Literal["map", "nuts"],
         earlier: Sequence[EarlierStudy] = (),
         n_initial: int = N_INITIAL,
+        max_observations: int = SurrogateSection().max_observations,
     ) -> None:
         from milp_ray.search import surrogate
 
@@ -72,7 +74,7 @@ class Ours:
         section = SearchSection(
             n_initial=n_initial,
             objectives=problem.objectives,
-            surrogate=SurrogateSection(inference=inference),
+            surrogate=SurrogateSection(inference=inference, max_observations=max_observations),
         )
         surrogate.warm_up(section.surrogate)  # imports; a study's suggester starts before it is asked
         self._suggester = Suggester(problem.space, section, seed, tuple(e.observations for e in earlier))
@@ -230,6 +232,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "ours_nuts_stopping": Entry(
         lambda problem, seed: Ours(problem, seed, "nuts"), is_ours=True, stops_early=True, is_slow=True
+    ),
+    # As a search of thousands of trials is.
+    "ours_map_subset": Entry(
+        lambda problem, seed: Ours(problem, seed, "map", max_observations=SUBSET), is_ours=True
     ),
 }
 

@@ -53,8 +53,9 @@ _COLOURS = {
     "ours_nuts": INK,
     "ours_map_stopping": BLUE,
     "ours_nuts_stopping": INK,
+    "ours_map_subset": SKY,
 }
-_MARKERS = dict(zip(ENTRIES, "ov^sDPXo*p", strict=True))
+_MARKERS = dict(zip(ENTRIES, "ov^sDPXo*p<", strict=True))
 # Below this a regret is drawn as this much: a logarithmic axis has no zero.
 _LEAST_REGRET = 1e-4
 
