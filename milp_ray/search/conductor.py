@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +88,7 @@ class Conductor:
         self._n_processes = n_slots if n_processes is None else n_processes
         self._hypervolume = RunningHypervolume()
         self._running: set[int] = set()  # handed out by this process and not ended
+        self._n_handed_back: Counter[int] = Counter()
         self._suggestion_seconds: float | None = None
         self._asked_at: float | None = None  # when this process asked for the batch that is being proposed
         self._top_up_initial(seed, portfolio)
@@ -138,6 +140,18 @@ class Conductor:
             self._journal.append("trial_failed", index=index, reason=reason)
             log_event("trial_failed", index=index, key=self._trials[index].layout.key, reason=reason)
             self._after_end()
+
+    def hand_back(self, index: int) -> bool:
+        """Take a trial back that could not run, to be handed out again; whether it will be.
+
+        It will as often as ``search.max_failures`` says.
+        """
+        if self._n_handed_back[index] >= self._section.max_failures:
+            return False
+        self._n_handed_back[index] += 1
+        self._running.discard(index)
+        log_event("trial_handed_back", index=index, key=self._trials[index].layout.key)
+        return True
 
     def reached_rung(self, record: RungRecord) -> None:
         """Record what partial training gave; a trial that is run again reaches its rungs again."""

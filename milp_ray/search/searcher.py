@@ -47,14 +47,17 @@ class LayoutSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's config; ``None``: ask again later; FINISHED: there are no more."""
+        """The next trial's config; ``None``: ask again later; FINISHED: there are no more.
+
+        Tune asks no more after FINISHED, and while trials run, one may yet be handed back.
+        """
         with self._controller_waits():
             self._explain_leftovers()
             trial = self._conductor.next_trial()
         if trial is None:
             return None
         if trial == "finished":
-            return Searcher.FINISHED
+            return None if self._index else Searcher.FINISHED
         self._index[trial_id] = trial.index
         config = {"trial": trial.index, "key": trial.layout.key, "layout": trial.layout.to_dict()}
         return config if self._seats is None else {**config, "host": self._seats.take(trial.index)}
@@ -85,6 +88,14 @@ class LayoutSearcher(Searcher):
         if trial_id in self._unexplained:
             self._unexplained.discard(trial_id)
             self._conductor.fail(self._index.pop(trial_id), reason)
+
+    def hand_back(self, trial_id: str) -> bool:
+        """Have a trial that errored handed out again, as another one of Tune's; whether it will be."""
+        if trial_id not in self._unexplained or not self._conductor.hand_back(self._index[trial_id]):
+            return False
+        self._unexplained.discard(trial_id)
+        del self._index[trial_id]
+        return True
 
     def finish(self) -> None:
         """Record what is still unexplained once Tune has ended, and the longest wait."""
@@ -129,13 +140,20 @@ def reported(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ErrorReasons(tune.Callback):
-    """Tells the searcher why a trial errored, which Tune tells callbacks only."""
+    """Tells the searcher why a trial errored, which Tune tells callbacks only.
+
+    Where a kept worker is lost while it is being given its next trial, Tune gives that trial up, whatever
+    ``max_failures`` says: it takes the one loss for two errors, and the second meets a trial that does not
+    run. Such a trial is handed out again.
+    """
 
     def __init__(self, searcher: LayoutSearcher) -> None:
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called after the searcher's ``on_trial_complete(error=True)``."""
+        if trial.should_recover() and self._searcher.hand_back(trial.trial_id):
+            return
         self._searcher.explain_error(trial.trial_id, error_reason(trial.get_pickled_error()))
 
 

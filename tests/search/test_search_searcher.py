@@ -49,6 +49,9 @@ def test_a_trial_s_config_is_its_layout_and_nothing_else(searcher: LayoutSearche
 
 def test_after_the_last_trial_the_search_is_finished(searcher: LayoutSearcher) -> None:
     assert all(isinstance(searcher.suggest(name), dict) for name in "abc")
+    assert searcher.suggest("d") is None, "one of them may yet be handed back"
+    for name in "abc":
+        searcher.on_trial_complete(name, dict(VALUES))
     assert searcher.suggest("d") == Searcher.FINISHED
 
 
@@ -96,12 +99,29 @@ def test_an_error_gets_its_reason_from_the_callback(searcher: LayoutSearcher, pa
     searcher.on_trial_complete("a", None, error=True)
     searcher.on_trial_complete("b", None, error=True)
     trial = SimpleNamespace(
-        trial_id="a", get_pickled_error=lambda: TrialFailed("ValueError at milp_ray/x.py:3")
+        trial_id="a",
+        get_pickled_error=lambda: TrialFailed("ValueError at milp_ray/x.py:3"),
+        should_recover=lambda: False,
     )
     ErrorReasons(searcher).on_trial_error(1, [], trial)
     searcher.suggest("c")
     reasons = [t.reason for t in read_study(path).trials[:2]]
     assert reasons == ["ValueError at milp_ray/x.py:3", "the trial ended with an error"]
+
+
+def test_a_trial_that_tune_gives_up_before_its_last_retry_is_handed_out_again(
+    searcher: LayoutSearcher, path: Path
+) -> None:
+    callback = ErrorReasons(searcher)
+    first = searcher.suggest("a")
+    for name, following in zip("abc", "bcd", strict=True):  # search.max_failures is 2
+        searcher.on_trial_complete(name, None, error=True)
+        lost = SimpleNamespace(trial_id=name, get_pickled_error=lambda: None, should_recover=lambda: True)
+        callback.on_trial_error(1, [], lost)
+        again = searcher.suggest(following)
+        assert (again == first) == (name != "c")
+    trial = read_study(path).trials[0]
+    assert (trial.status, trial.reason) == ("failed", "the trial ended with an error")
 
 
 def test_foreign_errors_are_told_by_their_class_alone() -> None:
