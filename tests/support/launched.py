@@ -163,6 +163,11 @@ class Cluster:
             time.sleep(1.0)
         return time.monotonic() - started
 
+    def rays(self, name: str) -> list[str]:
+        """The processes of Ray's own on a machine."""
+        titles = self.network.machines[name].processes()
+        return [title for title in titles if "/raylet/raylet " in title or "/gcs/gcs_server " in title]
+
     def submit(self, config: Path) -> Submission:
         """Run a configuration of the shared folder with ``ray submit``."""
         return self._follow(["ray", "submit", self.file, "experiments/submit.py", config])
