@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -156,12 +157,22 @@ class ErrorReasons(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called after the searcher's ``on_trial_complete(error=True)``."""
-        error = trial.get_pickled_error()
+        error = _error_of(trial)
         is_lost = isinstance(error, RayActorError)
         may_go_on = is_lost and trial.run_metadata.num_failures <= self._max_failures
         if may_go_on and self._searcher.give_back(trial.trial_id):
             return
         self._searcher.explain_error(trial.trial_id, error_reason(error))
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """What a trial ended with; Tune itself looks where it copies that to from time to time only."""
+    written = getattr(trial, "pickled_error_file", None)
+    if written is not None and Path(written).exists():
+        error: BaseException = cloudpickle.loads(Path(written).read_bytes())
+        return error
+    found: BaseException | None = trial.get_pickled_error()
+    return found
 
 
 class FailureStops(tune.Stopper):
@@ -206,9 +217,11 @@ class KeepWorkers(FIFOScheduler):
                 cache.increase_max(trial.placement_group_factory, by=self._n_workers)
         super().on_trial_add(tune_controller, trial)
 
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None: Tune starts trials that wait in their order by itself. FIFO would look all trials through, at
-        every step.
+    def choose_trial_to_run(self, tune_controller: Any, **_: Any) -> None:
+        """None: Tune starts trials that wait in their order by itself.
+
+        FIFO would look all trials through at every step; and to one that is chosen here Tune would give the
+        next worker that becomes free, and end the process that is starting for it.
         """
 
 

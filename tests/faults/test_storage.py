@@ -31,7 +31,7 @@ cp -r "$folder" "$kept/folder"
 mount -t tmpfs -o size=8m none "$folder"
 cp -r "$kept/folder/." "$folder"
 (
-  while [ "$(grep -c trial_completed "$folder/study/journal.jsonl")" -lt 3 ]; do sleep 0.05; done
+  until [ "$(grep -c trial_completed "$folder/study/journal.jsonl")" -ge 3 ]; do sleep 0.05; done
   cat /dev/zero > "$folder/ballast"
 ) 2> "$kept/filling" &
 for n in 1 2; do

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
+from milp_ray.environment import environment
 from support.processes import kill_family
 
 STORE = 80 << 20  # bytes of a node's object store: about the least that Ray takes
@@ -32,14 +32,12 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, **_of_a_node()}
-        with _patient_ray():
-            self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster: Any = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
 
     def add(self, num_cpus: float = 1) -> Any:
         """Add a node and wait until the cluster knows it."""
-        with _patient_ray():
-            return self._cluster.add_node(num_cpus=num_cpus, **_of_a_node())
+        return _patiently(lambda: self._cluster.add_node(num_cpus=num_cpus, **_of_a_node()))
 
     def kill(self, node: Any) -> None:
         """SIGKILL to every process of a node at once, as if its machine had lost its power."""
@@ -69,17 +67,14 @@ def _of_a_node() -> dict[str, Any]:
     return {"object_store_memory": STORE, "dashboard_agent_listen_port": port}
 
 
-@contextmanager
-def _patient_ray() -> Iterator[None]:
-    """Ray waits 30 s for its own processes, however busy the machine is: its clock goes slower meanwhile."""
-    from ray._private import node
-
-    slower = {**vars(time), "monotonic": lambda: time.monotonic() / 8}
-    node.time = SimpleNamespace(**slower)
-    try:
-        yield
-    finally:
-        node.time = time
+def _patiently(start: Callable[[], Any], attempts: int = 4) -> Any:
+    """On a busy machine a raylet may give up on its helpers, and Ray on the raylet: once more, then."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return start()
+        except Exception as error:
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
 
 
 def _raylet(node: Any) -> psutil.Process:
@@ -98,15 +93,11 @@ def _title(process: psutil.Process) -> str:
 @contextmanager
 def own_ray_folder() -> Iterator[None]:
     """Ray's files in a folder of their own, its name short enough for sockets: nobody else joins it."""
-    before = os.environ.get("RAY_TMPDIR")
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        os.environ["RAY_TMPDIR"] = folder
-        try:
+        # A raylet ends itself where its helpers are not there in time, as on a busy machine.
+        patience = {"RAY_agent_register_timeout_ms": "300000"}
+        with environment({"RAY_TMPDIR": folder, **patience}):
             yield
-        finally:
-            del os.environ["RAY_TMPDIR"]
-            if before is not None:
-                os.environ["RAY_TMPDIR"] = before
 
 
 class Driver:
