@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from milp_ray.search.measure import TrialTask
 from milp_ray.search.searcher import ErrorReasons, FailureStops, KeepWorkers, LayoutSearcher, error_reason
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
+from milp_ray.search.tuner import short_collections
 from milp_ray.users.records import Turn, UserSplit
 
 VALUES = {"validation_loss": 1.0, "rouge_l": 2.0, "adapter_parameters": 3, "seconds": 0.5}
@@ -159,6 +161,12 @@ def test_tune_may_copy_and_pickle_the_searcher(searcher: LayoutSearcher) -> None
 
 def test_the_searcher_limits_concurrency_itself(searcher: LayoutSearcher) -> None:
     assert searcher.set_max_concurrency(1) is True
+
+
+def test_what_was_there_before_a_search_is_not_collected_while_it_runs() -> None:
+    with short_collections():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
 
 
 def test_workers_are_kept_where_tune_has_the_cache_and_nothing_breaks_where_it_has_not() -> None:
