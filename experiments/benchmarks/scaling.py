@@ -164,7 +164,7 @@ def large_study(scratch: Path, n_workers: int, n_trials: int, longest: float) ->
     with trials_log(scratch / "log-large", longest) as log, sessions_of(n_cpus), controller_steps() as steps:
         started, cpu = time.perf_counter(), time.process_time()
         # Reading the memory of all processes takes this one 0.2 s and more: rarely.
-        with peak_memory(interval=240.0) as peak:
+        with peak_memory(interval=0.12 * n_trials) as peak:
             run_study(folder, settings(search), [SPLIT], LLAMA, memory.watch, SleepingTrial)
         cpu = time.process_time() - cpu
         seconds = time.perf_counter() - started
