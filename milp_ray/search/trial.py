@@ -55,6 +55,9 @@ class MeasureLayout(tune.Trainable):
         self._group = None if group is None else TrialGroup(task, group)
         prepare_worker(task.threads)
 
+    def __repr__(self) -> str:
+        return "layout-trial"
+
     def step(self) -> dict[str, Any]:
         """Train up to the next rung and report it, or train to the end, score, report and be done.
 
