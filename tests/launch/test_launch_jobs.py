@@ -174,3 +174,11 @@ def test_a_run_is_submitted_stopped_and_goes_on(
     assert ended is not None
     assert (ended.state, ended.exit_code) == ("succeeded", 0)
     assert "succeeded" in cluster.milp("status", "small").stdout
+    watched = cluster.milp("watch", "small", "--json")
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    seen = json.loads(watched.stdout.splitlines()[-1])
+    assert (seen["run"], seen["status"]["state"]) == ("small", "succeeded")
+    assert (seen["gauges"]["trials_finished"], seen["gauges"]["users_finished"]) == (2, 2)
+    assert "watch-" not in urllib.request.urlopen(  # the job that watched is gone
+        urllib.request.Request(f"{cluster.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    ).read().decode("utf-8")
