@@ -85,7 +85,7 @@ def printed(folder: Path, ray_folder: Path, tiny_llama_dir: Path) -> str:
         "choice": {"rule": "best_loss"},
         "personalize": {"purpose": "tests", "retention_days": 30},
         "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
-        "ray": {"num_cpus": 2, "num_gpus": 0, "object_store_mib": 128},
+        "ray": {"num_cpus": 1, "num_gpus": 0, "object_store_mib": 128},
     }
     Config.model_validate(settings)
     (folder / "c.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")

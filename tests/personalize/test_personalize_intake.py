@@ -149,7 +149,7 @@ def test_one_whose_worker_was_lost_waits_behind_the_others() -> None:
     assert [queue.deal(1, 1)[0].item for _ in range(3)] == [5, 1, 9]
 
 
-@pytest.mark.parametrize("n_users", [300, 1200])
+@pytest.mark.parametrize("n_users", [300, pytest.param(1200, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_users(
     n_users: int, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

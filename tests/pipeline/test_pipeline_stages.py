@@ -69,7 +69,7 @@ def settings(folder: Path, model: Path, name: str = "tiny") -> dict[str, object]
         },
         "choice": {"rule": "best_loss"},
         "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
-        "ray": {"num_cpus": 2, "num_gpus": 0, "object_store_mib": 128},
+        "ray": {"num_cpus": 1, "num_gpus": 0, "object_store_mib": 128},
     }
 
 

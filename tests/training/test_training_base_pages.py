@@ -30,6 +30,7 @@ print(json.dumps([own() - before, total]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells which pages are shared")
 def test_a_base_in_its_files_own_precision_takes_next_to_no_memory_of_a_process(tmp_path: Path) -> None:
     model = LlamaForCausalLM(
