@@ -23,7 +23,8 @@ BATCH = Path(__file__).with_name("batch_driver.py")
 HOG = Path(__file__).with_name("store_hog.py")
 Drive = Callable[..., Driver]
 Measured = Callable[..., None]
-TRIAL = "SleepingTrial"  # in Ray's names of the processes of trials
+# In Ray's names of the processes of trials: between two calls of an actor, and during one.
+TRIAL = ("SleepingTrial", "ResourceTrainable")
 USERS = "UserWorker.run"  # of those that work on users now
 
 
@@ -175,7 +176,7 @@ def test_a_slow_node_does_not_hold_back_a_study(
     journal = journal_of(tmp_path)
     driver = drive(STUDY, tmp_path, n_trials, 1.0, address=nodes.address)
     driver.wait_for(lambda: len(trial_ends(journal)) >= 2)
-    with Throttled(lambda: nodes.workers(slow, TRIAL), share=0.1):
+    with Throttled(lambda: nodes.workers(slow, *TRIAL), share=0.1):
         begun, n_before = time.time(), len(trial_ends(journal))
         assert driver.result() == 0, driver.told
     ends = trial_ends(journal)
@@ -214,8 +215,8 @@ def test_a_trial_that_hangs_is_ended_and_tried_again(
     settings = json.dumps({"patience": 4.0})
     driver = drive(STUDY, tmp_path, n_trials, 1.0, settings, address=nodes.address)
     done = tmp_path / "nodes"
-    driver.wait_for(lambda: any((done / f"{p.pid}.done").exists() for p in nodes.workers(stuck, TRIAL)))
-    [process] = nodes.workers(stuck, TRIAL)
+    driver.wait_for(lambda: any((done / f"{p.pid}.done").exists() for p in nodes.workers(stuck, *TRIAL)))
+    [process] = nodes.workers(stuck, *TRIAL)
     process.suspend()
     doomed = in_work(journal)
     stopped = time.time()

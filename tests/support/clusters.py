@@ -47,9 +47,10 @@ class Nodes:
                 process.kill()
         node.all_processes["raylet"][0].process.wait()
 
-    def workers(self, node: Any, name: str) -> list[psutil.Process]:
-        """Processes on a node whose name, as Ray writes it into the process list, contains ``name``."""
-        return [child for child in _raylet(node).children(recursive=True) if name in _title(child)]
+    def workers(self, node: Any, *names: str) -> list[psutil.Process]:
+        """Processes on a node whose name, as Ray shows it to the system, contains one of ``names``."""
+        children = _raylet(node).children(recursive=True)
+        return [child for child in children if any(name in _title(child) for name in names)]
 
     def close(self) -> None:
         """End every process of the cluster, the stopped ones too."""
