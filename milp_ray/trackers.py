@@ -57,15 +57,17 @@ class TensorBoard:
     """Event files in the run folder; every command on the run adds one, from its first number on."""
 
     def __init__(self, run: RunFolder) -> None:
+        # Imported here: the first number comes in Tune's control loop, which an import would hold up.
+        from tensorboardX import SummaryWriter
+
         self._folder = run.tensorboard
-        self._writer: Any = None
+        self._open = SummaryWriter
+        self._writer: SummaryWriter | None = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record scalars."""
         if self._writer is None:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder))
+            self._writer = self._open(str(self._folder))
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
