@@ -6,7 +6,8 @@ run, and at its end. A command that was killed loses nothing on the same machine
 was not taken yet, at most :data:`PUSH_SECONDS`. Adapters have no copy: the store writes them to the bucket.
 
 A lease in the bucket keeps two machines from working on one run. It is renewed with every push and runs out
-by itself, so that a machine that is lost stands in nobody's way for long.
+by itself, so that a machine that is lost stands in nobody's way for long. (Two that take it in the very same
+moment may both believe that they have it: pyarrow cannot write on a condition.)
 """
 
 from __future__ import annotations
@@ -24,20 +25,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from milp_ray.atomic_files import write_bytes, write_json
 from milp_ray.buckets import Bucket
 from milp_ray.errors import MilpError
+from milp_ray.held_file import held_file
 
 ADAPTERS = "adapters"  # of the store, which writes to the bucket itself
 PUSH_SECONDS = 10.0
 _LEASE_SECONDS = 60.0  # without renewal, after which another machine may take a run up
 _MIRRORS = "MILP_MIRRORS"
+LOCK = ".lock"
 INDEX = ".mirror.json"  # what the bucket and the copy were like when they were last the same
 _LEASE, _LEASE_LENGTH = "lease.json", 512
 logger = logging.getLogger("milp_ray")
 
 # Of this machine alone: locks, temporary files, and Tune's own state, which nothing is resumed from.
-_LOCAL_FILES = (".lock", INDEX, _LEASE)
+_LOCAL_FILES = (LOCK, INDEX, _LEASE)
 _LOCAL_FOLDERS = (ADAPTERS, "study/tune")
 
 
@@ -68,11 +73,20 @@ class Mirror:
     def pull(self) -> None:
         """Bring what changed in the bucket since the two were last the same.
 
-        What is newer here, because a command was killed before it could take it there, stays.
+        What is newer here, because a command was killed before it could take it there, stays. While a process
+        of this machine holds the run nothing is brought: its copy is the newest, and its files are open.
 
         Raises:
             MilpError: the bucket cannot be read.
         """
+        if not self.folder.is_dir():
+            self._bring()
+            return
+        with held_file(self.folder / LOCK) as is_free:
+            if is_free:
+                self._bring()
+
+    def _bring(self) -> None:
         index = self._index()
         there = {name: mark for name, mark in self._there().items() if name != _LEASE}
         for name, mark in there.items():
@@ -124,14 +138,10 @@ class Mirror:
         Raises:
             MilpError: another machine works on the run, or the bucket cannot be written.
         """
-        holder = self.holder()
-        if holder is not None and holder != _me():
-            raise MilpError(
-                f"another milp-ray process works on {self._bucket.shown} (on {holder['host']}); wait for it, "
-                f"or choose another name=…. Of a machine that was lost, the run is free after "
-                f"{_LEASE_SECONDS:.0f} s"
-            )
+        self._check_free()
         self._renew()
+        self._check_free()  # another machine may have taken it in the same moment
+        self._bring()  # what changed between the opening and now
         stop = threading.Event()
         thread = threading.Thread(target=self._keep_pushing, args=(stop,), name="mirror", daemon=True)
         thread.start()
@@ -143,6 +153,15 @@ class Mirror:
             self.push()
             self._bucket.delete_file(self._path(_LEASE))
 
+    def _check_free(self) -> None:
+        holder = self.holder()
+        if holder is not None and holder != _me():
+            raise MilpError(
+                f"another milp-ray process works on {self._bucket.shown} (on {holder['host']}); wait for it, "
+                f"or choose another name=…. Of a machine that was lost, the run is free after "
+                f"{_LEASE_SECONDS:.0f} s"
+            )
+
     def holder(self) -> dict[str, Any] | None:
         """Which process works on the run: its host and pid; ``None``: none does."""
         try:
@@ -152,7 +171,7 @@ class Mirror:
             return None
         if time.time() - renewed > _LEASE_SECONDS:
             return None
-        if holder["host"] == socket.gethostname() and not _is_alive(int(holder["pid"])):
+        if holder["host"] == socket.gethostname() and not psutil.pid_exists(int(holder["pid"])):
             return None
         return holder
 
@@ -181,7 +200,11 @@ class Mirror:
         self._bucket.write(self._path(_LEASE), text.encode("utf-8"))
 
     def _there(self) -> dict[str, str]:
-        """The run's files in the bucket and a mark that changes with each, but the store's."""
+        """The run's files in the bucket, less the store's, and a mark that changes with each.
+
+        The providers' listings tell times by the second: of two versions of one length within a second the
+        mark is the same. Machines take turns far more slowly than that.
+        """
         files = {}
         for first in self._bucket.list(self._bucket.root):
             inside = [first] if first.is_file else []
@@ -235,13 +258,3 @@ def _mark(path: Path) -> str | None:
 
 def _me() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

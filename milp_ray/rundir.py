@@ -1,29 +1,6 @@
-"""The folder that holds everything one configuration produced.
+"""The folder that holds everything one configuration produced: made, continued, opened, held and removed.
 
-    runs/NAME/
-      config.yaml      the resolved configuration
-      versions.json    packages, platform, git commit, base model and revision, dataset hash, seed
-      status.json      what the last command on the run is doing, or how it ended
-      gauges.json      the latest of the numbers that the dashboard shows
-      tensorboard/     the same over time, and the values of trials
-      mlflow.json      which MLflow run this one is, where there is one
-      seconds.json     time by stage
-      peak_memory.json the largest memory that a command needed, workers included
-      study/           the search: its journal (the truth), and what is rebuilt from it
-      chosen.yaml      the layout, and why
-      adapters/        the store: one PEFT folder a user
-      failed.jsonl     users that could not be personalised, with the reason
-      updates.jsonl    users whose adapter the last update did not replace, with the reason
-      scores.parquet   one row a (user, method, example)
-      judgements.parquet  which answers judges preferred, one row a (user, example, pair of methods, judge)
-      ability.parquet  one row a user: the loss on texts about nobody, under the base and under the adapter
-      leakage.json     the latest leakage audit, where there was one
-      compare/         `milp-ray compare`: scores, costs and tables of every method
-      report/          index.html and figures
-      summary.json     the results, for programs
-      governance/      who was forgotten or withdrew consent, as keyed hashes; kept by --fresh
-
-Each file is written whole or not at all (:mod:`milp_ray.atomic_files`).
+What is where in it is in :mod:`milp_ray.run_paths`, what a rerun may change in :mod:`milp_ray.resumption`.
 """
 
 from __future__ import annotations
@@ -39,36 +16,13 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.atomic_files import write_json, write_text
 from milp_ray.buckets import child_uri, is_bucket_uri
 from milp_ray.errors import MilpError
-from milp_ray.run_mirror import ADAPTERS, INDEX, Mirror
+from milp_ray.held_file import held_file
+from milp_ray.resumption import differences
+from milp_ray.run_mirror import INDEX, LOCK, Mirror
+from milp_ray.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
-
-# What a rerun of the same folder may give differently, because no result that is already there depends on it:
-# where and how wide the work runs, and what later stages make anew from what earlier ones left.
-RESUMABLE = (
-    "output_dir",
-    "tracking",
-    "ray",
-    "users.consent",
-    "search.max_concurrent_trials",
-    "search.cpus_per_trial",
-    "search.gpus_per_trial",
-    "search.processes_per_trial",
-    "search.trials_per_gpu",
-    "search.trials_per_process",
-    "search.max_failures",
-    "personalize",
-    "update",
-    "choice",
-    "evaluation.methods",
-    "evaluation.n_bootstrap",
-    "evaluation.confidence",
-    "evaluation.task",
-    "evaluation.labels",
-    "evaluation.scale",
-)
-GROWING = ("search.n_trials",)  # may become larger: a search goes on where it stood
 
 GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 
@@ -76,11 +30,8 @@ _MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """Paths of a run, and the few files that belong to no stage."""
-
-    path: Path
-    uri: str | None = None  # of the run in a bucket whose copy ``path`` is
+class RunFolder(RunPaths):
+    """The folder of a run, and the few files in it that belong to no stage."""
 
     @classmethod
     def at(cls, place: Path | str) -> RunFolder:
@@ -100,16 +51,6 @@ class RunFolder:
         """Where a configuration's run is, or will be. Raises as :meth:`at`."""
         return cls.at(place_of(config))
 
-    @property
-    def place(self) -> Path | str:
-        """What people call the run by: its folder, or its URI."""
-        return self.path if self.uri is None else self.uri
-
-    @property
-    def store(self) -> Path | str:
-        """Where the run's own adapter store is, by path or URI."""
-        return self.adapters if self.uri is None else child_uri(self.uri, ADAPTERS)
-
     def refresh(self) -> None:
         """Bring the copy of a run in a bucket up to date; of a folder here there is nothing to bring."""
         if self.uri is not None:
@@ -124,116 +65,6 @@ class RunFolder:
                 return False
         except MilpError:
             return True
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def versions_file(self) -> Path:
-        """What the run was made with."""
-        return self.path / "versions.json"
-
-    @property
-    def status_file(self) -> Path:
-        """What the last command is doing, or how it ended."""
-        return self.path / "status.json"
-
-    @property
-    def gauges_file(self) -> Path:
-        """The latest numbers of a run, for who watches it."""
-        return self.path / "gauges.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def mlflow_file(self) -> Path:
-        """Which MLflow run this one is."""
-        return self.path / "mlflow.json"
-
-    @property
-    def seconds_file(self) -> Path:
-        """Seconds by stage."""
-        return self.path / "seconds.json"
-
-    @property
-    def peak_memory_file(self) -> Path:
-        """The largest memory of any command."""
-        return self.path / "peak_memory.json"
-
-    @property
-    def study(self) -> Path:
-        """Folder of the search."""
-        return self.path / "study"
-
-    @property
-    def journal(self) -> Path:
-        """The search's append-only events."""
-        return self.study / "journal.jsonl"
-
-    @property
-    def trials_file(self) -> Path:
-        """One row a trial, rebuilt from the journal."""
-        return self.study / "trials.parquet"
-
-    @property
-    def chosen_file(self) -> Path:
-        """The chosen layout and the reason."""
-        return self.path / "chosen.yaml"
-
-    @property
-    def adapters(self) -> Path:
-        """Root of the adapter store."""
-        return self.path / "adapters"
-
-    @property
-    def failed_file(self) -> Path:
-        """Users that could not be personalised."""
-        return self.path / "failed.jsonl"
-
-    @property
-    def updates_file(self) -> Path:
-        """Users whose adapter an update did not replace."""
-        return self.path / "updates.jsonl"
-
-    @property
-    def scores_file(self) -> Path:
-        """Scores, one row a (user, method, example)."""
-        return self.path / "scores.parquet"
-
-    @property
-    def judgements_file(self) -> Path:
-        """What judges preferred, one row a (user, example, pair of methods, judge)."""
-        return self.path / "judgements.parquet"
-
-    @property
-    def ability_file(self) -> Path:
-        """The loss on texts about nobody under each user's adapter, one row a user."""
-        return self.path / "ability.parquet"
-
-    @property
-    def leakage_file(self) -> Path:
-        """The latest leakage audit."""
-        return self.path / "leakage.json"
-
-    @property
-    def compare(self) -> Path:
-        """Folder of the comparison of all methods."""
-        return self.path / "compare"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.path / "report"
-
-    @property
-    def summary_file(self) -> Path:
-        """Results for programs."""
-        return self.path / "summary.json"
 
     # ------------------------------------------------------------------------------- making and opening
 
@@ -302,7 +133,7 @@ class RunFolder:
         """Whether the folder is no run's, nor what an earlier run of the name left about people."""
         if not self.path.is_dir() or self.is_run():
             return False
-        return any(entry.name not in {GOVERNANCE, ".lock", INDEX} for entry in self.path.iterdir())
+        return any(entry.name not in {GOVERNANCE, LOCK, INDEX} for entry in self.path.iterdir())
 
     def remove(self, *, keep: Collection[str] = ()) -> None:
         """Delete the run with everything in it but the entries to ``keep``; nothing where there is none.
@@ -336,11 +167,9 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         """Refuse a configuration whose results cannot be mixed with what the folder holds."""
-        before = _flat(self.config().model_dump(mode="json"))
-        now = _flat(config.model_dump(mode="json"))
-        differing = [key for key in now if before.get(key) != now[key] and not _may_differ(key, before, now)]
-        if differing:
-            lines = [f"  {key}: was {before.get(key)!r}, now {now[key]!r}" for key in differing]
+        found = differences(self.config(), config)
+        if found:
+            lines = [f"  {line}" for line in found]
             raise MilpError(
                 f"{self.place} holds a run of a different configuration:\n"
                 + "\n".join(lines)
@@ -391,15 +220,11 @@ class RunFolder:
         Raises:
             MilpError: another process is working on the run.
         """
-        import fcntl
-
-        with (self.path / ".lock").open("w") as file, ExitStack() as stack:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with held_file(self.path / LOCK) as is_free, ExitStack() as stack:
+            if not is_free:
                 raise MilpError(
                     f"another milp-ray process works on {self.place}; wait for it, or choose another name=…"
-                ) from None
+                )
             if self.uri is not None:
                 stack.enter_context(Mirror(self.uri).held())
             yield
@@ -418,20 +243,3 @@ def place_of(config: Config) -> Path | str:
     """The folder or URI of a configuration's run."""
     root = config.output_dir
     return child_uri(root, config.name) if isinstance(root, str) else root / config.name
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    result: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value
-    return result
-
-
-def _may_differ(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    if any(key == free or key.startswith(free + ".") for free in RESUMABLE):
-        return True
-    return key in GROWING and now[key] >= before.get(key, now[key])

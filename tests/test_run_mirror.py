@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from support.runs import write_small_run
 from typer.testing import CliRunner
 
 import milp_ray.run_mirror as run_mirror
+from milp_ray.buckets import Bucket
 from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store import run_store
-from milp_ray.run_mirror import Mirror
+from milp_ray.run_mirror import INDEX, Mirror
 from milp_ray.run_status import read_status, recorded
 from milp_ray.rundir import GOVERNANCE, RunFolder
 
@@ -108,6 +110,35 @@ def test_what_changes_goes_there_while_a_command_works(
         assert status.state == "running"
 
 
+def test_who_looks_on_the_same_machine_does_not_take_files_from_under_the_run(uri: str) -> None:
+    run = RunFolder.create(config_of(uri))
+    with run.lock():
+        run.study.mkdir()
+        with run.journal.open("ab", buffering=0) as journal:
+            journal.write(b"one\n")
+            Mirror(uri).push()
+            (run.path / INDEX).write_text("{}")  # as of somebody who looked before the push
+            journal.write(b"two\n")
+            RunFolder.at(uri).refresh()
+            journal.write(b"three\n")
+        assert run.journal.read_text() == "one\ntwo\nthree\n"
+
+
+def test_what_changes_between_the_opening_and_the_work_is_brought(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = RunFolder.create(config_of(uri))
+    with first.lock():
+        first.chosen_file.write_text("old")
+    late = RunFolder.open(uri)
+    move_to(tmp_path / "there", monkeypatch)
+    with RunFolder.open(uri).lock():
+        RunFolder.at(uri).chosen_file.write_text("newer")
+    move_to(tmp_path / "here", monkeypatch)
+    with late.lock():
+        assert late.chosen_file.read_text() == "newer"
+
+
 def lease(uri: str, **values: object) -> None:
     mirror = Mirror(uri)
     mine = {"host": socket.gethostname(), "pid": 1, "time": time.time(), **values}
@@ -144,11 +175,12 @@ def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri
         run.chosen_file.write_text("x")
     store = run_store(run.store, config.personalize)
     assert store.uri.split("?")[0].endswith("/r/adapters")
-    store.backend._bucket.write(f"{store.backend._root}/ab/cd/x", b"an adapter")  # type: ignore[attr-defined]
+    bucket = Bucket(store.uri)
+    bucket.write(f"{bucket.root}/ab/cd/x", b"an adapter")
     again = RunFolder.create(config, fresh=True)
     assert (again.path / GOVERNANCE / "record.jsonl").read_text() == "kept\n"
     assert not again.chosen_file.exists()
-    assert store.backend._bucket.list(store.backend._root, recursive=True) == []  # type: ignore[attr-defined]
+    assert bucket.list(bucket.root, recursive=True) == []
 
 
 def test_a_bucket_that_is_away_is_told_without_a_traceback(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,30 +198,7 @@ def test_a_bucket_that_is_away_is_told_without_a_traceback(s3: str, monkeypatch:
 def test_a_whole_run_goes_on_on_another_machine(
     s3: str, tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = [{"query": f"Which pet, {i}?", "response": "A dog."} for i in range(10)]
-    users = [
-        {"user_id": f"u-{i}", "history": ["I have a dog."] * 4, "examples": pairs[i:] + pairs[:i]}
-        for i in range(2)
-    ]
-    (tmp_path / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
-    settings = {
-        "name": "r",
-        "output_dir": f"s3://bucket/whole?{s3}",
-        "base": {"model": str(tiny_llama_dir), "device": "cpu"},
-        "users": {"format": "jsonl", "paths": [str(tmp_path / "users.jsonl")]},
-        "space": {"ranks": [2, 4]},
-        "training": {"memory_epochs": 1, "instruction_epochs": 1},
-        "search": {
-            "n_trials": 2,
-            "n_initial": 2,
-            "objectives": ["validation_loss", "adapter_parameters"],
-            "surrogate": {"inference": "map"},
-        },
-        "choice": {"rule": "best_loss"},
-        "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
-    }
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(settings))
+    config = write_small_run(tmp_path, tiny_llama_dir, name="r", output_dir=f"s3://bucket/whole?{s3}")
 
     def milp(*arguments: str) -> str:
         command = [sys.executable, "-m", "milp_ray", *arguments]

@@ -16,7 +16,7 @@ from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.errors import MilpError
 from milp_ray.gauges import Gauges
-from milp_ray.run_status import RunStatus, recorded
+from milp_ray.run_status import RunStatus, State, recorded
 from milp_ray.rundir import RunFolder
 from milp_ray.watch import Lines, Snapshot, snapshot, snapshots
 from milp_ray.watch_view import trend, view
@@ -48,8 +48,8 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(Config(name="r", output_dir=tmp_path))
 
 
-def status(state: str = "running", stage: str | None = "search", reason: str | None = None) -> RunStatus:
-    return RunStatus(state, "run", stage, reason, None, "node-1", 7, STARTED, LATER)  # type: ignore[arg-type]
+def status(state: State = "running", stage: str | None = "search", reason: str | None = None) -> RunStatus:
+    return RunStatus(state, "run", stage, reason, None, "node-1", 7, STARTED, LATER)
 
 
 def shown(now: Snapshot, hypervolumes: list[float] | None = None) -> str:

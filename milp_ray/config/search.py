@@ -52,6 +52,21 @@ class EarlyStoppingSection(Section):
     min_records: PositiveInt = 6  # trials that have reached a rung before one is stopped there
 
 
+# Settings of a search that change where and how it runs, but no trial's values.
+OPERATIONAL = frozenset(
+    {
+        "max_concurrent_trials",
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "processes_per_trial",
+        "trials_per_gpu",
+        "trials_per_process",
+        "max_failures",
+        "patience",
+    }
+)
+
+
 class SearchSection(Section):
     """The layout search."""
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.config.search import OPERATIONAL
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.space import SearchSpace
@@ -45,20 +46,9 @@ JOURNAL_FILE = "journal.jsonl"
 TRIALS_FILE = "trials.parquet"
 TUNE_FOLDER = "tune"
 
-# Settings of a search that change where and how long it runs, but no trial's values. (What earlier searches
-# hold counts, not where they are.)
-_OPERATIONAL = {
-    "n_trials",
-    "warm_start",
-    "max_concurrent_trials",
-    "cpus_per_trial",
-    "gpus_per_trial",
-    "processes_per_trial",
-    "trials_per_gpu",
-    "trials_per_process",
-    "max_failures",
-    "patience",
-}
+# What does not count when a study is taken up again: where and how long it runs. (What earlier searches hold
+# counts, not where they are.)
+_OPERATIONAL = {*OPERATIONAL, "n_trials", "warm_start"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.clusters import trial_ends
+from support.mounts import in_own_mounts
 
 from milp_ray.config import Config
 from milp_ray.rundir import RunFolder
@@ -44,12 +44,6 @@ done
 """
 
 
-def in_own_mounts(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount what nobody else sees; needs user namespaces, not root."""
-    shell = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, "bash"]
-    return subprocess.run([*shell, *map(str, arguments)], capture_output=True, text=True, timeout=480)
-
-
 def prepared_run(folder: Path, model: Path) -> RunFolder:
     users = folder / "users.jsonl"
     examples = [{"query": f"What is {i}?", "response": f"It is {i}."} for i in range(6)]
@@ -76,10 +70,7 @@ def test_a_full_disk_ends_the_search_and_with_room_it_goes_on(
     kept = tmp_path / "kept"
     kept.mkdir()
     command = (sys.executable, "-m", "milp_ray", "search", run.path)
-    try:
-        answer = in_own_mounts(SCRIPT, run.path, kept, *command)
-    except FileNotFoundError:
-        pytest.skip("needs unshare (util-linux)")
+    answer = in_own_mounts(SCRIPT, run.path, kept, *command)
     assert answer.returncode == 0, answer.stderr
     told = (kept / "err1").read_text()
     assert (kept / "rc1").read_text().strip() == "2", told

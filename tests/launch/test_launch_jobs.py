@@ -14,11 +14,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from support.processes import kill_family
+from support.runs import write_small_run
 
 from milp_ray.run_status import read_status
 from milp_ray.rundir import RunFolder
@@ -91,42 +90,12 @@ def status_of(url: str, token: str | None) -> int | None:
         return None
 
 
-def write_config(folder: Path, model: Path, **changes: Any) -> Path:
-    """A small run, in a file whose path has a space in it."""
-    pairs = [{"query": f"Which pet, {i}?", "response": "A dog."} for i in range(10)]
-    users = [
-        {"user_id": f"u-{i}", "history": ["I have a dog."] * 4, "examples": pairs[i:] + pairs[:i]}
-        for i in range(2)
-    ]
-    (folder / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users), encoding="utf-8")
-    settings: dict[str, Any] = {
-        "name": "small",
-        "output_dir": str(folder / "runs"),
-        "base": {"model": str(model), "device": "cpu"},
-        "users": {"format": "jsonl", "paths": [str(folder / "users.jsonl")]},
-        "space": {"ranks": [2, 4]},
-        "training": {"memory_epochs": 1, "instruction_epochs": 1},
-        "search": {
-            "n_trials": 2,
-            "n_initial": 2,
-            "objectives": ["validation_loss", "adapter_parameters"],
-            "surrogate": {"inference": "map"},
-        },
-        "choice": {"rule": "best_loss"},
-        "evaluation": {"methods": ["base", "milp"], "max_new_tokens": 4, "n_bootstrap": 50},
-        **changes,
-    }
-    path = folder / "a run.yaml"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return path
-
-
 def test_a_run_that_cannot_work_there_is_refused_before_it_begins(
     cluster: Cluster, tmp_path: Path, tiny_llama_dir: Path
 ) -> None:
     assert status_of(cluster.url, None) == 401
     search = {"n_trials": 2, "n_initial": 2, "gpus_per_trial": 1}
-    config = write_config(tmp_path, tiny_llama_dir, name="greedy", search=search)
+    config = write_small_run(tmp_path, tiny_llama_dir, name="greedy", search=search)
     submitted = cluster.milp("submit", config)
     assert submitted.returncode == 2, submitted.stdout + submitted.stderr
     assert "search.gpus_per_trial is 1, but the cluster has 0 GPUs" in submitted.stdout
@@ -151,7 +120,7 @@ def test_a_run_is_submitted_stopped_and_goes_on(
     cluster: Cluster, tmp_path: Path, tiny_llama_dir: Path
 ) -> None:
     long = {"memory_epochs": 400, "instruction_epochs": 1}
-    config = write_config(tmp_path, tiny_llama_dir, training=long)
+    config = write_small_run(tmp_path, tiny_llama_dir, training=long)
     assert cluster.milp("submit", config, "--no-wait").returncode == 0
     run = RunFolder(tmp_path / "runs" / "small")
     deadline = time.monotonic() + 300
@@ -166,7 +135,7 @@ def test_a_run_is_submitted_stopped_and_goes_on(
     assert status.state == "stopped"
     while cluster.milp("status", "small").returncode == 0:  # it leaves the cluster, which takes a moment
         assert time.monotonic() < deadline
-    go_on = cluster.milp("submit", write_config(tmp_path, tiny_llama_dir, training=long))
+    go_on = cluster.milp("submit", write_small_run(tmp_path, tiny_llama_dir, training=long))
     assert go_on.returncode == 0, go_on.stdout + go_on.stderr
     assert "preflight: 1 nodes, 0 GPUs" in go_on.stdout
     assert (run.report / "index.html").is_file()

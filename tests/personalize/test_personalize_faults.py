@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from support.bad_users import HANDLED, REFUSED, SECRET
+from support.mounts import in_own_mounts
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.cluster import RaySection
@@ -241,18 +242,9 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path, tiny_l
 # ------------------------------------------------------------------------- disks that cannot be written
 
 
-def in_own_mounts(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount what nobody else sees; needs user namespaces, not root."""
-    shell = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, "bash", *arguments]
-    return subprocess.run(shell, capture_output=True, text=True, timeout=500)
-
-
 @pytest.fixture(scope="module")
 def mounts() -> None:
-    try:
-        answer = in_own_mounts("mount -t tmpfs -o size=64k none /mnt")
-    except FileNotFoundError:
-        pytest.skip("needs unshare (util-linux)")
+    answer = in_own_mounts("mount -t tmpfs -o size=64k none /mnt")
     if answer.returncode:
         pytest.skip("this system lets nobody mount in a namespace of their own")
 

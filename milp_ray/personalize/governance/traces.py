@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from milp_ray.atomic_files import write_bytes, write_json
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
@@ -218,7 +220,7 @@ def abandoned_scratch() -> Iterator[Path]:
                 pid.isdecimal()
                 and path.is_dir()
                 and path.stat().st_uid == os.getuid()
-                and not _is_alive(int(pid))
+                and not psutil.pid_exists(int(pid))
             ):
                 yield path
 
@@ -241,13 +243,3 @@ def _pass_over(run: RunFolder, folder: Path, folders: list[str]) -> None:
 
 def _is_temporary(name: str) -> bool:
     return name.endswith(".part") or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
