@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -54,6 +53,7 @@ def run_tune(
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
+    from milp_ray.search.garbage import ShortCollections
     from milp_ray.search.hung import HungTrials
     from milp_ray.search.searcher import ErrorReasons, FailureStops, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
@@ -74,7 +74,8 @@ def run_tune(
         no_resources() if more else {"cpu": section.cpus_per_trial, "gpu": section.gpus_per_trial},
     )
     searcher = LayoutSearcher(conductor, seats)
-    callbacks: list[tune.Callback] = [ErrorReasons(searcher, section.max_failures), JsonLoggerCallback()]
+    collections = ShortCollections()
+    callbacks = [ErrorReasons(searcher, section.max_failures), JsonLoggerCallback(), collections]
     if section.patience is not None and not more:
         # (A trial that others compute may wait for them for as long as it takes.)
         callbacks.append(HungTrials(section.patience))
@@ -103,7 +104,7 @@ def run_tune(
             ),
         )
         try:
-            with short_collections():
+            with collections:
                 tuner.fit()
         except Exception:
             # Tune tells of what happens in its callbacks as a traceback in the text of an error of its own.
@@ -195,20 +196,6 @@ def _check_writable(folder: Path) -> None:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config['trial']:04d}-{trial.config['key']}"[:80]
-
-
-@contextmanager
-def short_collections() -> Iterator[None]:
-    """Leave what there is already, modules most of all, out of garbage collection.
-
-    A pass through everything holds up Tune's controller, for 0.1 s and more once its libraries are imported.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

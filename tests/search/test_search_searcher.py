@@ -20,12 +20,12 @@ from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.space import SearchSpace
 from milp_ray.search.conductor import Conductor
+from milp_ray.search.garbage import ShortCollections
 from milp_ray.search.journal import Journal, read_events, read_study
 from milp_ray.search.measure import TrialTask
 from milp_ray.search.searcher import ErrorReasons, FailureStops, KeepWorkers, LayoutSearcher, error_reason
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
-from milp_ray.search.tuner import short_collections
 from milp_ray.users.records import Turn, UserSplit
 
 VALUES = {"validation_loss": 1.0, "rouge_l": 2.0, "adapter_parameters": 3, "seconds": 0.5}
@@ -163,10 +163,22 @@ def test_the_searcher_limits_concurrency_itself(searcher: LayoutSearcher) -> Non
     assert searcher.set_max_concurrency(1) is True
 
 
-def test_what_was_there_before_a_search_is_not_collected_while_it_runs() -> None:
-    with short_collections():
-        assert gc.get_freeze_count() > 0
-    assert gc.get_freeze_count() == 0
+def test_what_is_there_is_not_looked_through_while_a_search_runs() -> None:
+    thresholds = gc.get_threshold()
+    trial: Any = SimpleNamespace()
+    with ShortCollections() as collections:
+        before = gc.get_freeze_count()
+        left = [[i] for i in range(2000)]
+        passes = gc.get_stats()[2]["collections"]
+        for _ in range(49):
+            collections.on_trial_complete(0, [], trial)
+        made = [[i] for i in range(100_000)]  # of which Python makes several passes otherwise
+        assert gc.get_stats()[2]["collections"] == passes
+        assert gc.get_freeze_count() <= before
+        collections.on_trial_error(0, [], trial)
+        assert gc.get_stats()[2]["collections"] == passes + 1
+        assert gc.get_freeze_count() > len(left) + len(made)
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, thresholds)
 
 
 def test_workers_are_kept_where_tune_has_the_cache_and_nothing_breaks_where_it_has_not() -> None:
