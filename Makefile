@@ -13,10 +13,12 @@ IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu test-launcher check bench
+.PHONY: help setup demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu test-launcher check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+setup: $(VENV)/.stamp-run ## .venv with everything that is needed to run; every other target does it, too
 
 demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model, into runs/demo
 	$(BIN)/milp-ray run experiments/demo.yaml --fresh
