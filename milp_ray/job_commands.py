@@ -6,6 +6,8 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +24,12 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="URL", help="The cluster's dashboard, e.g. http://127.0.0.1:8265."),
 ]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run folder; with --address a run's name.")]
+Cluster = Annotated[
+    Path | None, typer.Option("--cluster", metavar="FILE", help="The cluster's file of Ray's launcher.")
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder; with --address or --cluster a run's name.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,41 +42,34 @@ def submit(
     config: ConfigFile,
     overrides: Overrides = None,
     address: Address = None,
-    cluster: Annotated[
-        Path | None, typer.Option("--cluster", metavar="FILE", help="A file of Ray's launcher.")
-    ] = None,
+    cluster: Cluster = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Print its output until it ends.")] = True,
 ) -> None:
     """Run a configuration on a cluster.
 
-    With --address as a job of the Jobs API, whose id is the run's name; with --cluster through Ray's
-    launcher. Versions, storage and GPUs are looked at first. An interruption here leaves the job alone; the
-    exit code is the run's. The same command continues a run that stopped.
+    As a job whose id is the run's name, of the cluster whose dashboard is at --address, or that Ray's
+    launcher brought up by the file --cluster. Versions, storage and GPUs are looked at first. An interruption
+    here leaves the job alone; the exit code is the run's. The same command continues a run that stopped.
     """
     from milp_ray.config_loader import load_config
     from milp_ray.rundir import place_of
 
     resolved = load_config(config, overrides or [])
-    if (address is None) == (cluster is None):
-        raise MilpError("say where: --address URL of a running cluster's dashboard, or --cluster FILE")
-    if cluster is not None:
-        from milp_ray.launch.launcher import submit_with_launcher
-
-        raise typer.Exit(submit_with_launcher(resolved, cluster))
-    jobs = _jobs(address)
-    name = jobs.submit(resolved)
-    typer.echo(f"submitted {name} to {jobs.address}; files: {place_of(resolved)}")
-    if wait:
-        raise typer.Exit(_followed(jobs, name))
+    with _jobs(address, cluster) as jobs:
+        name = jobs.submit(resolved)
+        typer.echo(f"submitted {name} to {jobs.shown}; files: {place_of(resolved)}")
+        if wait:
+            raise typer.Exit(_followed(jobs, name))
 
 
-def status(run: Run, address: Address = None, as_json: AsJson = False) -> None:
+def status(run: Run, address: Address = None, cluster: Cluster = None, as_json: AsJson = False) -> None:
     """Say what a run is doing, or how it ended.
 
     Exit code 0: it runs or has succeeded; 1: it failed, died or was stopped.
     """
-    if address is not None:
-        job = _jobs(address).get(run)
+    if address is not None or cluster is not None:
+        with _jobs(address, cluster) as jobs:
+            job = jobs.get(run)
         facts = {"run": run, "state": job.state.lower(), "exit_code": job.exit_code, "message": job.message}
         typer.echo(json.dumps(facts) if as_json else f"{run}: {job.state.lower()}. {job.message}")
         raise typer.Exit(0 if job.state in {"PENDING", "RUNNING", "SUCCEEDED"} else 1)
@@ -92,6 +92,7 @@ def status(run: Run, address: Address = None, as_json: AsJson = False) -> None:
 def watch(
     run: Run,
     address: Address = None,
+    cluster: Cluster = None,
     every: Annotated[
         float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Between two looks.")
     ] = 2.0,
@@ -106,12 +107,13 @@ def watch(
 
     with Screen(as_json=as_json) as screen:
         try:
-            if address is None:
+            if address is None and cluster is None:
                 for now in snapshots(existing_run(run), every):
                     screen.show(now)
             else:
                 lines = Lines(screen.show)
-                _jobs(address).observe(run, every, lines.write)
+                with _jobs(address, cluster) as jobs:
+                    jobs.observe(run, every, lines.write)
                 if screen.last is None:
                     raise MilpError(f"{run} could not be watched: {lines.last_remark or 'nothing was told'}")
         except KeyboardInterrupt:
@@ -123,37 +125,52 @@ def watch(
 def logs(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")],
     address: Address = None,
+    cluster: Cluster = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
 ) -> None:
     """Print what a run on a cluster has printed."""
-    jobs = _jobs(address)
-    if follow:
-        raise typer.Exit(_followed(jobs, run))
-    typer.echo(jobs.logs(run), nl=False)
+    with _jobs(address, cluster) as jobs:
+        if follow:
+            raise typer.Exit(_followed(jobs, run))
+        typer.echo(jobs.logs(run), nl=False)
 
 
-def stop(run: Run, address: Address = None) -> None:
+def stop(run: Run, address: Address = None, cluster: Cluster = None) -> None:
     """Stop a run as Ctrl-C does.
 
     What is finished is kept, and the same command continues.
     """
-    if address is None:
+    if address is None and cluster is None:
         from milp_ray.run_status import interrupt
 
         interrupt(existing_run(run))
         typer.echo(f"{run}: asked to stop; `milp-ray status {run}` tells when it has")
         return
-    if not _jobs(address).stop(run):
-        raise MilpError(f"{run} is not running on {address}")
-    typer.echo(f"{run}: asked to stop; `milp-ray status {run} --address {address}` tells when it has")
+    with _jobs(address, cluster) as jobs:
+        if not jobs.stop(run):
+            raise MilpError(f"{run} is not running on {jobs.shown}")
+        typer.echo(f"{run}: asked to stop; `milp-ray status {run} {jobs.option}` tells when it has")
 
 
-def _jobs(address: str | None) -> Jobs:
-    from milp_ray.launch.jobs import Jobs
+@contextmanager
+def _jobs(address: str | None, cluster: Path | None) -> Iterator[Jobs]:
+    if (address is None) == (cluster is None):
+        raise MilpError(
+            "say which cluster: --address URL of its dashboard, such as http://127.0.0.1:8265, or --cluster "
+            "FILE of Ray's launcher"
+        )
+    if cluster is not None:
+        from milp_ray.launch.tunnel import dashboard_of
 
-    if address is None:
-        raise MilpError("say which cluster: --address URL of its dashboard, such as http://127.0.0.1:8265")
-    return Jobs(address)
+        # (Before Ray is imported: it reads how to authenticate then.)
+        with dashboard_of(cluster) as local:
+            from milp_ray.launch.jobs import Jobs
+
+            yield Jobs(local, shown=str(cluster), option=f"--cluster {cluster}")
+    elif address is not None:
+        from milp_ray.launch.jobs import Jobs
+
+        yield Jobs(address)
 
 
 def _followed(jobs: Jobs, name: str) -> int:
@@ -161,8 +178,8 @@ def _followed(jobs: Jobs, name: str) -> int:
         state = jobs.follow(name)
     except KeyboardInterrupt:
         typer.echo(
-            f"\nno longer watching; {name} goes on: `milp-ray logs {name} --follow --address {jobs.address}` "
-            f"watches it again, `milp-ray stop {name} --address {jobs.address}` ends it"
+            f"\nno longer watching; {name} goes on: `milp-ray logs {name} --follow {jobs.option}` "
+            f"watches it again, `milp-ray stop {name} {jobs.option}` ends it"
         )
         return exit_codes.INTERRUPTED
     if state.state != "SUCCEEDED":

@@ -55,22 +55,25 @@ class Jobs:
 
     Args:
         address: the dashboard's, such as http://127.0.0.1:8265.
+        shown: what the cluster is called in messages; the address unless given.
+        option: how a command names it; ``--address`` unless given.
 
     Raises:
         MilpError: nobody answers there, or a token is missing.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, shown: str | None = None, option: str | None = None) -> None:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        self.address = address
+        self.shown = shown or address
+        self.option = option or f"--address {address}"
         try:
             self._client = JobSubmissionClient(address)
             self._client.list_jobs()  # the first question that a cluster does not answer to strangers
         except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             raise MilpError(
-                f"no Ray dashboard answers at {address} ({_first_line(error)}); reach it with "
+                f"no Ray dashboard answers at {self.shown} ({_first_line(error)}); reach it with "
                 "`ray dashboard CLUSTER` and give its address, such as http://127.0.0.1:8265; one with token "
                 "authentication wants RAY_AUTH_MODE=token and ~/.ray/auth_token here, too"
             ) from None
@@ -87,8 +90,8 @@ class Jobs:
         before = self.find(config.name)
         if before is not None and not before.has_ended:
             raise MilpError(
-                f"{config.name} is {before.state} on {self.address} already; watch it with `milp-ray logs "
-                f"{config.name} --address {self.address}`, or choose another name=…"
+                f"{config.name} is {before.state} on {self.shown} already; watch it with `milp-ray logs "
+                f"{config.name} {self.option}`, or choose another name=…"
             )
         if before is not None:
             self._client.delete_job(config.name)
@@ -115,7 +118,7 @@ class Jobs:
                     time.sleep(_RETRY_SECONDS)
                     continue
                 raise MilpError(
-                    f"{self.address} did not take the job ({_last_line(error)}); look at the cluster with "
+                    f"{self.shown} did not take the job ({_last_line(error)}); look at the cluster with "
                     "`ray status`, and submit again"
                 ) from None
 
@@ -126,7 +129,7 @@ class Jobs:
         except RuntimeError as error:
             if "does not exist" in str(error) or "404" in str(error):
                 return None
-            raise MilpError(f"{self.address} does not tell about {name} ({_first_line(error)})") from None
+            raise MilpError(f"{self.shown} does not tell about {name} ({_first_line(error)})") from None
         return JobState(info.status.value, info.message or "", info.driver_exit_code)
 
     def get(self, name: str) -> JobState:
@@ -137,7 +140,7 @@ class Jobs:
         """
         found = self.find(name)
         if found is None:
-            raise MilpError(f"there is no job {name!r} on {self.address}; a job goes by its run's name")
+            raise MilpError(f"there is no job {name!r} on {self.shown}; a job goes by its run's name")
         return found
 
     def logs(self, name: str) -> str:
@@ -171,8 +174,8 @@ class Jobs:
             except (OSError, RuntimeError, ClientError) as error:
                 if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
                     raise MilpError(
-                        f"{self.address} has been silent for ten minutes ({type(error).__name__}); the job "
-                        f"may go on: `milp-ray logs {name} --address {self.address}` looks again"
+                        f"{self.shown} has been silent for ten minutes ({type(error).__name__}); the job "
+                        f"may go on: `milp-ray logs {name} {self.option}` looks again"
                     ) from None
             time.sleep(_RETRY_SECONDS)
 

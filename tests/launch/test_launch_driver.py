@@ -12,7 +12,6 @@ from milp_ray.config import Config
 from milp_ray.config_loader import dump_config, load_config
 from milp_ray.errors import MilpError
 from milp_ray.launch.driver import run_command
-from milp_ray.launch.launcher import submit_with_launcher
 
 
 @pytest.fixture
@@ -44,8 +43,3 @@ def test_what_is_no_configuration_is_told_with_the_exit_code_of_a_mistake(
     answer = subprocess.run(script, capture_output=True, text=True)
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
-
-
-def test_a_cluster_file_that_is_not_there_is_told(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(MilpError, match="no such file; cluster/ holds examples"):
-        submit_with_launcher(load_config(file), tmp_path / "nowhere.yaml")

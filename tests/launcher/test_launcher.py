@@ -83,6 +83,11 @@ def test_a_study_is_stopped_and_goes_on_and_outlives_an_unplugged_worker(
     all_of_them = next_one + again.until(lambda: not in_work & run.running, "what was in work has ended")
     record_property("seconds", ("from the cut until all trials in work have ended", all_of_them))
     assert again.exit_code(600) == 0, again.output
+    assert "submitted study" in again.output
+    for command in ("status", "logs"):
+        done = cluster.milp_ray(command, "study", "--cluster", cluster.file)
+        assert done.returncode == 0, done.stdout
+    assert "results for programs" in done.stdout
 
     journal = read_events(run.folder.journal)
     completed = [event["index"] for event in journal if event["event"] == "trial_completed"]

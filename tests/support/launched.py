@@ -176,6 +176,10 @@ class Cluster:
         """Run it with ``milp-ray submit``."""
         return self._follow([sys.executable, "-m", "milp_ray", "submit", config, "--cluster", self.file])
 
+    def milp_ray(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command of ``milp-ray`` on the laptop to its end."""
+        return self.network.laptop.run(sys.executable, "-m", "milp_ray", *words)
+
     def _follow(self, command: list[str | Path]) -> Submission:
         self._n_submitted += 1
         log = self.network.folder / f"submission-{self._n_submitted}.log"
