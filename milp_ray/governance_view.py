@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import run_store, shown
 from milp_ray.rundir import RunFolder
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from milp_ray.users.records import User
 
 EXIT_FOUND = 3
-_LOG_WIDTH = 120
 
 
 def consent(target: str, user_id: str, *, give: bool, withdraw: bool, by: str | None) -> None:
@@ -40,7 +39,7 @@ def consent(target: str, user_id: str, *, give: bool, withdraw: bool, by: str | 
         MilpError: both were asked for; the user was forgotten.
     """
     run, config = _opened(target)
-    console = _console()
+    console = table_console()
     if give and withdraw:
         raise MilpError("--give and --withdraw contradict each other; leave one of them out")
     if not give and not withdraw:
@@ -77,7 +76,7 @@ def forget(
         raise MilpError("--retrain trains a user who stays: it goes with --item")
     run, config = _opened(target)
     store = run_store(run.store, config.personalize)
-    console, rebuild = _console(), _rebuild
+    console, rebuild = table_console(), _rebuild
     hashes = resolve(named, _user(config, user_id)) if named else []
     with run.lock():
         store.check()
@@ -152,7 +151,7 @@ def audit(
     if as_json:
         _print_json(_audit_facts(found))
     else:
-        _print_audit(_console(), found)
+        _print_audit(table_console(), found)
     return 0 if found.is_clean else EXIT_FOUND
 
 
@@ -189,7 +188,7 @@ def items(target: str, user_id: str, *, as_json: bool) -> None:
         mark = "forgotten" if row["forgotten"] else ""
         time = str(row["time"] or "")[:19].replace("T", " ")
         table.add_row(str(row["item"]), str(row["sha256"])[:16], time, str(row["characters"]), mark)
-    _console().print(table)
+    table_console().print(table)
 
 
 # ------------------------------------------------------------------------------------------------ internals
@@ -321,11 +320,6 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
         "record": {"lines": found.n_recorded, "cut_bytes": found.n_cut_bytes},
         "sources": [str(path) for path in found.sources],
     }
-
-
-def _console() -> Console:
-    # A pipe is not a terminal of 80 columns: tables keep the width they need.
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 
 
 def _print_json(data: Any) -> None:

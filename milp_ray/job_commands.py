@@ -43,6 +43,7 @@ def submit(
     overrides: Overrides = None,
     address: Address = None,
     cluster: Cluster = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of this name first.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Print its output until it ends.")] = True,
 ) -> None:
     """Run a configuration on a cluster.
@@ -56,7 +57,7 @@ def submit(
 
     resolved = load_config(config, overrides or [])
     with _jobs(address, cluster) as jobs:
-        name = jobs.submit(resolved)
+        name = jobs.submit(resolved, fresh=fresh)
         typer.echo(f"submitted {name} to {jobs.shown}; files: {place_of(resolved)}")
         if wait:
             raise typer.Exit(_followed(jobs, name))

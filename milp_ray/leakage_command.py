@@ -6,7 +6,6 @@ Nothing heavy is imported before the command needs it.
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from milp_ray.arguments import AsJson
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EXIT_LEAKS = 3
-_LOG_WIDTH = 120
 
 
 class Secrets(StrEnum):
@@ -75,7 +74,6 @@ def leakage(
 
 def _print(found: Mapping[str, Any], file: Path) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from milp_ray.report.leakage_text import (
@@ -86,7 +84,7 @@ def _print(found: Mapping[str, Any], file: Path) -> None:
         leakage_verdict,
     )
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    console = table_console()
     table = Table(title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if i else "left")

@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +14,13 @@ import typer
 
 from milp_ray import exit_codes
 from milp_ray.arguments import AsJson
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from milp_ray.evaluation.judges.protocol import Judge
 
-_LOG_WIDTH = 120
 
 Target = Annotated[str, typer.Argument(metavar="RUN", help="A run folder whose users have adapters.")]
 
@@ -224,11 +223,10 @@ def _print_win_rate(found: Mapping[str, Any], sheet: Path | None) -> None:
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    console = table_console()
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")

@@ -32,7 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.buckets import child_uri
-from milp_ray.run_mirror import ADAPTERS
+from milp_ray.run_mirror import ADAPTERS, INDEX, LOCK
+
+GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,15 @@ class RunPaths:
     def mlflow_file(self) -> Path:
         """Which MLflow run this one is."""
         return self.path / "mlflow.json"
+
+    @property
+    def kept_by_any_command(self) -> frozenset[str]:
+        """Names of what a command leaves that has measured and made nothing."""
+        made = (
+            *(self.config_file, self.versions_file, self.status_file, self.gauges_file),
+            *(self.tensorboard, self.mlflow_file, self.seconds_file, self.peak_memory_file),
+        )
+        return frozenset({*(path.name for path in made), GOVERNANCE, LOCK, INDEX})
 
     @property
     def seconds_file(self) -> Path:

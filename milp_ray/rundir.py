@@ -19,12 +19,11 @@ from milp_ray.errors import MilpError
 from milp_ray.held_file import held_file
 from milp_ray.resumption import differences
 from milp_ray.run_mirror import INDEX, LOCK, Mirror
-from milp_ray.run_paths import RunPaths
+from milp_ray.run_paths import GOVERNANCE, RunPaths
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
 
-GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 
 _MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
 
@@ -87,8 +86,10 @@ class RunFolder(RunPaths):
         run = cls.of(config) if at is None else cls.at(at)
         if fresh:
             run.remove(keep=(GOVERNANCE,))
+        earlier = run._read_json(run.versions_file)
         if run.config_file.exists():
-            run._check_same(config)
+            if not run._goes_on_with(config):
+                earlier = {}
         elif run.path.exists() and not run.path.is_dir():
             raise MilpError(f"{run.path} is a file; choose another name=… or output_dir=…")
         elif run._holds_something_else():
@@ -97,7 +98,6 @@ class RunFolder(RunPaths):
             )
         run.path.mkdir(parents=True, exist_ok=True)
         # The marker goes first: a folder that holds a configuration can always be told to be a run's.
-        earlier = run._read_json(run.versions_file)
         write_json(run.versions_file, {**earlier, **versions(), "seed": config.seed})
         write_text(run.config_file, dump_config(config))
         return run
@@ -165,16 +165,29 @@ class RunFolder(RunPaths):
             if not any(self.path.iterdir()):
                 self.path.rmdir()
 
-    def _check_same(self, config: Config) -> None:
-        """Refuse a configuration whose results cannot be mixed with what the folder holds."""
+    def _goes_on_with(self, config: Config) -> bool:
+        """Whether a configuration goes on with the folder's run; otherwise that one has made nothing yet.
+
+        Raises:
+            MilpError: its results cannot be mixed with those that the folder holds.
+        """
         found = differences(self.config(), config)
-        if found:
+        if found and self._holds_results():
             lines = [f"  {line}" for line in found]
             raise MilpError(
                 f"{self.place} holds a run of a different configuration:\n"
                 + "\n".join(lines)
                 + "\nUse another name=…, or --fresh to delete that run and start over."
             )
+        return not found
+
+    def _holds_results(self) -> bool:
+        """Whether anything was measured or made: a run that was refused before that may become another."""
+        return any(
+            entry.is_file() or any(path.is_file() for path in entry.rglob("*"))
+            for entry in self.path.iterdir()
+            if entry.name not in self.kept_by_any_command
+        )
 
     # ------------------------------------------------------------------------------------- small files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +18,7 @@ from milp_ray.outcome import layers_text
 from milp_ray.personalize.store import AdapterStore, run_store, shown, survey
 from milp_ray.personalize.store.encryption import KeySource
 from milp_ray.rundir import RunFolder
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from milp_ray.personalize.store.export import Format
 
 EXIT_DAMAGED = 3
-_LOG_WIDTH = 120
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -112,7 +110,7 @@ def print_list(opened: Opened, *, limit: int, as_json: bool = False) -> None:
             size(manifest.n_bytes),
             manifest.created[:19].replace("T", " "),
         )
-    console = _console()
+    console = table_console()
     console.print(table)
     # Counting the others would read a manifest each: whether there is one more is enough.
     if len(some) == limit and next(entries, None) is not None:
@@ -160,14 +158,14 @@ def print_user(opened: Opened, user_id: str, version: int | None, *, as_json: bo
     ]
     for name, value in lines:
         table.add_row(escape(name), escape(value))
-    _console().print(table)
+    table_console().print(table)
 
 
 def print_verification(opened: Opened, user_ids: Sequence[str] | None, *, as_json: bool = False) -> int:
     """Check every version; print the problems and the counts. The exit code."""
     store, found = opened.store, survey.Findings()
     problems = []
-    console = _console()
+    console = table_console()
     for who, what in survey.verify_store(store, found, user_ids=user_ids):
         problems.append({"user": who, "problem": what})
         if not as_json:
@@ -206,7 +204,7 @@ def print_collection(opened: Opened, *, keep: int | None, older_than_hours: floa
         line += f"; {removed.needed:,} users keep theirs, as the current one is damaged"
     if removed.too_young:
         line += f"; {removed.too_young:,} younger than {older_than_hours:g} hours stay"
-    _console().print(line)
+    table_console().print(line)
 
 
 def print_expired(opened: Opened, *, dry_run: bool) -> None:
@@ -214,7 +212,7 @@ def print_expired(opened: Opened, *, dry_run: bool) -> None:
     from milp_ray.personalize.governance.retention import collect_expired
 
     gone = collect_expired(opened.store, dry_run=dry_run)
-    _console().print(
+    table_console().print(
         f"{'would remove' if dry_run else 'removed'} {gone.versions:,} expired versions, "
         f"{size(gone.n_bytes)}; {gone.users:,} users {'would have' if dry_run else 'have'} no adapter then"
     )
@@ -243,7 +241,7 @@ def export(
     for user_id in user_ids or ():
         _check_serving(opened, user_id)
     written = list(export_users(opened.store, to, users, format))
-    console = _console()
+    console = table_console()
     if refused:
         console.print(f"[yellow]{len(refused):,} users are left out:[/] without consent, or expired")
     ranks = sorted({one.rank for one in written})
@@ -293,7 +291,7 @@ def rewrite(opened: Opened) -> None:
     store.check(writable=True)
     n_rewritten = sum(1 for _ in survey.rewrite(store))
     how = f"{store.precision}, {'encrypted' if store.key else 'in the clear'}"
-    _console().print(f"{n_rewritten:,} adapters are now stored as {how}; the others already were")
+    table_console().print(f"{n_rewritten:,} adapters are now stored as {how}; the others already were")
 
 
 def print_precisions(opened: Opened, n_users: int, *, as_json: bool = False) -> None:
@@ -330,8 +328,10 @@ def print_precisions(opened: Opened, n_users: int, *, as_json: bool = False) -> 
             f"{row.largest_loss_difference:+.1e}",
         ]
         table.add_row(row.precision, size(row.bytes_a_user), *errors, *losses)
-    _console().print(table)
-    _console().print("[dim]loss in nats a token, its difference to the adapters as they are stored now[/]")
+    table_console().print(table)
+    table_console().print(
+        "[dim]loss in nats a token, its difference to the adapters as they are stored now[/]"
+    )
 
 
 # --------------------------------------------------------------------------------------------- how it looks
@@ -367,11 +367,6 @@ def _manifest_facts(manifest: Manifest) -> dict[str, Any]:
         "retention": None if manifest.retention is None else dict(manifest.retention),
         "files": {name: dict(described) for name, described in manifest.files.items()},
     }
-
-
-def _console() -> Console:
-    # A pipe is not a terminal of 80 columns: tables keep the width they need.
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 
 
 def _table(title: str) -> Table:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,13 +27,13 @@ from milp_ray.search.insight import (
     load_study,
     study_status,
 )
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from milp_ray.rundir import RunFolder
 
-_LOG_WIDTH = 120
 _BAR_WIDTH = 12
 _LEVELS = "▁▂▃▄▅▆▇█"
 _FACTOR_NAMES = {"n": "number of LoRAs"}
@@ -60,7 +58,7 @@ def print_status(run: RunFolder, *, as_json: bool = False, now: datetime | None 
     table.add_column()
     for name, value in _status_lines(status, now or datetime.now(UTC)):
         table.add_row(name, value)
-    _console().print(table)
+    table_console().print(table)
 
 
 def print_front(run: RunFolder, *, as_json: bool = False, analyse: Analyse = analysis_of) -> None:
@@ -95,7 +93,7 @@ def print_front(run: RunFolder, *, as_json: bool = False, analyse: Analyse = ana
     for row in rows:
         rank = "–" if row.layout.is_empty else str(row.layout.rank)
         table.add_row(str(row.trial), layers_text(row.layout), rank, *map(_estimate, row.estimates.values()))
-    console = _console()
+    console = table_console()
     console.print(table)
     console.print("[dim]± of a value: its standard error between layouts on the same users[/]")
     if why:
@@ -136,7 +134,7 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
             top = max(values[2] for values in analysis.importance[name].values())
             cells.append(f"[cyan]{bar(share, top)}[/] {share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]")
         table.add_row(_FACTOR_NAMES.get(factor, factor), *cells)
-    console = _console()
+    console = table_console()
     console.print(table)
     shown = {name: values for name, values in maps.items() if values and name != ADAPTER_PARAMETERS.name}
     if shown:
@@ -156,7 +154,7 @@ def export(run: RunFolder, to: Path) -> None:
     check_format(to)
     rows = export_rows(load_study(run))
     write_export(rows, to)
-    _console().print(f"{len(rows)} trials: {escape(str(to))}", soft_wrap=True)
+    table_console().print(f"{len(rows)} trials: {escape(str(to))}", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------- how it looks
@@ -230,11 +228,6 @@ def _analysis(study: Study, analyse: Analyse) -> tuple[Beliefs | None, str | Non
         return analyse(study), None
     except NoAnalysis as error:
         return None, str(error)
-
-
-def _console() -> Console:
-    # A pipe is not a terminal of 80 columns: tables keep the width they need.
-    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 
 
 def _table(title: str) -> Table:

@@ -58,6 +58,8 @@ def print_check(config: Config) -> None:
     Raises:
         MilpError: the files cannot be read, or hold no user.
     """
+    from milp_ray.errors import MilpError
+    from milp_ray.pipeline.probes import probe_users
     from milp_ray.users.readers import read_users
     from milp_ray.users.splits import check_no_leak, split_user
 
@@ -65,8 +67,8 @@ def print_check(config: Config) -> None:
     console = Console(highlight=False, emoji=False)
     kinds: Counter[str] = Counter()
     sizes = Counter[str]()
-    for user in loaded.users:
-        split = split_user(user, config.users.split)
+    splits = [split_user(user, config.users.split) for user in loaded.users]
+    for user, split in zip(loaded.users, splits, strict=True):
         check_no_leak(split)
         kinds.update(example.kind for example in user.examples)
         sizes.update(
@@ -86,6 +88,10 @@ def print_check(config: Config) -> None:
         "kinds: " + (", ".join(f"{escape(kind)} {n}" for kind, n in sorted(kinds.items())) or "none")
     )
     console.print("nothing of any validation or test example is in a history or in training")
+    try:
+        probe_users(splits, config.search.n_probe_users, config.seed)
+    except MilpError as error:
+        console.print(f"[yellow]a search cannot begin:[/] {escape(str(error))}", soft_wrap=True)
     if loaded.unknown_fields:
         fields = ", ".join(f"{escape(name)} ({n}×)" for name, n in sorted(loaded.unknown_fields.items()))
         console.print(f"[yellow]fields that are not read:[/] {fields}")

@@ -20,8 +20,9 @@ from milp_ray.config import Config
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store import run_store
 from milp_ray.run_mirror import INDEX, Mirror
+from milp_ray.run_paths import GOVERNANCE
 from milp_ray.run_status import read_status, recorded
-from milp_ray.rundir import GOVERNANCE, RunFolder
+from milp_ray.rundir import RunFolder
 
 
 @pytest.fixture

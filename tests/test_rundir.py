@@ -39,8 +39,28 @@ def test_facts_that_become_known_later_survive_a_rerun(config: Config) -> None:
     assert recorded["base_model"] == "embedded"
 
 
+def measured(config: Config) -> RunFolder:
+    """A run that has a result."""
+    run = RunFolder.create(config)
+    run.journal.parent.mkdir()
+    run.journal.write_text("{}\n", encoding="utf-8")
+    return run
+
+
+def test_a_run_that_was_refused_before_it_made_anything_may_become_another(config: Config) -> None:
+    run = RunFolder.create(config)
+    run.record_facts(dataset_hash="ab12")
+    run.adapters.mkdir()
+    other = override_config(config, ["search.n_probe_users=7"])
+    assert RunFolder.create(other).config() == other
+    assert "dataset_hash" not in json.loads(run.versions_file.read_text())
+    (run.adapters / "index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(MilpError, match="was 7, now 1"):
+        RunFolder.create(config)
+
+
 def test_a_different_configuration_is_refused_and_its_keys_are_named(config: Config) -> None:
-    RunFolder.create(config)
+    measured(config)
     other = override_config(config, ["training.learning_rate=0.1", "base.model=x"])
     with pytest.raises(MilpError) as caught:
         RunFolder.create(other)
@@ -63,13 +83,13 @@ def test_a_different_configuration_is_refused_and_its_keys_are_named(config: Con
     ],
 )
 def test_what_no_finished_result_depends_on_may_differ(config: Config, override: str) -> None:
-    RunFolder.create(config)
+    measured(config)
     changed = override_config(config, [override])
     assert RunFolder.create(changed).config() == changed
 
 
 def test_the_number_of_trials_may_grow_and_not_shrink(config: Config) -> None:
-    RunFolder.create(config)
+    measured(config)
     with pytest.raises(MilpError, match=r"search\.n_trials: was 200, now 150"):
         RunFolder.create(override_config(config, ["search.n_trials=150"]))
 

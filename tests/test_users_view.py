@@ -88,3 +88,9 @@ def test_statistics_for_programs_are_the_last_line(configuration: Path) -> None:
     assert facts["kinds"] == {"example": 10}
     assert facts["lengths"]["words"]["query"] == {"mean": 2.0, "median": 2.0, "smallest": 2, "largest": 2}
     assert facts["lengths"]["tokens"]["query"]["mean"] > 2
+
+
+def test_a_check_says_that_there_are_too_few_users_to_search_on(configuration: Path) -> None:
+    assert "a search cannot begin" not in call("users", "check", configuration).output
+    result = call("users", "check", configuration, "search.n_probe_users=99")
+    assert "a search cannot begin: search.n_probe_users is 99, but 1 of 1 users" in result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from milp_ray.errors import MilpError
 from milp_ray.estimate.paper_view import heading, plain_table, print_paper, size
 from milp_ray.estimate.result import PRECISIONS, Estimate, Options, make_estimate
 from milp_ray.report.style import duration
+from milp_ray.table_console import table_console
 from milp_ray.training.memory_model import MemoryParts
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from milp_ray.estimate.cost import Work
     from milp_ray.training.flops import Placement
 
-_LOG_WIDTH = 120
 _PART_NAMES = {
     "base": "base weights",
     "adapters": "LoRA weights",
@@ -51,7 +50,7 @@ def print_estimate(
             f"--figure {str(figure)!r}: a figure is written as PNG; give a name that ends in .png"
         )
     found = make_estimate(config, options)
-    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
+    console = table_console()
     if as_json:
         print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,12 @@ class Jobs:
                 "authentication wants RAY_AUTH_MODE=token and ~/.ray/auth_token here, too"
             ) from None
 
-    def submit(self, config: Config) -> str:
+    def submit(self, config: Config, *, fresh: bool = False) -> str:
         """Submit a run under its name, which is the job's id; an earlier job of the name that ended goes.
+
+        Args:
+            config: of the run.
+            fresh: have an earlier run of the name deleted first.
 
         Raises:
             MilpError: it is running already, or its files would be lost with the job.
@@ -97,16 +101,26 @@ class Jobs:
             self._client.delete_job(config.name)
         with tempfile.TemporaryDirectory(prefix="milp_ray-") as folder:
             (Path(folder) / CONFIG_FILE).write_text(dump_config(config), encoding="utf-8")
-            return self._submit(config, folder)
+            return self._submit(config, folder, ["--fresh"] if fresh else [])
 
-    def _submit(self, config: Config, folder: str) -> str:
+    def _submit(self, config: Config, folder: str, options: Sequence[str]) -> str:
         """Submit the configuration in a folder, once the head node can take it; the job's id."""
+        command = [
+            "python",
+            "-m",
+            "milp_ray",
+            "run",
+            CONFIG_FILE,
+            "ray.address=auto",
+            "--preflight",
+            *options,
+        ]
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
                 return str(
                     self._client.submit_job(
-                        entrypoint=f"python -m milp_ray run {CONFIG_FILE} ray.address=auto --preflight",
+                        entrypoint=shlex.join(command),
                         submission_id=config.name,
                         runtime_env={"working_dir": folder, "env_vars": STOP},
                         metadata={"run": config.name, "place": str(place_of(config))},

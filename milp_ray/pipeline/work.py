@@ -5,17 +5,15 @@ Ray and the workers that hold a base are opened once and serve all stages of a c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from milp_ray.errors import MilpError
 from milp_ray.resident_memory import PeakMemory, peak_memory
 from milp_ray.run_status import recorded
+from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from milp_ray.users.readers import LoadedUsers
     from milp_ray.users.records import UserSplit
 
-_LOG_WIDTH = 120
-
 
 class Work:
     """One command at work on a run: what its stages share."""
@@ -42,10 +38,7 @@ class Work:
         self.run = run
         self.config = config
         self.status = status
-        # A log is not a terminal of 80 columns: tables keep the width they need.
-        self.console = Console(
-            highlight=False, emoji=False, width=None if sys.stdout.isatty() else _LOG_WIDTH
-        )
+        self.console = table_console()
         self.sources: tuple[str, ...] = ()  # of users, in place of the configuration's, for the batch
         self.batch: BatchSummary | None = None  # what the batch made
         self.failures: dict[str, Mapping[str, int]] = {}  # stage → reason → users, where some failed

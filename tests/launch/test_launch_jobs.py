@@ -151,3 +151,10 @@ def test_a_run_is_submitted_stopped_and_goes_on(
     assert "watch-" not in urllib.request.urlopen(  # the job that watched is gone
         urllib.request.Request(f"{cluster.url}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
     ).read().decode("utf-8")
+    short = write_small_run(tmp_path, tiny_llama_dir, training={"memory_epochs": 1, "instruction_epochs": 1})
+    refused = cluster.milp("submit", short)
+    assert refused.returncode == 2
+    assert "different configuration" in refused.stdout
+    afresh = cluster.milp("submit", short, "--fresh")
+    assert afresh.returncode == 0, afresh.stdout + afresh.stderr
+    assert run.config().training.memory_epochs == 1

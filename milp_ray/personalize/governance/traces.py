@@ -23,7 +23,8 @@ from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table
 from milp_ray.personalize.governance.scan import walk
-from milp_ray.rundir import GOVERNANCE, RunFolder
+from milp_ray.run_paths import GOVERNANCE
+from milp_ray.rundir import RunFolder
 
 SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
 
