@@ -18,6 +18,7 @@ import numpy as np
 from milp_ray.errors import MilpError
 from milp_ray.search.candidates import random_new_point
 from milp_ray.search.observations import Observation
+from milp_ray.search.placement import node_without_gpu
 from milp_ray.telemetry import log_event, logger
 
 if TYPE_CHECKING:
@@ -229,8 +230,17 @@ class ActorProposer:
         import ray
 
         if self._actor is None:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            node = node_without_gpu(ray.nodes(), own=ray.get_runtime_context().get_node_id())
+            there: Any = NodeAffinitySchedulingStrategy(node, soft=True)
             # No CPU is reserved: it works while no trial runs, and would otherwise take one trial's place.
-            actor: Any = ray.remote(num_cpus=0, max_restarts=2, max_task_retries=2)(SuggesterActor)
+            actor: Any = ray.remote(
+                num_cpus=0,
+                max_restarts=2,
+                max_task_retries=2,
+                scheduling_strategy=there,
+            )(SuggesterActor)
             self._actor = actor.remote(self._suggester)
 
     def submit(self, question: Question) -> None:
