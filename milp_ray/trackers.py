@@ -53,28 +53,76 @@ def opened_trackers(section: TrackingSection, run: RunFolder) -> Iterator[list[T
         yield found
 
 
+class _InBackground:
+    """What a tracker writes, written by one thread in order; after a failure no more.
+
+    Args:
+        name: of the tracker.
+        broken: what its calls raise when it is lost.
+    """
+
+    def __init__(self, name: str, broken: tuple[type[Exception], ...]) -> None:
+        self._name = name
+        self._broken = broken
+        self._is_lost = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def submit(self, call: Callable[[], Any]) -> None:
+        """Have something written."""
+        self._thread.submit(self._try, call)
+
+    def finish(self, last: Callable[[], Any]) -> None:
+        """Write the last, and wait for it."""
+        self.submit(last)
+        self._thread.shutdown()
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        if self._is_lost:
+            return
+        try:
+            call()
+        except self._broken as error:
+            self._is_lost = True
+            logger.warning("%s is lost (%s): the run goes on without it", self._name, type(error).__name__)
+
+
 class TensorBoard:
-    """Event files in the run folder; every command on the run adds one, from its first number on."""
+    """Event files in the run folder; every command on the run adds one, from its first number on.
+
+    (tensorboardX's own ``SummaryWriter`` waits for ever for its thread when that has met a full disk.)
+    """
 
     def __init__(self, run: RunFolder) -> None:
         # Imported here: the first number comes in Tune's control loop, which an import would hold up.
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
 
         self._folder = run.tensorboard
-        self._open = SummaryWriter
-        self._writer: SummaryWriter | None = None
+        self._open, self._event, self._scalar = EventsWriter, Event, scalar
+        self._events: EventsWriter | None = None
+        self._background = _InBackground("TensorBoard", (OSError,))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Record scalars."""
-        if self._writer is None:
-            self._writer = self._open(str(self._folder))
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        """Record scalars, in the background."""
+        self._background.submit(partial(self._write, dict(values), step, time.time()))
 
     def close(self) -> None:
         """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        self._background.finish(self._end)
+
+    def _write(self, values: Mapping[str, float], step: int, now: float) -> None:
+        if self._events is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._events = self._open(str(self._folder / "events"))
+        for name, value in values.items():
+            summary = self._scalar(name, value)
+            self._events.write_event(self._event(wall_time=now, step=step, summary=summary))
+        self._events.flush()
+
+    def _end(self) -> None:
+        if self._events is not None:
+            self._events.close()
 
 
 class MLflow:
@@ -102,13 +150,12 @@ class MLflow:
         self._metric = Metric
         # The client's own patience with a server that is away is several minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        self._broken = (MlflowException, OSError)
-        self._is_lost = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        broken = (MlflowException, OSError)
+        self._background = _InBackground("MLflow", broken)
         try:
             self._client = MlflowClient(tracking_uri=uri)
             self._run_id = self._opened(run, experiment)
-        except self._broken as error:
+        except broken as error:
             raise MilpError(
                 f"MLflow at tracking.mlflow={uri} cannot be used ({type(error).__name__}: "
                 f"{str(error).splitlines()[0][:200]}); check the address, or leave tracking.mlflow out"
@@ -118,12 +165,11 @@ class MLflow:
         """Record metrics in one request, which is sent in the background."""
         now = int(1000 * time.time())
         metrics = [self._metric(name, float(value), now, step) for name, value in values.items()]
-        self._thread.submit(self._try, partial(self._client.log_batch, self._run_id, metrics=metrics))
+        self._background.submit(partial(self._client.log_batch, self._run_id, metrics=metrics))
 
     def close(self) -> None:
         """End the MLflow run; a later command opens it again."""
-        self._thread.submit(self._try, partial(self._client.set_terminated, self._run_id))
-        self._thread.shutdown()
+        self._background.finish(partial(self._client.set_terminated, self._run_id))
 
     def _opened(self, run: RunFolder, experiment: str) -> str:
         known = run.mlflow_file
@@ -136,12 +182,3 @@ class MLflow:
         run_id = str(self._client.create_run(experiment_id, run_name=run.path.name).info.run_id)
         write_json(known, {"run_id": run_id})
         return run_id
-
-    def _try(self, call: Callable[[], Any]) -> None:
-        if self._is_lost:
-            return
-        try:
-            call()
-        except self._broken as error:
-            self._is_lost = True
-            logger.warning("MLflow is lost (%s): the run goes on without it", type(error).__name__)

@@ -127,3 +127,18 @@ def test_an_mlflow_that_is_lost_costs_a_warning_and_not_the_run(
     assert [r.getMessage() for r in caplog.records] == [
         "MLflow is lost (ConnectionError): the run goes on without it"
     ]
+
+
+def test_event_files_that_cannot_be_written_cost_a_warning_and_hold_nothing_up(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.tensorboard.write_text("in the way", encoding="utf-8")
+    with (
+        caplog.at_level(logging.WARNING, logger="milp_ray"),
+        opened_trackers(TrackingSection(), run) as [tracker],
+    ):
+        for step in range(100):
+            tracker.log({"a": 1.0}, step)
+    assert [r.getMessage() for r in caplog.records] == [
+        "TensorBoard is lost (FileExistsError): the run goes on without it"
+    ]
