@@ -14,8 +14,8 @@ _TRIALS = 50
 class ShortCollections(tune.Callback):
     """Collects among what the last trials have left, instead of among everything; a context manager.
 
-    Python looks through all objects whenever their number has grown by a quarter. With Tune's libraries
-    imported, or after a thousand trials, that takes 0.2 s, and nothing else runs meanwhile. Here what has
+    Python looks through all objects whenever their number has grown by a quarter, and nothing else runs
+    meanwhile: the longer, the more libraries are imported and the more trials there were. Here what has
     stayed is set aside after every few trials.
     """
 
