@@ -138,7 +138,7 @@ def _scored(
     base: Base, split: UserSplit, adapters: Sequence[Adapter | None]
 ) -> tuple[list[float], list[float]]:
     """ROUGE-L over the validation queries, and the CPU seconds it took, for every adapter in turn."""
-    from milp_ray.training.generation import generate
+    from milp_ray.training.generation import Questions, generate
     from milp_ray.training.text import query_prompt
 
     prompts = [query_prompt(example.query, PromptSection()) for example in split.validation]
@@ -147,8 +147,11 @@ def _scored(
     for adapter in adapters:
         started = time.process_time()
         with _merged(base, adapter):
-            answers = generate(
-                base, base.model, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=len(prompts)
+            [answers] = generate(
+                base,
+                [Questions(prompts, adapter=None)],
+                max_new_tokens=MAX_NEW_TOKENS,
+                batch_size=len(prompts),
             )
         pairs = zip(answers, split.validation, strict=True)
         scores.append(fmean(rouge_l(answer, example.response) for answer, example in pairs))
