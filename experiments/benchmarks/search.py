@@ -39,7 +39,7 @@ CACHE = Path("runs/search_comparison/runs.jsonl")
 FIGURE = Path("experiments/results/search/regret.png")
 # The embedded base's trials take seconds, those that a search is run for take minutes: with this factor the
 # median trial of the table takes about one and a half.
-TIME_SCALE = 30.0
+TIME_SCALE = 60.0
 N_WORKERS = 4
 # The modules of milp_ray.search that decide what is proposed, and which trials are stopped.
 PROPOSING = (

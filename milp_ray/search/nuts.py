@@ -8,7 +8,7 @@ objectives, and all batches for which the number of observations is filled up to
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from numpyro import distributions
 from numpyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from milp_ray.search.saas import JITTER, TAU_SCALE, Hyperparameters, LinAlgError
+from milp_ray.search.saas import JITTER, TAU_SCALE, Hyperparameters, LinAlgError, told_apart
 
 _MAX_TREE_DEPTH = 6
 _MIN_NOISE = 1e-4
@@ -45,7 +45,7 @@ def fit_nuts(
     Args:
         features: n x d.
         values: m x n, of mean 0 and variance about 1 in every row.
-        noise: known variances, m; ``None``: inferred.
+        noise: known variances, m, beside which the roughness is inferred; ``None``: all of it is noise.
         seed: of the sampler.
         extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
@@ -63,7 +63,7 @@ def fit_nuts(
     if extra is not None:
         above[:, :n] = extra.cpu().numpy()
     with jax.enable_x64(True):
-        sampler = _sampler(warmup_steps, n_steps, noise is None)
+        sampler = _sampler(warmup_steps, n_steps)
         keys = jax.random.split(jax.random.PRNGKey(seed), len(values))
         samples = [
             _sample(sampler, key, (x, row, np.arange(n_rows) < n, variance, more), thinning)
@@ -75,25 +75,23 @@ def fit_nuts(
     }
     if not all(bool(torch.isfinite(part).all()) for part in stacked.values()):
         raise LinAlgError("NUTS gave samples that are not finite")
+    measuring, own = told_apart(stacked["noise_above"] + _MIN_NOISE, noise)
     return Hyperparameters(
         weights=stacked["tau"][:, :, None] * stacked["relative_weights"],
         outputscale=stacked["outputscale"],
-        noise=stacked["noise"],
+        noise=measuring,
+        roughness=own,
         mean=stacked["mean"],
     )
 
 
 @lru_cache(maxsize=4)
-def _sampler(warmup_steps: int, n_steps: int, is_noise_inferred: bool) -> MCMC:
+def _sampler(warmup_steps: int, n_steps: int) -> MCMC:
     """A sampler; it is compiled at its first run, which takes long, and again for data of another shape
     only.
     """
     return MCMC(
-        NUTS(
-            partial(_model, is_noise_inferred=is_noise_inferred),
-            dense_mass=True,
-            max_tree_depth=_MAX_TREE_DEPTH,
-        ),
+        NUTS(_model, dense_mass=True, max_tree_depth=_MAX_TREE_DEPTH),
         num_warmup=warmup_steps,
         num_samples=n_steps,
         progress_bar=False,
@@ -111,15 +109,7 @@ def _sample(sampler: MCMC, key: jax.Array, data: tuple[Any, ...], thinning: int)
     return {name: np.asarray(values)[::thinning] for name, values in sampler.get_samples().items()}
 
 
-def _model(
-    x: jax.Array,
-    y: jax.Array,
-    is_row: jax.Array,
-    known_noise: jax.Array,
-    extra: jax.Array,
-    *,
-    is_noise_inferred: bool,
-) -> None:
+def _model(x: jax.Array, y: jax.Array, is_row: jax.Array, known_noise: jax.Array, extra: jax.Array) -> None:
     """``is_row`` says which rows are data; the others only fill up and leave the density as it is.
 
     ``extra`` is what rows' variances are above the noise.
@@ -129,9 +119,7 @@ def _model(
     relative = numpyro.sample("relative_weights", distributions.HalfCauchy(jnp.ones(d)))
     scale = numpyro.sample("outputscale", distributions.Gamma(2.0, 0.15))
     mean = numpyro.sample("mean", distributions.Normal(0.0, 1.0))
-    if is_noise_inferred:
-        known_noise = numpyro.sample("noise_above", distributions.Gamma(0.9, 10.0)) + _MIN_NOISE
-    noise = numpyro.deterministic("noise", known_noise)
+    noise = known_noise + numpyro.sample("noise_above", distributions.Gamma(0.9, 10.0)) + _MIN_NOISE
     weighted = x * (tau * relative)
     own = (weighted * x).sum(axis=1)
     squared = own[:, None] + own[None, :] - 2.0 * weighted @ x.T

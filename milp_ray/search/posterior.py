@@ -1,5 +1,8 @@
 """The posterior of the objectives' Gaussian processes, and joint draws from it that grow point by point.
 
+The objectives are free of noise, but not smooth: a layout's roughness, which no other layout tells of
+(:mod:`milp_ray.search.saas`), is a part of them.
+
 Notation: m objectives, s samples of the hyperparameters, b = m·s processes (objective by objective), n
 observations, d features. A process is known by its *whitener* A = L⁻¹ of the covariance K = L Lᵀ, so that
 what is asked of a new point x is one product, v = A k(x): the mean is μ + vᵀ A (y − μ) and the variance
@@ -45,6 +48,7 @@ class Posterior:
         self.n_objectives, self.n_samples = m, s
         self.weights = hyperparameters.weights.reshape(m * s, d)
         self.outputscale = hyperparameters.outputscale.reshape(-1)
+        self.roughness = hyperparameters.roughness.reshape(-1, 1)  # b x 1
         # Of every observation: b x n, or b x 1 where all have the same.
         self.noise = hyperparameters.noise.reshape(-1, 1)
         if extra is not None:
@@ -67,19 +71,29 @@ class Posterior:
         return mean + self._mean_function(points).repeat_interleave(self.n_samples, dim=0)
 
     def covariance(self, left: Tensor, right: Tensor) -> Tensor:
-        """Prior covariances of the noise-free processes: q x d and r x d, b x q x r."""
+        """Prior covariances of the objectives: q x d and r x d, b x q x r. Equal points share roughness."""
+        is_same = (left[:, None] == right[None]).all(dim=2)
+        return self.smooth_covariance(left, right).add_(is_same * self.roughness[:, :, None])
+
+    def smooth_covariance(self, left: Tensor, right: Tensor) -> Tensor:
+        """The same without roughness: also what points have in common of which none is in both."""
         return matern52(squared_distances(left, right, self.weights)).mul_(self.outputscale[:, None, None])
 
+    @property
+    def variance(self) -> Tensor:
+        """Prior variances of the objectives at any point, b x 1."""
+        return self.outputscale[:, None] + self.roughness
+
     def mean(self, points: Tensor) -> Tensor:
-        """Means by sample, m x s x q; ``points`` q x d."""
-        cross = self.covariance(self.features, points)
+        """Means by sample of the objectives' smooth part, m x s x q; ``points`` q x d."""
+        cross = self.smooth_covariance(self.features, points)
         mean = torch.bmm(self.residual_weights[:, None, :], cross)[:, 0] + self.prior_mean(points)
         return mean.reshape(self.n_objectives, self.n_samples, -1)
 
     def mean_and_variance(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances by sample, m x s x q each."""
         explained = torch.bmm(self.whitener, self.covariance(self.features, points))
-        variance = (self.outputscale[:, None] - (explained**2).sum(dim=1)).clamp_min(0.0)
+        variance = (self.variance - (explained**2).sum(dim=1)).clamp_min(0.0)
         mean = torch.bmm(self.whitened[:, None, :], explained)[:, 0] + self.prior_mean(points)
         shape = (self.n_objectives, self.n_samples, -1)
         return mean.reshape(shape), variance.reshape(shape)
@@ -167,11 +181,14 @@ class JointDraws:
         self._n_drawn += q
 
     def candidates(self, points: Tensor) -> Tensor:
-        """Draws at every point by itself given those at the added ones, s x k x m x q; ``points`` q x d."""
+        """Draws at every point by itself given those at the added ones, s x k x m x q.
+
+        ``points`` q x d are new: none is observed or drawn.
+        """
         posterior = self._posterior
-        explained = torch.bmm(self._whitener, posterior.covariance(self._points, points))
+        explained = torch.bmm(self._whitener, posterior.smooth_covariance(self._points, points))
         mean = torch.bmm(self._whitened, explained) + posterior.prior_mean(points)[:, None, :]
-        variance = (posterior.outputscale[:, None] - explained.square_().sum(dim=1)).clamp_min_(0.0)
+        variance = (posterior.variance - explained.square_().sum(dim=1)).clamp_min_(0.0)
         normal = self._base[:, :, self._n_drawn, None]
         return posterior.by_sample(mean + normal * variance.sqrt()[:, None, :])
 

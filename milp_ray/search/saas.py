@@ -6,6 +6,11 @@ One process an objective, Matérn-5/2 with one weight (an inverse squared length
     outputscale ~ Gamma(2, 0.15) noise ~ Gamma(0.9, 10) + 1e-4       (as BoTorch's SAAS models have them)
     mean ~ Normal(0, 1)
 
+Where the noise of measuring is known, what the process leaves of the values is not noise: it is what a layout
+has of its own, its *roughness*, a variance with the prior that the noise has elsewhere. A layout measured
+again would show it again, so a front that it led to stands, and a layout that is yet to be measured may have
+as much of it.
+
 ``map`` takes tau at the quantiles of its prior, as an ensemble, and the rest at the mode of the posterior
 for each tau. All objectives and taus are one batch, with the gradient written out: the sum over pairs of
 points in it is a matrix product for all features at once. The fit begins at the same place every time, not
@@ -48,13 +53,15 @@ _SQRT5 = math.sqrt(5.0)
 class Hyperparameters:
     """Of m objectives by s samples (members of the ensemble).
 
-    ``weights`` m x s x d are inverse squared lengthscales; ``outputscale``, ``noise`` (variances) and
-    ``mean`` are m x s.
+    ``weights`` m x s x d are inverse squared lengthscales; ``outputscale``, ``noise``, ``roughness``
+    (variances) and ``mean`` are m x s. Either the noise is known or the roughness is 0: values alone do not
+    tell the two apart.
     """
 
     weights: Tensor
     outputscale: Tensor
     noise: Tensor
+    roughness: Tensor
     mean: Tensor
 
     @property
@@ -91,7 +98,7 @@ def fit_map(
     Args:
         features: n x d.
         values: m x n, of mean 0 and variance about 1 in every row.
-        noise: known variances, m; ``None``: inferred.
+        noise: known variances, m, beside which the roughness is inferred; ``None``: all of it is noise.
         extra: what single observations' variances are above the noise, m x n; ``None``: nothing.
 
     Raises:
@@ -101,28 +108,33 @@ def fit_map(
     levels = (torch.arange(n_ensemble, dtype=values.dtype) + 0.5) / n_ensemble
     taus = (TAU_SCALE * torch.tan(0.5 * math.pi * levels)).to(values).repeat(m)
     values = values.repeat_interleave(n_ensemble, dim=0)
-    noise = None if noise is None else noise.repeat_interleave(n_ensemble)
+    known = torch.zeros_like(taus) if noise is None else noise.repeat_interleave(n_ensemble)
     extra = None if extra is None else extra.repeat_interleave(n_ensemble, dim=0)
-    point = _modes(features, values, taus, noise, extra).points
-    mean = _LogPosterior(features, values, taus, noise, extra).mean(point)
+    point = _modes(features, values, taus, known, extra).points
+    mean = _LogPosterior(features, values, taus, known, extra).mean(point)
     shape = (m, n_ensemble)
     found = point.exp()
+    measuring, own = told_apart(found[:, d + 1].reshape(shape), noise)
     return Hyperparameters(
         weights=found[:, :d].reshape(*shape, d),
         outputscale=found[:, d].reshape(shape),
-        noise=(found[:, d + 1] if noise is None else noise).reshape(shape),
+        noise=measuring,
+        roughness=own,
         mean=mean.reshape(shape),
     )
 
 
-def _modes(
-    features: Tensor, values: Tensor, taus: Tensor, noise: Tensor | None, extra: Tensor | None
-) -> Minima:
-    """Modes of b processes: the logarithms of weights, outputscale and (where it is inferred) noise, b x
-    p.
-    """
+def told_apart(inferred: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The noise and the roughness that an inferred variance, m x s, stands for; ``known`` noise, m."""
+    if known is None:
+        return inferred, torch.zeros_like(inferred)
+    return known[:, None].expand_as(inferred), inferred
+
+
+def _modes(features: Tensor, values: Tensor, taus: Tensor, noise: Tensor, extra: Tensor | None) -> Minima:
+    """Modes of b processes: the logarithms of weights, outputscale and the inferred variance, b x (d + 2)."""
     n, d = features.shape
-    bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS] + ([_NOISE_BOUNDS] if noise is None else [])
+    bounds = [_WEIGHT_BOUNDS] * d + [_OUTPUTSCALE_BOUNDS, _NOISE_BOUNDS]
     lower, upper = torch.tensor(bounds).to(values).log().unbind(dim=1)
     if n >= _LARGE:
         # Every fourth observation tells most of the way for little time, and the curvature, which grows with
@@ -132,7 +144,7 @@ def _modes(
         start, inverse = part.points, 0.25 * part.inverse
     else:
         # All features alike and points at distances of about one: everywhere else the gradient tells less.
-        begin = [2.0 / d] * d + [1.0] + ([0.05] if noise is None else [])
+        begin = [2.0 / d] * d + [1.0, 0.05]
         start, inverse = torch.tensor(begin).to(values).log().expand(len(values), -1), None
     posterior = _LogPosterior(features, values, taus, noise, extra)
     found = minimise(
@@ -148,7 +160,7 @@ class _LogPosterior:
 
     The density is that of the hyperparameters themselves, as in BoTorch: no Jacobian, which would push every
     weight away from zero. The mean is at its mode given the rest, which is known in closed form, so that the
-    gradient does not see it.
+    gradient does not see it. ``noise``, b, is the known part of the variance beside the inferred one.
     """
 
     def __init__(
@@ -156,7 +168,7 @@ class _LogPosterior:
         features: Tensor,
         values: Tensor,
         taus: Tensor,
-        noise: Tensor | None,
+        noise: Tensor,
         extra: Tensor | None = None,
     ) -> None:
         self._features = features
@@ -169,7 +181,7 @@ class _LogPosterior:
         x, y, tau = self._features, self._values[which], self._taus[which]
         d = x.shape[1]
         weights, scale = point[:, :d].exp(), point[:, d].exp()
-        noise = point[:, d + 1].exp() if self._noise is None else self._noise[which]
+        inferred = point[:, d + 1].exp()
         # In place where it can be: at a few hundred points fresh memory costs as much as the sums.
         squared = squared_distances(x, x, weights)
         distance = squared.sqrt().mul_(_SQRT5)
@@ -177,7 +189,7 @@ class _LogPosterior:
         covariance = squared.mul_(5.0 / 3.0).mul_(slope)
         slope.mul_(distance.add_(1.0))  # times -5/6: the correlation's derivative by the squared distance
         covariance.add_(slope).mul_(scale[:, None, None])
-        variance = noise[:, None] if self._extra is None else noise[:, None] + self._extra[which]  # b x n | 1
+        variance = self._variance(inferred, which)
         covariance.diagonal(dim1=1, dim2=2).add_(variance + JITTER * scale[:, None])
         root, info = torch.linalg.cholesky_ex(covariance)
         inverse = torch.cholesky_inverse(root)
@@ -191,6 +203,8 @@ class _LogPosterior:
             + torch.log1p(ratio**2).sum(dim=1)
             - (_OUTPUTSCALE_PRIOR[0] - 1.0) * point[:, d]
             + _OUTPUTSCALE_PRIOR[1] * scale
+            - (_NOISE_PRIOR[0] - 1.0) * point[:, d + 1]
+            + _NOISE_PRIOR[1] * inferred
         )
         # Twice the derivative by the covariance, symmetric.
         by_covariance = inverse.baddbmm_(alpha[:, :, None], alpha[:, None, :], alpha=-1.0)
@@ -203,23 +217,25 @@ class _LogPosterior:
         gradient[:, :d] = (-5.0 / 6.0) * scale[:, None] * by_weights * weights
         gradient[:, :d] += 2.0 * ratio**2 / (1.0 + ratio**2)
         gradient[:, d] = 0.5 * with_signal - (_OUTPUTSCALE_PRIOR[0] - 1.0) + _OUTPUTSCALE_PRIOR[1] * scale
-        if self._noise is None:
-            value = value - (_NOISE_PRIOR[0] - 1.0) * point[:, d + 1] + _NOISE_PRIOR[1] * noise
-            gradient[:, d + 1] = noise * (0.5 * diagonal.sum(dim=1) + _NOISE_PRIOR[1]) - (
-                _NOISE_PRIOR[0] - 1.0
-            )
+        gradient[:, d + 1] = inferred * (0.5 * diagonal.sum(dim=1) + _NOISE_PRIOR[1]) - (
+            _NOISE_PRIOR[0] - 1.0
+        )
         failed = (info > 0) | ~torch.isfinite(value)
         return torch.where(failed, torch.inf, value), torch.where(failed[:, None], 0.0, gradient)
 
     def mean(self, point: Tensor) -> Tensor:
         """The modes of the means at the points of all problems, b."""
         x, d = self._features, self._features.shape[1]
-        noise = point[:, d + 1].exp() if self._noise is None else self._noise
         scale = point[:, d].exp()
         covariance = scale[:, None, None] * matern52(squared_distances(x, x, point[:, :d].exp()))
-        variance = noise[:, None] if self._extra is None else noise[:, None] + self._extra
+        variance = self._variance(point[:, d + 1].exp(), slice(None))
         covariance.diagonal(dim1=1, dim2=2).add_(variance + JITTER * scale[:, None])
         return _mode_of_mean(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), self._values)[0]
+
+    def _variance(self, inferred: Tensor, which: Tensor | slice) -> Tensor:
+        """What stands on the diagonals beside the process: b x n, or b x 1 where all are alike."""
+        variance = (inferred + self._noise[which])[:, None]
+        return variance if self._extra is None else variance + self._extra[which]
 
 
 def _mode_of_mean(inverse: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +51,21 @@ def test_every_layout_is_measured_once_and_the_plain_ones_first(make: ModuleType
     assert len(layouts) == len({layout.key for layout in layouts}) == space.n_canonical
     assert layouts[0].is_empty
     assert [sum(layout.mask) for layout in layouts[1:11]] == [1] * 8 + [4] * 2
+
+
+def test_a_layout_is_measured_after_every_epoch_for_every_user(
+    make: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, smaller in (("N_EPOCHS", 2), ("N_USERS", 1), ("N_DRAWN_USERS", 2), ("N_EXAMPLES", 20)):
+        monkeypatch.setattr(make, name, smaller)
+    monkeypatch.setattr(make, "TRAINING", make.TRAINING.model_copy(update={"memory_epochs": 2}))
+    measured = make.measure_curve(CanonicalLayout((True,) + (False,) * 7, 8))
+    losses, scores = np.array(measured["validation_loss"]), np.array(measured["rouge_l"])
+    assert losses.shape == scores.shape == (2, 1)
+    assert losses[1] < losses[0]
+    assert ((scores > 0) & (scores <= 100)).all()
+    assert len(measured["score_seconds"]) == 2
+    assert 0 < measured["train_seconds"][0] < measured["train_seconds"][1]
 
 
 def test_the_order_of_the_work_file_does_not_matter(make: ModuleType, tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ def posterior(m: int, s: int = 2, n: int = 6, seed: int = 0) -> Posterior:
         return torch.from_numpy(rng.uniform(low, high, shape))
 
     found = Hyperparameters(
-        some(0.5, 2.0, m, s, D), some(0.8, 1.2, m, s), some(0.01, 0.05, m, s), some(-0.1, 0.1, m, s)
+        weights=some(0.5, 2.0, m, s, D),
+        outputscale=some(0.8, 1.2, m, s),
+        noise=some(0.01, 0.05, m, s),
+        roughness=torch.zeros(m, s).double(),  # BoTorch knows none
+        mean=some(-0.1, 0.1, m, s),
     )
     return Posterior(some(0.0, 1.0, n, D), torch.from_numpy(rng.normal(size=(m, n))), found)
 

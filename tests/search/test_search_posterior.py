@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def hyperparameters(m: int, s: int, d: int, seed: int = 0) -> Hyperparameters:
     def some(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.uniform(0.1, 0.6, shape))
 
-    return Hyperparameters(some(m, s, d), 1 + some(m, s), 0.1 * some(m, s), some(m, s))
+    return Hyperparameters(some(m, s, d), 1 + some(m, s), 0.1 * some(m, s), 0.3 * some(m, s), some(m, s))
 
 
 def test_the_posterior_is_the_textbooks() -> None:
@@ -39,14 +41,30 @@ def test_the_posterior_is_the_textbooks() -> None:
         for s in range(3):
             weights, scale = found.weights[j, s][None], found.outputscale[j, s]
             k = scale * matern52(squared_distances(x, x, weights))[0]
-            k = k + (found.noise[j, s] + saas.JITTER * scale) * torch.eye(15).double()
+            beside = found.noise[j, s] + saas.JITTER * scale
+            same = (x[:, None] == x[None]).all(dim=2).double()
+            k = k + found.roughness[j, s] * same + beside * torch.eye(15).double()
             cross = scale * matern52(squared_distances(x, points, weights))[0]
             constant = found.mean[j, s]
             torch.testing.assert_close(
                 mean[j, s], constant + cross.T @ torch.linalg.solve(k, values[j] - constant)
             )
             explained = (cross * torch.linalg.solve(k, cross)).sum(dim=0)
-            torch.testing.assert_close(variance[j, s], scale - explained)
+            torch.testing.assert_close(variance[j, s], scale + found.roughness[j, s] - explained)
+
+
+def test_what_was_measured_exactly_is_known_however_rough_its_neighbourhood() -> None:
+    x = torch.eye(6, dtype=torch.double)
+    values = data(6)[1]
+    found = replace(hyperparameters(2, 2, 6), noise=torch.zeros(2, 2).double())
+    posterior = Posterior(x, values, found)
+    mean, variance = posterior.mean_and_variance(x)
+    torch.testing.assert_close(mean, values[:, None].expand(-1, 2, -1), atol=1e-5, rtol=0)
+    assert (variance < 1e-5).all()
+    # What is next to it is not: it has a roughness of its own, which no neighbour tells of.
+    beside = posterior.mean_and_variance(x + 1e-6)[1]
+    assert (beside > found.roughness[:, :, None]).all()
+    assert ((posterior.mean(x) - values[:, None]).abs() > 1e-3).any()
 
 
 def test_an_observation_with_more_noise_counts_for_less_and_with_endless_noise_for_nothing() -> None:
@@ -78,7 +96,8 @@ def test_draws_at_the_observed_points_have_the_posteriors_moments_with_unequal_n
 
 
 def test_leaving_one_out_is_leaving_it_out() -> None:
-    x, values = data(9)
+    _, values = data(9)
+    x = torch.rand(9, 6, dtype=torch.double)
     found = hyperparameters(2, 2, 6)
     mean, variance = Posterior(x, values, found).leave_one_out()
     rest = torch.arange(9) != 4
@@ -134,9 +153,10 @@ def test_points_drawn_one_by_one_are_drawn_jointly() -> None:
     torch.testing.assert_close(joint.mean(dim=1).transpose(0, 1), posterior.mean(points), atol=0.02, rtol=0)
 
 
-def test_a_point_drawn_twice_is_the_same_twice() -> None:
+def test_a_point_drawn_twice_is_the_same_twice_where_nothing_is_rough() -> None:
     x, values = data(6)
-    posterior = Posterior(x, values, hyperparameters(2, 2, 6))
+    found = replace(hyperparameters(2, 2, 6), roughness=torch.zeros(2, 2).double())
+    posterior = Posterior(x, values, found)
     point = torch.rand(1, 6, dtype=torch.double)
     draws = JointDraws(posterior, point, many_normals(2, 8, 2, 2))
     torch.testing.assert_close(draws.candidates(point), draws.values, atol=1e-3, rtol=0)

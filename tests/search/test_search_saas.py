@@ -40,16 +40,15 @@ def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
     """Against the multivariate normal and the priors as torch has them, with the mean at its best value."""
     x, values = data(12)
     taus = torch.tensor([0.05, 0.4], dtype=torch.double)
-    noise = torch.tensor([0.02, 0.3], dtype=torch.double) if is_noise_known else None
+    noise = torch.tensor([0.02, 0.3], dtype=torch.double) * is_noise_known
     more = torch.rand(2, 12, generator=torch.Generator().manual_seed(2)).double()
     extra = more if is_some_noisier else torch.zeros(2, 12).double()
     posterior = saas._LogPosterior(x, values, taus, noise, extra if is_some_noisier else None)
-    point = (
-        torch.randn(2, 7 if is_noise_known else 8, generator=torch.Generator().manual_seed(1)).double() - 1
-    )
+    point = torch.randn(2, 8, generator=torch.Generator().manual_seed(1)).double() - 1
     point.requires_grad_()
     weights, scale = point[:, :6].exp(), point[:, 6].exp()
-    variances = noise if noise is not None else point[:, 7].exp()
+    inferred = point[:, 7].exp()
+    variances = noise + inferred
     expected = torch.zeros(2, dtype=torch.double)
     means = posterior.mean(point.detach())
     for b in range(2):
@@ -62,8 +61,7 @@ def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
         half_cauchy = torch.distributions.HalfCauchy(taus[b])
         log = normal.log_prob(values[b]) - 0.5 * means[b] ** 2 + half_cauchy.log_prob(weights[b]).sum()
         log = log + torch.distributions.Gamma(2.0, 0.15).log_prob(scale[b])
-        if noise is None:
-            log = log + torch.distributions.Gamma(0.9, 10.0).log_prob(variances[b])
+        log = log + torch.distributions.Gamma(0.9, 10.0).log_prob(inferred[b])
         expected[b] = -log
     (gradient,) = torch.autograd.grad(expected.sum(), point)
     value, ours = posterior(point.detach(), torch.arange(2))
@@ -81,7 +79,7 @@ def test_the_log_posterior_is_the_definitions_and_its_gradient_autograds(
 
 def test_the_means_mode_makes_the_density_flat(data: Data) -> None:
     x, values = data(10)
-    posterior = saas._LogPosterior(x, values + 3.0, torch.full((2,), 0.1).double(), None)
+    posterior = saas._LogPosterior(x, values + 3.0, torch.full((2,), 0.1).double(), torch.zeros(2).double())
     point = torch.full((2, 8), -1.0).double()
     k = torch.exp(torch.tensor(-1.0)) * matern52(squared_distances(x, x, point[:, :6].exp()))
     k = k + (math.exp(-1.0) * (1 + saas.JITTER)) * torch.eye(10).double()
@@ -166,3 +164,18 @@ def test_few_constant_or_exact_observations_are_fitted(data: Data, n: int, seed:
     assert (variance >= 0).all()
     if noise is not None:
         assert torch.equal(found.noise, noise[:, None].expand(2, 2))
+    assert (found.roughness > 0).all() == is_exact
+
+
+def test_noise_that_is_known_is_told_from_roughness(data: Data) -> None:
+    """Values that scatter with variance 0.09 around a smooth function, 0.04 of which measuring explains."""
+    x, values = data(150, d=8)
+    rng = torch.Generator().manual_seed(3)
+    values = values + 0.3 * torch.randn(values.shape, generator=rng).double()
+    found = fit_map(x, values, torch.full((2,), 0.04).double(), 2)
+    torch.testing.assert_close(
+        found.roughness.mean(dim=1), torch.full((2,), 0.05).double(), atol=0.03, rtol=0
+    )
+    unknown = fit_map(x, values, None, 2)
+    torch.testing.assert_close(unknown.noise, found.roughness + found.noise, atol=0.01, rtol=0)
+    assert (unknown.roughness == 0).all()

@@ -1,7 +1,7 @@
 """Measure the learning curves of layouts of the embedded base: the table that search benchmarks look up.
 
     .venv/bin/python experiments/benchmarks/lora_table/make.py --workers 2    # hours; goes on after a kill
-    .venv/bin/python experiments/benchmarks/lora_table/make.py --limit 5      # the first five layouts
+    .venv/bin/python experiments/benchmarks/lora_table/make.py --limit 5      # the first five; no table
     .venv/bin/python experiments/benchmarks/lora_table/make.py --write        # the table of what is measured
 
 A layout is trained for every probe user as a trial of a search does it (memory stage), and scored after every
@@ -308,7 +308,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
-    parser.add_argument("--limit", type=int, help="measure the first so many layouts only")
+    parser.add_argument("--limit", type=int, help="measure only the first so many, write no table")
     parser.add_argument("--work-file", type=Path, default=WORK_FILE)
     parser.add_argument("--write", action="store_true", help="measure nothing more: write the table")
     arguments = parser.parse_args()
@@ -319,7 +319,8 @@ def main() -> None:
         space = SearchSpace.for_base(SpaceSection(), shapes)
         measure_all(layouts_in_order(space)[: arguments.limit], arguments.work_file, arguments.workers)
     curves = read_curves(arguments.work_file)
-    write_table(list(curves.values()), TABLE)
+    if arguments.write or arguments.limit is None:
+        write_table(list(curves.values()), TABLE)
     print(json.dumps({"n_layouts": len(curves), "table_bytes": TABLE.stat().st_size}))
 
 
