@@ -109,17 +109,21 @@ class Outputs:
 
 def _standard(column: Floats) -> tuple[Floats, Floats]:
     """Mean to 0, one standard deviation (1 where all values are equal) to 1."""
-    centre, spread = float(column.mean()), float(column.std())
-    if not spread > 1e-12 * max(1.0, abs(centre)):
-        spread = 1.0
+    centre = float(column.mean())
+    spread = 1.0 if _is_flat(column) else float(column.std())
     return np.array([centre, centre + spread]), np.array([0.0, 1.0])
+
+
+def _is_flat(column: Floats) -> bool:
+    """Whether the values differ by no more than rounding: a scale made from that has no meaning."""
+    return not float(column.std()) > 1e-12 * max(1.0, abs(float(column.mean())))
 
 
 def _copula(column: Floats) -> tuple[Floats, Floats]:
     """Different values to the normal quantiles of their ranks; equal values share their middle rank."""
-    knots, counts = np.unique(column, return_counts=True)
-    if len(knots) == 1:
+    if _is_flat(column):
         return _standard(column)
+    knots, counts = np.unique(column, return_counts=True)
     middle = counts.cumsum() - 0.5 * counts
     quantiles = np.clip(middle / len(column), _LOWEST_QUANTILE, 1.0 - _LOWEST_QUANTILE)
     return knots, np.asarray(ndtri(quantiles))
