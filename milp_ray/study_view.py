@@ -113,14 +113,17 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
     maps = {name: layer_importance(analysis, name) for name in analysis.objectives}
     if as_json:
         found = {
-            name: {
-                factor: dict(zip(("mean", "low", "high"), analysis.importance[name][factor], strict=True))
-                for factor in analysis.factors
-            }
+            name: {factor: _share(analysis.importance[name][factor]) for factor in analysis.factors}
             for name in analysis.objectives
         }
         _print_json(
-            {"run": run.path.name, "n_trials": study.result.n_completed, "importance": found, "layers": maps}
+            {
+                "run": run.path.name,
+                "n_trials": study.result.n_completed,
+                "importance": found,
+                "unexplained": {name: _share(analysis.unexplained[name]) for name in analysis.objectives},
+                "layers": maps,
+            }
         )
         return
     table = _table(f"What matters in a layout, after {study.result.n_completed} measured trials")
@@ -134,6 +137,10 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
             top = max(values[2] for values in analysis.importance[name].values())
             cells.append(f"[cyan]{bar(share, top)}[/] {share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]")
         table.add_row(_FACTOR_NAMES.get(factor, factor), *cells)
+    told = (analysis.unexplained[name] for name in analysis.objectives)
+    rest = (f"{share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]" for share, low, high in told)
+    table.add_section()
+    table.add_row("none of them", *rest)
     console = table_console()
     console.print(table)
     shown = {name: values for name, values in maps.items() if values and name != ADAPTER_PARAMETERS.name}
@@ -141,6 +148,10 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
         console.print("Where the memory is stored (layers from the input to the output):")
     for name, values in shown.items():
         console.print(f"  {sparkline(values)}  {_short(KNOWN_OBJECTIVES[name])}")
+
+
+def _share(values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), values, strict=True))
 
 
 def export(run: RunFolder, to: Path) -> None:

@@ -122,7 +122,9 @@ def test_the_importance_is_a_row_a_factor_and_a_line_for_the_layers(
     print_importance(run, analyse=build_analysis)
     text = capsys.readouterr().out
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines() if "[" in line}
-    assert list(rows) == ["layer 0", "layer 1", "layer 2", "layer 3", "number of LoRAs", "rank"]
+    names = ["layer 0", "layer 1", "layer 2", "layer 3", "number of LoRAs", "rank", "none of them"]
+    assert list(rows) == names
+    assert rows["none of them"].count("0.35 [0.25, 0.45]") == 2
     assert rows["layer 2"].count("0.80 [0.40, 0.90]") == 2
     assert rows["layer 2"].count("█") > 4 * rows["layer 0"].count("█")
     assert "  ▂▁█▅  validation loss" in text
@@ -134,6 +136,7 @@ def test_the_importance_for_programs(
     print_importance(run, as_json=True, analyse=build_analysis)
     found = json.loads(capsys.readouterr().out)
     assert found["importance"]["rouge_l"]["layer 2"] == {"mean": 0.8, "low": 0.4, "high": 0.9}
+    assert found["unexplained"]["rouge_l"] == {"mean": 0.35, "low": 0.25, "high": 0.45}
     assert found["layers"]["validation_loss"] == [0.1, 0.0, 0.8, 0.4]
     assert found["n_trials"] == 10
 

@@ -247,6 +247,9 @@ def summary_of(content: ReportContent) -> dict[str, Any]:
         "hypervolume": study.status.hypervolume if study else None,
         "front": [_point(row) for row in study.front] if study else None,
         "importance": _importance(study.analysis) if study and study.analysis else None,
+        "unexplained": {name: list(values) for name, values in study.analysis.unexplained.items()}
+        if study and study.analysis
+        else None,
         "search_cost": {name: getattr(study.status, name) for name in _COSTS} if study else None,
         "chosen": dict(content.chosen) if content.chosen else None,
         "n_users": comparison["n_users"] if comparison else None,

@@ -53,8 +53,14 @@ def importance_table(study: StudyContent) -> HtmlTable | None:
             share, low, high = analysis.importance[name][factor]
             cells.append(Cell(f"{share:.2f}", f"{low:.2f} to {high:.2f}", strong=0 < share == tops[name]))
         rows.append(Row(FACTOR_LABELS.get(factor, factor.capitalize()), cells))
+    told = (analysis.unexplained[name] for name in analysis.objectives)
+    rest = [Cell(f"{share:.2f}", f"{low:.2f} to {high:.2f}") for share, low, high in told]
+    rows.append(Row("None of them", rest))
     labels = [KNOWN_OBJECTIVES[name].label.partition(" (")[0] for name in analysis.objectives]
-    note = "Below each value its interval over the model's hyperparameters. Bold: the most important factor."
+    note = (
+        "Below each value its interval over the model's hyperparameters. Bold: the most important factor. "
+        "None of them: the share of what was measured that no factor tells, a layout's own and noise."
+    )
     return HtmlTable("Importance of the layout's factors", ["Factor", *labels], rows, note)
 
 

@@ -58,11 +58,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ObjectiveAnalysis:
-    """One objective: a factor's importance each, a prediction for each layout that was asked about."""
+    """One objective: a factor's importance each, a prediction for each layout that was asked about.
+
+    ``unexplained``, (mean, low, high) over the samples of the hyperparameters as an importance has them, is
+    the share of the variance of a random layout's measured value that no factor tells: what a layout has of
+    its own, and noise.
+    """
 
     objective: str
     importances: tuple[Importance, ...]
     predictions: tuple[Prediction, ...]
+    unexplained: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def analyse(
     fitted = surrogate.fit(space, objectives, section, observations, seed)
     importances = _importances(fitted, np.random.default_rng(seed))
     predictions = _predictions(fitted, layouts)
-    found = zip(objectives, importances, predictions, strict=True)
+    unexplained = _unexplained(fitted, np.random.default_rng(seed))
+    found = zip(objectives, importances, predictions, unexplained, strict=True)
     return Analysis(tuple(ObjectiveAnalysis(*parts) for parts in found), len(fitted.final.measured))
 
 
@@ -131,7 +138,7 @@ def _importances(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[Impo
         mixed = _means(fitted, first.with_factor(factor, second).rows())
         total = 0.5 * ((at_first - mixed) ** 2).mean(axis=2) / scale
         main = np.where(np.isinf(scale), 0.0, 1.0 - 0.5 * ((at_second - mixed) ** 2).mean(axis=2) / scale)
-        low, high = np.quantile(total, [0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2], axis=1)
+        low, high = _interval(total)
         for objective, importances in enumerate(found):
             importances.append(
                 Importance(
@@ -143,6 +150,19 @@ def _importances(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[Impo
                 )
             )
     return [tuple(importances) for importances in found]
+
+
+def _unexplained(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+    """By objective; see :class:`ObjectiveAnalysis`."""
+    told = _means(fitted, _RawLayouts.draw(fitted.rows, rng).rows()).var(axis=2)
+    rest = (fitted.hyperparameters.noise + fitted.hyperparameters.roughness).numpy()
+    share = rest / (told + rest)
+    return list(zip(share.mean(axis=1).tolist(), *(end.tolist() for end in _interval(share)), strict=True))
+
+
+def _interval(samples: Floats) -> Floats:
+    """The lower and the upper ends of what holds :data:`INTERVAL` of the samples, m x s: 2 x m."""
+    return np.quantile(samples, [0.5 - INTERVAL / 2, 0.5 + INTERVAL / 2], axis=1)
 
 
 def _means(fitted: Surrogate, rows: Rows) -> Floats:

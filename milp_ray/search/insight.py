@@ -47,13 +47,15 @@ class Beliefs:
     """What the surrogate believes, by objective (:mod:`milp_ray.search.analysis`).
 
     ``importance[objective][factor]`` is (mean, low, high) of the factor's total Sobol' index over the samples
-    of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``mean`` and ``sd``, by objective, are of
-    the layouts asked for, in their order and the objective's own unit, without measurement noise.
+    of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``unexplained[objective]``, likewise, is the
+    share of the variance between layouts that no factor tells. ``mean`` and ``sd``, by objective, are of the
+    layouts asked for, in their order and the objective's own unit, without measurement noise.
     """
 
     objectives: tuple[str, ...]
     factors: tuple[str, ...]
     importance: Mapping[str, Mapping[str, tuple[float, float, float]]]
+    unexplained: Mapping[str, tuple[float, float, float]]
     mean: Mapping[str, Sequence[float]]
     sd: Mapping[str, Sequence[float]]
 
@@ -296,6 +298,7 @@ def analysis_of(study: Study) -> Beliefs:
             one.objective: {i.factor: (i.total, i.low, i.high) for i in one.importances}
             for one in found.objectives
         },
+        unexplained={one.objective: one.unexplained for one in found.objectives},
         mean={one.objective: [p.mean for p in one.predictions] for one in found.objectives},
         sd={one.objective: [p.sd for p in one.predictions] for one in found.objectives},
     )

@@ -125,6 +125,7 @@ def test_the_summary_has_what_programs_ask_for(content: ReportContent, study: St
     assert [point["key"] for point in summary["front"]] == ["1110-r8", "1100-r8", "0101-r8", "1000-r8"]
     assert summary["front"][0]["adapter_parameters"] == 300
     assert summary["importance"]["rouge_l"]["layer 2"] == [0.8, 0.4, 0.9]
+    assert summary["unexplained"]["rouge_l"] == [0.35, 0.25, 0.45]
     assert (summary["search_cost"]["trial_seconds"], summary["search_cost"]["idle_share"]) == (84.0, 0.0)
     assert summary["scores"]["milp"]["direct"]["fact_accuracy"].keys() == {
         "mean", "low", "high", "n_users", "n_examples",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,24 @@ def test_the_factors_that_decide_are_found_and_shares_are_shares() -> None:
         assert importance.total < 1.05
     assert found.n_observations == 60
     assert study([]) == found
+
+
+def test_what_no_factor_tells_is_told_as_such() -> None:
+    """A sixth of the score's variance is each layout's own; of the loss nothing is."""
+    rng = np.random.default_rng(1)
+    observed = observe(SPACE, 120)
+    spread = float(np.std([o.values["rouge_l"] for o in observed if o.values]))
+    own = rng.normal(0.0, spread * 0.2**0.5, len(observed))
+    rough = [
+        replace(o, values={**o.values, "rouge_l": o.values["rouge_l"] + more})
+        for o, more in zip(observed, own, strict=True)
+        if o.values
+    ]
+    loss, score = analyse(SPACE, OBJECTIVES, SECTION, rough, [], 0).objectives
+    assert loss.unexplained[2] < 0.02
+    share, low, high = score.unexplained
+    assert low <= share <= high
+    assert share == pytest.approx(1 / 6, abs=0.1)
 
 
 def test_layouts_are_predicted_in_the_objectives_units() -> None:

@@ -187,6 +187,8 @@ def test_the_model_is_asked_about_every_factor_and_the_front(
     for name in beliefs.objectives:
         for share, low, high in beliefs.importance[name].values():
             assert low <= share <= high
+        share, low, high = beliefs.unexplained[name]
+        assert 0.0 <= low <= share <= high <= 1.0
         assert len(beliefs.mean[name]) == len(beliefs.sd[name]) == n_front
         measured = [point.values[name] for point in study.result.front]
         spread = 6 * max(beliefs.sd[name]) + 1e-6

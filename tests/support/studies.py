@@ -118,6 +118,7 @@ def build_analysis() -> Callable[[Any], Any]:
             objectives,
             tuple(shares),
             {name: dict(importance) for name in objectives},
+            dict.fromkeys(objectives, (0.35, 0.25, 0.45)),
             {name: [float(i) for i in range(n_front)] for name in objectives},
             {name: [i + 0.5 for i in range(n_front)] for name in objectives},
         )
