@@ -47,9 +47,9 @@ class Beliefs:
     """What the surrogate believes, by objective (:mod:`milp_ray.search.analysis`).
 
     ``importance[objective][factor]`` is (mean, low, high) of the factor's total Sobol' index over the samples
-    of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``unexplained[objective]``, likewise, is the
-    share of the variance between layouts that no factor tells. ``mean`` and ``sd``, by objective, are of the
-    layouts asked for, in their order and the objective's own unit, without measurement noise.
+    of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``unexplained[objective]``, likewise, is
+    the share of the variance between layouts that no factor tells. ``mean`` and ``sd``, by objective, are of
+    the layouts asked for, in their order and the objective's own unit, without measurement noise.
     """
 
     objectives: tuple[str, ...]
