@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--eta", type=int, default=EarlyStoppingSection().eta)
     parser.add_argument(
-        "--time-scale", type=float, default=30.0, help="what the embedded base's seconds are multiplied with"
+        "--time-scale", type=float, default=60.0, help="what the embedded base's seconds are multiplied with"
     )
     arguments = parser.parse_args()
     n_initial, n_trials, n_seeds = (24, 40, 2) if arguments.quick else (100, 140, arguments.seeds)
