@@ -222,7 +222,7 @@ ENTRIES: dict[str, Entry] = {
     "random": Entry(Random),
     "optuna_nsga2": Entry(lambda problem, seed: Optuna(problem, seed, "nsga2")),
     "optuna_motpe": Entry(lambda problem, seed: Optuna(problem, seed, "tpe")),
-    "optuna_gp": Entry(lambda problem, seed: Optuna(problem, seed, "gp"), is_slow=True),
+    "optuna_gp": Entry(lambda problem, seed: Optuna(problem, seed, "gp")),
     "ax_default": Entry(lambda problem, seed: StockAx(problem, seed, "fast"), is_slow=True),
     "ax_saasbo": Entry(lambda problem, seed: StockAx(problem, seed, "quality"), is_slow=True),
     "ours_map": Entry(lambda problem, seed: Ours(problem, seed, "map"), is_ours=True),
