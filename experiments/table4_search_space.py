@@ -1,6 +1,6 @@
 """Which factors of a layout are worth searching (the paper's Table 4): number, size, layers, pairs, all.
 
-    .venv/bin/python experiments/table4_search_space.py                        # demo scale: some 20 minutes
+    .venv/bin/python experiments/table4_search_space.py                        # demo scale: half an hour
     .venv/bin/python experiments/table4_search_space.py --seeds 1 --trials 4   # to see it work
     .venv/bin/python experiments/table4_search_space.py --scale paper users.paths='[data/users.jsonl]'
 
