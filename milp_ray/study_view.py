@@ -135,12 +135,12 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
         for name in analysis.objectives:
             share, low, high = analysis.importance[name][factor]
             top = max(values[2] for values in analysis.importance[name].values())
-            cells.append(f"[cyan]{bar(share, top)}[/] {share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]")
+            cells.append(f"[cyan]{bar(share, top)}[/] {_with_interval(share, low, high)}")
         table.add_row(_FACTOR_NAMES.get(factor, factor), *cells)
-    told = (analysis.unexplained[name] for name in analysis.objectives)
-    rest = (f"{share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]" for share, low, high in told)
     table.add_section()
-    table.add_row("none of them", *rest)
+    table.add_row(
+        "none of them", *(_with_interval(*analysis.unexplained[name]) for name in analysis.objectives)
+    )
     console = table_console()
     console.print(table)
     shown = {name: values for name, values in maps.items() if values and name != ADAPTER_PARAMETERS.name}
@@ -148,6 +148,10 @@ def print_importance(run: RunFolder, *, as_json: bool = False, analyse: Analyse 
         console.print("Where the memory is stored (layers from the input to the output):")
     for name, values in shown.items():
         console.print(f"  {sparkline(values)}  {_short(KNOWN_OBJECTIVES[name])}")
+
+
+def _with_interval(share: float, low: float, high: float) -> str:
+    return f"{share:.2f} [dim]\\[{low:.2f}, {high:.2f}][/]"
 
 
 def _share(values: tuple[float, float, float]) -> dict[str, float]:

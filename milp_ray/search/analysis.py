@@ -105,9 +105,9 @@ def analyse(
     if n_measured < 2:
         raise ValueError(f"{n_measured} trials have values: an analysis needs at least two")
     fitted = surrogate.fit(space, objectives, section, observations, seed)
-    importances = _importances(fitted, np.random.default_rng(seed))
+    importances, variance = _importances(fitted, np.random.default_rng(seed))
     predictions = _predictions(fitted, layouts)
-    unexplained = _unexplained(fitted, np.random.default_rng(seed))
+    unexplained = _unexplained(fitted, variance)
     found = zip(objectives, importances, predictions, unexplained, strict=True)
     return Analysis(tuple(ObjectiveAnalysis(*parts) for parts in found), len(fitted.final.measured))
 
@@ -127,8 +127,8 @@ def _predictions(fitted: Surrogate, layouts: Sequence[CanonicalLayout]) -> list[
     return found
 
 
-def _importances(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[Importance, ...]]:
-    """By objective and factor."""
+def _importances(fitted: Surrogate, rng: np.random.Generator) -> tuple[list[tuple[Importance, ...]], Floats]:
+    """By objective and factor; and the variance that the factors decide together, m x s."""
     first, second = (_RawLayouts.draw(fitted.rows, rng) for _ in range(2))
     at_first, at_second = _means(fitted, first.rows()), _means(fitted, second.rows())  # m x s x n
     variance = np.concatenate([at_first, at_second], axis=2).var(axis=2)
@@ -149,12 +149,11 @@ def _importances(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[Impo
                     high=float(high[objective]),
                 )
             )
-    return [tuple(importances) for importances in found]
+    return [tuple(importances) for importances in found], variance
 
 
-def _unexplained(fitted: Surrogate, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """By objective; see :class:`ObjectiveAnalysis`."""
-    told = _means(fitted, _RawLayouts.draw(fitted.rows, rng).rows()).var(axis=2)
+def _unexplained(fitted: Surrogate, told: Floats) -> list[tuple[float, float, float]]:
+    """By objective, of what is ``told``, m x s; see :class:`ObjectiveAnalysis`."""
     rest = (fitted.hyperparameters.noise + fitted.hyperparameters.roughness).numpy()
     share = rest / (told + rest)
     return list(zip(share.mean(axis=1).tolist(), *(end.tolist() for end in _interval(share)), strict=True))

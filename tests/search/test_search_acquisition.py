@@ -16,7 +16,7 @@ from milp_ray.search.nehvi import NoisyHypervolumeImprovement
 from milp_ray.search.posterior import Posterior
 from milp_ray.search.saas import Hyperparameters
 
-CLIMB = Effort(try_all=0, n_random=128, n_front=2, n_kept=64, n_starts=8)
+CLIMB = Effort(try_all=0, n_random=64, n_front=2, n_kept=64)
 
 
 def nothing(rows: CanonicalRows) -> Rows:
@@ -71,11 +71,11 @@ def test_the_climb_finds_the_optimum_of_the_acquisition(space: SearchSpace, seed
     observed = rows.random(10, rng)
     d = space.n_layers + 2
     found = Hyperparameters(
-        torch.from_numpy(0.3 * rng.random((2, 2, d)) * (rng.random((2, 2, d)) < 0.5)),
-        torch.ones(2, 2).double(),
-        torch.full((2, 2), 0.01).double(),
-        torch.zeros(2, 2).double(),
-        torch.zeros(2, 2).double(),
+        weights=torch.from_numpy(0.3 * rng.random((2, 2, d)) * (rng.random((2, 2, d)) < 0.5)),
+        outputscale=torch.ones(2, 2).double(),
+        noise=torch.full((2, 2), 0.01).double(),
+        roughness=torch.zeros(2, 2).double(),
+        mean=torch.zeros(2, 2).double(),
     )
     features = torch.from_numpy(rows.features(observed))
     posterior = Posterior(features, torch.from_numpy(rng.normal(size=(2, 10))), found)
