@@ -36,7 +36,8 @@ COMPARE_demo := experiments/table2_methods.yaml
 PARTS_demo := experiments/table5_components.yaml
 RUN_paper := experiments/paper_llama2_7b.yaml
 COMPARE_paper := $(RUN_paper)
-PARTS_paper := $(RUN_paper) compare.methods=[base,memory_only,instruction_only,milp]
+# At the paper's scale they are rows of Table 2.
+PARTS_paper := $(RUN_paper)
 # The layout that all adapters are compared with: the demo's files name one, the paper's is searched.
 LAYOUT_demo := @:
 LAYOUT_paper = $(BIN)/milp-ray search $(RUN_paper) $(ARGS) && $(BIN)/milp-ray choose $(RUN_paper) $(ARGS)

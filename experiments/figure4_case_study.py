@@ -3,9 +3,10 @@
     .venv/bin/python experiments/figure4_case_study.py                     # make figure4; a minute or two
     .venv/bin/python experiments/figure4_case_study.py --config experiments/meddia_tinystories.yaml --user 3
 
-One user of a `milp-ray compare` configuration, whose methods are fitted to all its users (what they share
-needs them), and one query of each kind. Writes experiments/results/figure4/table.md; the last line is one
-JSON object. Real users' texts would stand in it: use it on invented or published ones.
+One user of a `milp-ray compare` configuration, whose methods are fitted to some of its users (what they
+share needs them) with the layout that it names or that its run has chosen, and one query of each kind. Users
+who may not be trained are left out. Writes experiments/results/figure4/table.md; the last line is one JSON
+object. Real users' texts would stand in it: use it on invented or published ones.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from milp_ray.arguments import run_of
 from milp_ray.config import Config
-from milp_ray.config_loader import load_config
+from milp_ray.errors import MilpError
 from milp_ray.evaluation.metrics import fact_accuracy, rouge_l
 from milp_ray.evaluation.user import Subject, requests_of
-from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit_users, label
+from milp_ray.personalize.recipe import Recipe
+from milp_ray.pipeline.work import working
 from milp_ray.training.base import load_base
-from milp_ray.users.readers import read_users
 from milp_ray.users.records import Example, UserSplit
-from milp_ray.users.splits import split_user
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("base", "text_prompt", "retrieval_dense", "malp", "shared_adapter", "oppu", "milp", "hybrid")
@@ -39,18 +40,17 @@ def chosen_queries(split: UserSplit, most: int) -> list[Example]:
 
 
 def answers(
-    config: Config, splits: Sequence[UserSplit], user: UserSplit, asked: Sequence[Example]
+    config: Config,
+    recipe: Recipe,
+    splits: Sequence[UserSplit],
+    user: UserSplit,
+    asked: Sequence[Example],
 ) -> dict[str, list[str]]:
     """Method → its answers to the user."""
     base = load_base(config.base)
-    given = config.compare.layout
-    layers = given.layers if given is not None else range(base.n_layers // 2, base.n_layers)
-    layout = CanonicalLayout(
-        tuple(i in set(layers) for i in range(base.n_layers)), given.rank if given else 16
-    )
     subjects = [Subject(split, None, config.seed + i) for i, split in enumerate(splits)]
     requests = requests_of(
-        base, subjects, layout, config.training, config.prompt, config.evaluation, config.methods
+        base, subjects, recipe.layout, config.training, config.prompt, config.evaluation, config.methods
     )
     found = {}
     for name in METHODS:
@@ -95,12 +95,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "figure4")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, arguments.overrides)
-    splits = [split_user(user, config.users.split) for user in read_users(config.users, config.seed).users]
+    run, config = run_of(str(arguments.config), arguments.overrides)
+    try:
+        with working(run, config, "figure4") as work:
+            splits, recipe = work.splits, work.recipe_of(config.compare.layout)
+    except MilpError as error:
+        raise SystemExit(f"error: {error}") from None
     user = splits[arguments.user]
     some = [split for split in splits[-arguments.users :] if split is not user] + [user]
     asked = chosen_queries(user, arguments.queries)
-    found = answers(config, some, user, asked)
+    found = answers(config, recipe, some, user, asked)
     head = [
         f"`experiments/figure4_case_study.py`: {len(user.history)} turns of history, "
         f"{len(user.train)} past examples, methods fitted to {len(some)} users.",

@@ -7,7 +7,8 @@
 For every set of factors and every seed `milp-ray run` searches with the same number of trials, the other
 factors held (all layers, as many LoRAs as layers, the smallest rank), takes the layout with the lowest
 validation loss, and scores MiLP on the users' held-out queries. A finished run is not repeated. Differences
-to the whole space are paired inside users, after the mean over seeds; 95 % intervals by bootstrap.
+to the whole space are paired inside users, after the mean over seeds where those have the same users (the
+embedded ones differ from seed to seed); 95 % intervals by bootstrap.
 
 Writes experiments/results/table4/{table.md,values.csv}; the last line is one JSON object.
 """
@@ -20,6 +21,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -57,6 +59,7 @@ SCALES = {
     ),
     "paper": ("paper_llama2_7b.yaml", ["evaluation.methods=[milp]", "choice.rule=best_loss"]),
 }
+ByUser = dict[str, dict[str, float]]  # user → measure → value
 DRAWS: dict[str, Any] = {"n_bootstrap": 2000, "confidence": 0.95, "seed": 0}
 
 
@@ -80,7 +83,7 @@ def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, e
     return folder
 
 
-def by_user(run: Path) -> dict[str, dict[str, float]]:
+def by_user(run: Path) -> ByUser:
     """User → measure → mean over their held-out queries."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in read_scores(run / "scores.parquet").to_pylist():
@@ -88,6 +91,16 @@ def by_user(run: Path) -> dict[str, dict[str, float]]:
             if row["method"] == "milp" and row[name] is not None:
                 found[row["user_id"]][name].append(row[name])
     return {user: {name: fmean(values) for name, values in own.items()} for user, own in found.items()}
+
+
+def over_seeds(scores: Sequence[ByUser]) -> ByUser:
+    """The mean of each user's values over the seeds that have the user."""
+    found: ByUser = {}
+    for user in sorted({user for of_seed in scores for user in of_seed}):
+        own = [of_seed[user] for of_seed in scores if user in of_seed]
+        names = {name for values in own for name in values}
+        found[user] = {name: fmean(values[name] for values in own if name in values) for name in names}
+    return found
 
 
 def layout_of(run: Path) -> CanonicalLayout:
@@ -121,13 +134,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.scale == "demo" and arguments.trials is None:
         arguments.trials = 12
-    per_set: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    per_set: dict[tuple[str, ...], ByUser] = {}
     layouts: dict[tuple[str, ...], list[CanonicalLayout]] = {}
     for factors in FACTORS:
         runs = [run_of(factors, seed, arguments, arguments.overrides) for seed in range(arguments.seeds)]
-        scores = [by_user(run) for run in runs]
-        # Users of different seeds are different embedded users: each is one of the bootstrap's.
-        per_set[factors] = [own for of_seed in scores for _, own in sorted(of_seed.items())]
+        per_set[factors] = over_seeds([by_user(run) for run in runs])
         layouts[factors] = [layout_of(run) for run in runs]
         keys = ", ".join(one.key for one in layouts[factors])
         print(f"{' + '.join(LABELS[factor] for factor in factors)}: {keys}", flush=True)
@@ -135,7 +146,7 @@ def main() -> None:
 
 
 def write(
-    per_set: dict[tuple[str, ...], list[dict[str, float]]],
+    per_set: dict[tuple[str, ...], ByUser],
     layouts: dict[tuple[str, ...], list[CanonicalLayout]],
     arguments: argparse.Namespace,
 ) -> None:
@@ -145,11 +156,14 @@ def write(
     header = ["Searched", "ROUGE-L", "Fact accuracy (%)", "Loss (nats)"]
     header += ["− all: ROUGE-L", "− all: facts", "− all: loss", "LoRAs × rank (mean)"]
     rows, values, last = [], [], {}
+    users = sorted(per_set[whole])
     for factors in FACTORS:
         means, differences = {}, {}
         for name in MEASURES:
-            own = np.array([user.get(name, np.nan) for user in per_set[factors]])
-            of_whole = np.array([user.get(name, np.nan) for user in per_set[whole]])
+            own, of_whole = (
+                np.array([per_set[one].get(user, {}).get(name, np.nan) for user in users])
+                for one in (factors, whole)
+            )
             means[name] = interval(own, **DRAWS)
             differences[name] = difference_interval(own, of_whole, **DRAWS) if factors != whole else None
             values.append([" ".join(factors), name, means[name].to_dict()["mean"] if means[name] else ""])

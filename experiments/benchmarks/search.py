@@ -9,6 +9,8 @@ stopping are simulated (comparison/simulation.py). Every finished run is kept un
 comparison that was interrupted goes on, and more seeds, problems or algorithms add to it. A run is made anew
 when what it was made from has changed: its settings, the table, the peer's version, or for ours the code of
 the search. Optuna is no dependency of the package: pip install optuna, or leave it out with --algorithms.
+What JAX compiles for samplers is kept there as well, and compiled once: Ax would need half a minute for that
+at every suggestion.
 
 Writes experiments/results/search/regret.png. The last line is one JSON object.
 """
@@ -36,6 +38,11 @@ from headline import with_headline
 import milp_ray
 
 CACHE = Path("runs/search_comparison/runs.jsonl")
+JAX_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE.with_name("jax").absolute()),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 FIGURE = Path("experiments/results/search/regret.png")
 # The embedded base's trials take seconds, those that a search is run for take minutes: with this factor the
 # median trial of the table takes about one and a half.
@@ -186,6 +193,7 @@ def main() -> None:
     unknown = [*(set(problems) - set(PROBLEMS)), *(set(algorithms) - set(ENTRIES))]
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; give some of {[*PROBLEMS]} and {[*ENTRIES]}")
+    os.environ.update(JAX_CACHE)  # JAX is imported when an algorithm that needs it is made
     n_seeds, n_trials = arguments.seeds, arguments.trials
     if arguments.quick:
         problems, n_seeds, n_trials = ["lora_table"], 2, 32

@@ -13,7 +13,7 @@ from milp_ray.config.section import NonNegativeInt, Section
 class EvaluationSection(Section):
     """What is measured on the held-out queries."""
 
-    methods: tuple[OwnMethod, ...] = METHODS
+    methods: Annotated[tuple[OwnMethod, ...], Field(min_length=1)] = METHODS
     max_new_tokens: PositiveInt = 48
     batch_size: PositiveInt = 16  # rows generated at once
     n_bootstrap: PositiveInt = 2000
@@ -50,6 +50,6 @@ class LayoutSection(Section):
 class CompareSection(Section):
     """`milp-ray compare`: every method on the same users, quality against cost."""
 
-    methods: tuple[Method, ...] = ALL_METHODS
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ALL_METHODS
     n_seeds: PositiveInt = 3  # of training: config.seed, and those after it
     layout: LayoutSection | None = None  # of all adapters; None: the one that the run has chosen

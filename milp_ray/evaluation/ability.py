@@ -257,12 +257,16 @@ def _lines(path: Path, most: int) -> list[str]:
     if not path.is_file():
         raise MilpError(f"--texts {path}: there is no such file")
     found: list[str] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if len(found) == most:
-                break
-            text = _text_field(path, number, line) if path.suffix == ".jsonl" else line.strip()
-            found += [text] if text else []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if len(found) == most:
+                    break
+                text = _text_field(path, number, line) if path.suffix == ".jsonl" else line.strip()
+                found += [text] if text else []
+    except UnicodeDecodeError:
+        # Not its own words, which quote the file.
+        raise MilpError(f"--texts {path} is not UTF-8; convert it") from None
     if not found:
         raise MilpError(f"--texts {path} holds no text")
     return found

@@ -14,6 +14,7 @@ from milp_ray.personalize.store import AdapterMissingError, AdapterStore
 
 if TYPE_CHECKING:
     from milp_ray.config.evaluation import EvaluationSection
+    from milp_ray.config.methods import MethodsSection
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.training.adapters import Adapter
     from milp_ray.training.base import Base
@@ -32,6 +33,7 @@ def answer_users(
     store: AdapterStore,
     recipe: Recipe,
     section: EvaluationSection,
+    settings: MethodsSection,
     methods: Sequence[str],
     base: Base,
     splits: Sequence[UserSplit],
@@ -60,6 +62,7 @@ def answer_users(
                 batch_size=section.batch_size,
                 seed=recipe.seed_of(split.user_id),
                 adapter=adapter,
+                methods=settings,
             )
     found: dict[int, dict[str, list[str]]] = {place: {} for place in requests}
     for name in methods:

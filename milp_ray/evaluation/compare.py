@@ -80,6 +80,8 @@ def compare(
     section: EvaluationSection,
     seed: int,
     pairs: Sequence[tuple[str, str]] = PAIRS,
+    *,
+    answers: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Compare the methods of a scores table.
 
@@ -102,6 +104,7 @@ def compare(
         section: confidence and number of draws.
         seed: of the draws.
         pairs: of methods whose difference is told, the first minus the second, where both are there.
+        answers: every single answer, where the rows of ``table`` are means over some; ``None``: ``table``.
     """
     columns = _Columns.of(table)
     methods = in_order(columns.methods)
@@ -140,7 +143,7 @@ def compare(
         "short_labels": {method: short_label(method) for method in methods},
         "scores": scores,
         "differences": differences,
-        "together": compare_together(table, methods, PAIRS, section, draws),
+        "together": compare_together(table if answers is None else answers, methods, PAIRS, section, draws),
         "slices": sizes,
         "n_users": columns.n_users,
         "n_users_fits": fits,

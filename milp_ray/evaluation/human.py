@@ -45,35 +45,42 @@ def read_choices(path: Path) -> list[HumanChoice]:
     """Read people's choices.
 
     Raises:
-        MilpError: the file is not there, lacks a column, or a line cannot be understood (told by its number;
-            what it says is not repeated).
+        MilpError: the file is not there, is not UTF-8, lacks a column, or a line cannot be understood (told
+            by its number; what it says is not repeated).
     """
     if not path.is_file():
         raise MilpError(f"{path}: there is no such file; `milp-ray winrate RUN --sheet {path}` makes one")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return _choices(path, csv.DictReader(file))
+    except UnicodeDecodeError:
+        # Not its own words, which quote the file.
+        raise MilpError(f"{path} is not UTF-8; save it as «CSV UTF-8»") from None
+
+
+def _choices(path: Path, reader: csv.DictReader[str]) -> list[HumanChoice]:
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise MilpError(f"{path} lacks the columns {missing}; it needs {', '.join(COLUMNS)}")
     found = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise MilpError(f"{path} lacks the columns {missing}; it needs {', '.join(COLUMNS)}")
-        for row in reader:
-            said = (row["choice"] or "").strip().lower()
-            if not said:
-                continue
-            if said not in _CHOICES or not (row["example"] or "").strip().isdecimal():
-                raise MilpError(
-                    f"{path}, line {reader.line_num}: example must be a whole number, and choice one of "
-                    "first, second and tie (or 1, 2 and 0)"
-                )
-            found.append(
-                HumanChoice(
-                    row["user_id"],
-                    int(row["example"]),
-                    (row["first"] or "").strip(),
-                    (row["second"] or "").strip(),
-                    _CHOICES[said],
-                )
+    for row in reader:
+        said = (row["choice"] or "").strip().lower()
+        if not said:
+            continue
+        if said not in _CHOICES or not (row["example"] or "").strip().isdecimal():
+            raise MilpError(
+                f"{path}, line {reader.line_num}: example must be a whole number, and choice one of "
+                "first, second and tie (or 1, 2 and 0)"
             )
+        found.append(
+            HumanChoice(
+                row["user_id"],
+                int(row["example"]),
+                (row["first"] or "").strip(),
+                (row["second"] or "").strip(),
+                _CHOICES[said],
+            )
+        )
     return found
 
 

@@ -23,17 +23,19 @@ COLUMNS = {
     "score": "double",  # how much better the method's answer is, in the judge's units
     "choice": "int8",  # 1: the method's answer is better, 0: a tie, −1: the other's
 }
+_PAIR = ("method", "against", "judge")
 
 
-def write_judgements(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_judgements(path: Path, rows: list[dict[str, Any]], *, is_everybody: bool = False) -> None:
     """Put rows into a run's file, whole or not at all, in place of earlier ones.
 
-    Rows of the same user, methods and judge give way to the new ones; those of other users, pairs and judges
-    stay.
+    Rows of the same user, methods and judge give way to the new ones; those of other pairs and judges stay,
+    and so do those of other users, unless the new ones are of everybody who could be judged.
     """
-    new = {_call(row) for row in rows}
+    key = _PAIR if is_everybody else ("user_id", *_PAIR)
+    new = {_values(row, key) for row in rows}
     earlier = read_judgements(path).to_pylist() if path.is_file() else []
-    write_table(path, [*(row for row in earlier if _call(row) not in new), *rows], COLUMNS)
+    write_table(path, [*(row for row in earlier if _values(row, key) not in new), *rows], COLUMNS)
 
 
 def read_judgements(path: Path) -> pa.Table:
@@ -45,5 +47,5 @@ def read_judgements(path: Path) -> pa.Table:
     return read_table(path, COLUMNS)
 
 
-def _call(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("user_id", "method", "against", "judge"))
+def _values(row: dict[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(row[name] for name in names)

@@ -24,6 +24,7 @@ from milp_ray.progress import progress
 
 if TYPE_CHECKING:
     from milp_ray.config.evaluation import EvaluationSection
+    from milp_ray.config.methods import MethodsSection
     from milp_ray.personalize.pool import WorkerPool
     from milp_ray.personalize.recipe import Recipe
     from milp_ray.personalize.store import AdapterStore
@@ -44,7 +45,7 @@ class WinRateOptions:
     sheet: Path | None = None  # to be written
 
     def check_sheet(self, run: Path) -> None:
-        """Refuse a sheet that is there already, or in a place that is to hold no texts.
+        """Refuse a sheet that is there already, or in a place that is not there or is to hold no texts.
 
         Raises:
             MilpError: so it is.
@@ -58,13 +59,15 @@ class WinRateOptions:
                 f"{self.sheet} would lie in the run folder, which holds no texts of users; put it elsewhere, "
                 "and remove it when the choices are made"
             )
+        if not self.sheet.parent.is_dir():
+            raise MilpError(f"{self.sheet}: {self.sheet.parent} is no folder; make it first")
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What became of a call."""
 
-    n_users: int
+    user_ids: frozenset[str]
     n_failed: int
     failed_reasons: dict[str, int]
     n_inapplicable: int  # users to whom one of the methods does not apply
@@ -79,14 +82,17 @@ def judge_users(
     judge: Judge,
     *,
     methods: tuple[str, str],
+    settings: MethodsSection,
     pool: WorkerPool,
     store: AdapterStore,
+    is_everybody: bool = True,
     with_sheet: bool = False,
     progress_file: TextIO | None = None,
 ) -> Judged:
     """Judge the first method's answers against the second's, and put what was said into ``file``.
 
-    Judged users are kept when a later one fails or the call is interrupted.
+    Judged users are kept when a later one fails or the call is interrupted. Once everybody has been asked
+    for, what an earlier call said of users who were not judged now is dropped.
 
     Args:
         file: of judgements (:mod:`milp_ray.evaluation.judgements`).
@@ -95,8 +101,10 @@ def judge_users(
         section: how answers are generated.
         judge: compares.
         methods: the one that wins or loses, and the one that it is compared with.
+        settings: what the methods have to set.
         pool: open workers that hold the base.
         store: the users' adapters.
+        is_everybody: these are all of the run's users, not a sample.
         with_sheet: give back the pairs with their texts, for people to compare.
         progress_file: where progress goes; ``None``: standard output.
 
@@ -109,7 +117,8 @@ def judge_users(
     lines: list[SheetLine] = []
     judged: set[str] = set()
     n_inapplicable = 0
-    answer = partial(answer_users, store, recipe, section, methods)
+    answer = partial(answer_users, store, recipe, section, settings, methods)
+    is_done = False
     try:
         with progress(STAGE, len(asked), unit="users", file=progress_file) as bar:
             for outcome in pool.map(
@@ -131,12 +140,13 @@ def judge_users(
                 judged.add(outcome.key)
                 if with_sheet:
                     lines += [SheetLine(outcome.key, i, methods, q) for i, q in enumerate(questions)]
+        is_done = True
     finally:
         if rows:
-            write_judgements(file, rows)
+            write_judgements(file, rows, is_everybody=is_everybody and is_done)
     if not judged:
         raise MilpError(_nobody_judged(reasons, n_inapplicable, len(splits), len(asked), methods))
-    return Judged(len(judged), reasons.total(), dict(reasons), n_inapplicable, tuple(lines))
+    return Judged(frozenset(judged), reasons.total(), dict(reasons), n_inapplicable, tuple(lines))
 
 
 def some_users(splits: Sequence[UserSplit], n: int | None, seed: int) -> list[UserSplit]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from milp_ray.atomic_files import write_json
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import COLUMNS, read_scores, schema, write_scores
+from milp_ray.evaluation.tasks import closed_questions
 from milp_ray.evaluation.user import Subject, evaluate_users, requests_of
 from milp_ray.methods import INFO, Costs, in_order, is_shared
 from milp_ray.personalize.recipe import fingerprint
@@ -85,12 +87,15 @@ def side_by_side(
     """Fit, ask and score every method, and compare them.
 
     Returns:
-        What :func:`milp_ray.evaluation.compare.compare` returns, over scores that are means over the seeds;
+        What :func:`milp_ray.evaluation.compare.compare` returns, over scores that are means over the seeds
+        (``together``: over the answers of all seeds);
         ``costs`` (method → :class:`milp_ray.methods.Costs` as a dict) and ``n_seeds``.
 
     Raises:
         MilpError: no user has a test example, or a method fails: with its name and the reason.
     """
+    import pyarrow as pa
+
     asked = [split for split in splits if split.test]
     if not asked:
         raise MilpError(
@@ -115,12 +120,13 @@ def side_by_side(
             write_scores(_scores_file(folder, unit), rows, {s.user_id: unit.digest for s in unit.splits})
             write_json(_costs_file(folder, unit), {"digest": unit.digest, "costs": costs})
             bar.advance()
-    table = _mean_over_seeds([read_scores(_scores_file(folder, unit)) for unit in units])
+    answers = pa.concat_tables([read_scores(_scores_file(folder, unit)) for unit in units])
+    table = _mean_over_seeds(answers)
     write_scores(folder / "scores.parquet", [table], {})
     methods = in_order(section.methods)
     pairs = [(one, other) for one in AHEAD for other in methods if other != one]
     found = {
-        **compare(table, settings.evaluation, settings.recipe.seed, pairs),
+        **compare(table, settings.evaluation, settings.recipe.seed, pairs, answers=answers),
         "costs": {method: _costs_of(folder, units, method) for method in methods},
         "n_seeds": section.n_seeds,
     }
@@ -258,21 +264,37 @@ def _digest(method: str, settings: Settings, splits: Sequence[UserSplit]) -> str
         users.append([split.user_id, fingerprint(recipe, split), split.profile, test, rejected])
     # Without defaults, so that a method that comes new to the package does not make the others' scores old.
     given = settings.methods.model_dump(mode="json", exclude_defaults=True)
-    sections = [given, settings.evaluation.max_new_tokens]
-    data = json.dumps([_FORMAT, method, sections, users])
+    sections = [given, settings.evaluation.max_new_tokens, *closed_questions(settings.evaluation)]
+    data = json.dumps([_FORMAT, method, sections, users, *_own_code(method)])
     return hashlib.sha256(data.encode("ascii")).hexdigest()
+
+
+def _own_code(method: str) -> list[str]:
+    """Hash of the file of a method that does not come with the package; nothing where there is none."""
+    if method in INFO:
+        return []
+    try:
+        found = find_spec(method)
+    except ImportError:  # told where the method is called
+        return []
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        return []
+    return [hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()]
 
 
 # ------------------------------------------------------------------------------------ over seeds and users
 
 
-def _mean_over_seeds(tables: Sequence[pa.Table]) -> pa.Table:
-    """One row a (user, method, example): means over the seeds; counts of words are the first seed's."""
+def _mean_over_seeds(answers: pa.Table) -> pa.Table:
+    """One row a (user, method, example): means over the seeds; what has no mean is the first seed's."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     keys = ["user_id", "method", "example"]
     how = {name: "mean" if name in _MEASURED else "first" for name in COLUMNS if name not in keys}
-    grouped = pa.concat_tables(tables).group_by(keys, use_threads=False).aggregate(list(how.items()))
+    first = pc.ScalarAggregateOptions(skip_nulls=False)  # else a null would become a later seed's value
+    wanted = [(name, kind, first if kind == "first" else None) for name, kind in how.items()]
+    grouped = answers.group_by(keys, use_threads=False).aggregate(wanted)
     columns = [grouped[f"{name}_{how[name]}" if name in how else name] for name in COLUMNS]
     return pa.table(columns, names=list(COLUMNS)).cast(schema())
 

@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milp_ray.config.methods import MethodsSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.scores import Row, read_scores, read_users_scored, write_scores
+from milp_ray.evaluation.tasks import closed_questions
 from milp_ray.personalize.batch import users_at_once
 from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore, hash_id
@@ -54,6 +56,7 @@ def evaluate(
     *,
     pool: WorkerPool,
     store: AdapterStore | None = None,
+    settings: MethodsSection | None = None,
 ) -> dict[str, Any]:
     """Score the methods on every user, write ``scores.parquet``, and compare.
 
@@ -67,6 +70,7 @@ def evaluate(
         section: which methods, and how answers are generated and compared.
         pool: open workers that hold the base (:func:`milp_ray.personalize.batch.worker_pool`).
         store: the users' adapters; ``None``: the full method trains them here.
+        settings: what the methods have to set; ``None``: their defaults.
 
     Returns:
         What :func:`milp_ray.evaluation.compare.compare` returns, and ``n_failed``, ``failed_reasons`` (reason
@@ -77,8 +81,9 @@ def evaluate(
     Raises:
         MilpError: no user could be scored.
     """
-    ledger = _Ledger(run, recipe, section, store)
-    score = partial(_score, store, recipe, section)
+    settings = settings or MethodsSection()
+    ledger = _Ledger(run, recipe, section, settings, store)
+    score = partial(_score, store, recipe, section, settings)
     with progress(STAGE, len(splits) if isinstance(splits, Sized) else None, unit="users") as bar:
         with _PartWriter(run.path / PARTS_FOLDER) as parts, _Failures(run.path / FAILED_FILE) as failures:
             for outcome in pool.map(
@@ -120,12 +125,21 @@ class _Ledger:
     """Which users are scored already, by an earlier call, and from what."""
 
     def __init__(
-        self, run: RunFolder, recipe: Recipe, section: EvaluationSection, store: AdapterStore | None
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        section: EvaluationSection,
+        settings: MethodsSection,
+        store: AdapterStore | None,
     ) -> None:
         self._file = run.scores_file
         self._parts = run.path / PARTS_FOLDER
         self._maker = Maker(recipe)
-        self._how = [FORMAT, sorted(section.methods), section.max_new_tokens, *_closed_questions(section)]
+        self.methods = section.methods
+        self._how = [FORMAT, sorted(section.methods), section.max_new_tokens, *closed_questions(section)]
+        # Without defaults, so that what is new to the package does not make scores old.
+        given = settings.model_dump(mode="json", exclude_defaults=True)
+        self._how += [given] if given else []
         self._scored: dict[str, set[str]] = {}
         for source in self._sources():
             for user_id, made_from in read_users_scored(source).items():
@@ -199,12 +213,6 @@ class _Ledger:
         return hashlib.sha256(json.dumps(data).encode("ascii")).hexdigest()
 
 
-def _closed_questions(section: EvaluationSection) -> list[Any]:
-    """What decides how answers to closed questions are read; nothing for free answers."""
-    closed = {"classification": list(section.labels), "rating": list(section.scale)}
-    return [section.task, closed[section.task]] if section.task in closed else []
-
-
 class _PartWriter:
     """Keeps finished users' rows, in parts that are each written whole; also on an interruption."""
 
@@ -273,6 +281,7 @@ def _score(
     store: AdapterStore | None,
     recipe: Recipe,
     section: EvaluationSection,
+    settings: MethodsSection,
     base: Base,
     items: Sequence[_Item],
     report: Callable[[int, Any], None],
@@ -296,6 +305,7 @@ def _score(
         recipe.training,
         recipe.prompt,
         section,
+        settings=settings,
     )
     for place, own in zip(subjects, rows, strict=True):
         report(place, own)
@@ -333,6 +343,8 @@ def _nothing_scored(failures: _Failures, ledger: _Ledger) -> str:
     if failures.count:
         reason, count = failures.reasons.most_common(1)[0]
         return f"no user could be evaluated: {failures.count} failed, {count} of them because: {reason}"
+    if ledger.n_without_test < len(ledger.wanted):
+        return f"{', '.join(ledger.methods)} apply to none of {len(ledger.wanted)} users; name other methods"
     return (
         f"none of {len(ledger.wanted)} users has test examples, so there is nothing to evaluate; lower "
         "users.split.train or users.split.validation, or give users more examples"

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milp_ray.evaluation.metrics import words
 
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from milp_ray.config.evaluation import EvaluationSection
+
     Array = NDArray[np.float64]
 
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+(?:[.,]\d+)?(?!\w)")
+
+
+def closed_questions(section: EvaluationSection) -> list[Any]:
+    """What decides how answers to closed questions are read, in plain types; nothing for free answers."""
+    closed = {"classification": list(section.labels), "rating": list(section.scale)}
+    return [section.task, closed[section.task]] if section.task in closed else []
 
 
 # --------------------------------------------------------------------------------------------- yes or no

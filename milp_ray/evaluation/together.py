@@ -57,19 +57,20 @@ def compare_together(
     """The measures of :data:`TOGETHER` that the data has.
 
     Args:
-        table: as :func:`milp_ray.evaluation.scores.read_scores` gives it.
+        table: as :func:`milp_ray.evaluation.scores.read_scores` gives it; of several seeds, the rows of all.
         methods: to be measured.
         pairs: methods whose difference is wanted, the first minus the second.
         section: what the queries ask for.
         draws: ``n_bootstrap``, ``confidence`` and ``seed`` of the intervals.
 
     Returns:
-        ``scores[method][measure]`` = ``{mean, low, high, n_users, n_examples}`` and
+        ``scores[method][measure]`` = ``{mean, low, high, n_users, n_examples}`` (different examples) and
         ``differences["milp - base"][measure]`` = ``{mean, low, high, n_users}``, in plain types.
     """
     user_ids, users = encoded(table, "user_id")
     names, method_of = encoded(table, "method")
     numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
+    examples = table["example"].to_numpy().astype(np.int64)
     kinds = _kinds(section, numbers)
     scores: dict[str, dict[str, Any]] = {method: {} for method in methods}
     differences: dict[str, dict[str, Any]] = {f"{a} - {b}": {} for a, b in pairs if {a, b} <= set(methods)}
@@ -77,9 +78,10 @@ def compare_together(
         sums = {}
         for method in methods:
             rows = method_of == names.index(method)
-            sums[method], n_examples = _by_user(kind, numbers, rows, users, len(user_ids))
+            sums[method], known = _by_user(kind, numbers, rows, users, len(user_ids))
             found = _measure(kind, sums[method], draws)
             if found is not None:
+                n_examples = len(np.unique(np.stack([users[known], examples[known]]), axis=1).T)
                 scores[method][name] = {**_rounded(found), "n_examples": n_examples}
         for first, second in pairs:
             if {first, second} <= sums.keys():
@@ -202,15 +204,15 @@ def _ratio(sums: Array) -> Array:
 
 def _by_user(
     kind: _Kind, numbers: Columns, rows: NDArray[np.bool_], users: NDArray[np.int64], n_users: int
-) -> tuple[Array, int]:
-    """Sums of the statistics, shape ``(n_users, k)`` with NaN for users without any; and the rows used."""
+) -> tuple[Array, NDArray[np.int64]]:
+    """Sums of the statistics, shape ``(n_users, k)`` with NaN for users without any; and which rows count."""
     statistics = kind.statistics({name: column[rows] for name, column in numbers.items()})
     known = ~np.isnan(statistics).any(axis=1)
     places = users[rows][known]
     summed = [np.bincount(places, column, minlength=n_users) for column in statistics[known].T]
     sums = np.stack(summed, axis=1).astype(np.float64)  # without any row, bincount gives integers
     sums[np.bincount(places, minlength=n_users) == 0] = np.nan
-    return sums, int(known.sum())
+    return sums, np.flatnonzero(rows)[known]
 
 
 def _measure(kind: _Kind, sums: Array, draws: Mapping[str, Any]) -> Interval | None:

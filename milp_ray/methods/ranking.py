@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 
@@ -114,6 +115,13 @@ def encoder(name: str, base: Base) -> Callable[[Sequence[str]], torch.Tensor]:
         from milp_ray.training.encode import mean_states
 
         return lambda texts: mean_states(base, texts)
+    model = _sentence_transformer(name, str(base.device))
+    return lambda texts: model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).cpu()
+
+
+@lru_cache(maxsize=1)
+def _sentence_transformer(name: str, device: str) -> Any:
+    """The model, which is loaded once for all users."""
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
@@ -122,10 +130,9 @@ def encoder(name: str, base: Base) -> Callable[[Sequence[str]], torch.Tensor]:
             "it, or use 'base'"
         ) from error
     try:
-        model = SentenceTransformer(name, device=str(base.device), model_kwargs={"use_safetensors": True})
+        return SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise MilpError(
             f"methods.retrieval.encoder {name!r} cannot be loaded ({type(error).__name__}); give a folder or "
             "an id of a sentence-transformers model with safetensors weights"
         ) from error
-    return lambda texts: model.encode(list(texts), convert_to_tensor=True, show_progress_bar=False).cpu()

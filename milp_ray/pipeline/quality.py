@@ -55,6 +55,9 @@ def win_rate(
 
     ``quiet``: progress and remarks go to standard error.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from milp_ray.evaluation.human import read_choices, write_sheet
     from milp_ray.evaluation.judgements import read_judgements
     from milp_ray.evaluation.judging import judge_users, some_users
@@ -76,8 +79,10 @@ def win_rate(
             config.evaluation,
             judge,
             methods=options.methods,
+            settings=config.methods,
             pool=work.pool,
             store=run_store(run.store, config.personalize),
+            is_everybody=options.n_users is None,
             with_sheet=options.sheet is not None,
             progress_file=sys.stderr if quiet else None,
         )
@@ -87,6 +92,8 @@ def win_rate(
     section = config.evaluation
     draws = {"n_bootstrap": section.n_bootstrap, "confidence": section.confidence, "seed": config.seed}
     table = read_judgements(run.judgements_file)
+    judged_now = pa.array(sorted(judged.user_ids), pa.string())
+    table = table.filter(pc.is_in(table["user_id"], value_set=judged_now))
     call = (*options.methods, judge.name)
 
     def of_this_call(found: list[dict[str, Any]]) -> dict[str, Any]:

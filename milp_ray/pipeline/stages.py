@@ -285,6 +285,7 @@ def _evaluate(work: Work) -> None:
         work.config.evaluation,
         pool=work.pool,
         store=run_store(work.run.store, work.config.personalize),
+        settings=work.config.methods,
     )
     counts = {name: found[name] for name in ("n_failed", "n_without_test", "n_kept_versions")}
     work.run.record_facts(evaluate=counts)

@@ -167,6 +167,14 @@ def test_documents_of_the_world_are_drawn_where_neither_users_nor_pretraining_ar
     assert population_rng(0).getstate() == pretraining_rng((1 << 56) - (1 << 48)).getstate()
 
 
+def test_texts_in_another_encoding_are_refused_without_their_words(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes("a secret café".encode("cp1252"))
+    with pytest.raises(MilpError, match="UTF-8") as caught:
+        population_texts(Config(name="c"), AbilityOptions(texts=path))
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -14,6 +14,7 @@ import pytest
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.methods import MethodsSection, RetrievalSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
@@ -252,8 +253,38 @@ def test_users_without_test_examples_are_counted_and_nobody_with_any_is_an_error
         evaluate(run, bare, recipe, section, pool=InlinePool(base))
 
 
+def test_methods_that_apply_to_nobody_are_named(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit]
+) -> None:
+    section = FAST.model_copy(update={"methods": ("oracle_profile",)})
+    without = [replace(split, profile=None) for split in splits]
+    with pytest.raises(MilpError, match="oracle_profile apply to none of 3 users"):
+        evaluate(run, without, recipe, section, pool=InlinePool(base))
+
+
+def test_what_the_methods_have_to_set_reaches_them_and_decides_who_is_scored_again(
+    run: RunFolder, recipe: Recipe, base: Any, splits: list[UserSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from milp_ray.evaluation import user
+
+    asked: list[int] = []
+    real = user.fit_users
+
+    def fit_users(name: str, requests: Any, shared: Any) -> Any:
+        asked.extend(request.methods.retrieval.k for request in requests)
+        return real(name, requests, shared)
+
+    monkeypatch.setattr(user, "fit_users", fit_users)
+    section = FAST.model_copy(update={"methods": ("retrieval_bm25",)})
+    one = MethodsSection(retrieval=RetrievalSection(k=1))
+    for settings in (None, None, one, one):
+        evaluate(run, splits, recipe, section, pool=InlinePool(base), settings=settings)
+    assert asked == [RetrievalSection().k] * 3 + [1] * 3
+
+
 def test_the_stages_function_reaches_workers(recipe: Recipe) -> None:
-    assert pickle.loads(pickle.dumps(partial(stage._score, None, recipe, FAST))).func is stage._score
+    work = partial(stage._score, None, recipe, FAST, MethodsSection())
+    assert pickle.loads(pickle.dumps(work)).func is stage._score
 
 
 # ------------------------------------------------------------------------------ data newer than the adapter

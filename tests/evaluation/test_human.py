@@ -56,6 +56,17 @@ def test_choices_that_cannot_be_read_are_told_by_line_without_their_text(
     assert "secret" not in str(caught.value)
 
 
+def test_choices_in_another_encoding_are_refused_without_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "choices.csv"
+    path.write_bytes(
+        "user_id,example,first,second,choice,query\na,0,milp,base,tie,secret café\n".encode("cp1252")
+    )
+    with pytest.raises(MilpError, match="UTF-8") as caught:
+        read_choices(path)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
 def test_a_missing_file_of_choices_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(MilpError, match="--sheet"):
         read_choices(tmp_path / "none.csv")

@@ -14,6 +14,7 @@ from support.inline import InlinePool
 from support.judgements import PAIR
 
 from milp_ray.config.evaluation import EvaluationSection
+from milp_ray.config.methods import MethodsSection
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.answers import answer_users
 from milp_ray.evaluation.judgements import read_judgements
@@ -42,7 +43,16 @@ def judged(
     judge = options.pop("judge", ReferenceJudge())
     methods = options.pop("methods", PAIR)
     return judge_users(
-        file, splits, recipe, SECTION, judge, methods=methods, pool=pool, store=store, **options
+        file,
+        splits,
+        recipe,
+        SECTION,
+        judge,
+        methods=methods,
+        settings=MethodsSection(),
+        pool=pool,
+        store=store,
+        **options,
     )
 
 
@@ -51,7 +61,8 @@ def test_every_query_is_judged_and_no_text_is_kept(
 ) -> None:
     file = tmp_path / "judgements.parquet"
     found = judged(file, recipe, store, InlinePool(base), splits, with_sheet=True)
-    assert (found.n_users, found.n_failed, len(found.sheet)) == (3, 0, 6)
+    assert found.user_ids == {split.user_id for split in splits}
+    assert (found.n_failed, len(found.sheet)) == (0, 6)
     rows = read_judgements(file).to_pylist()
     assert {(r["user_id"], r["example"]) for r in rows} == {(s.user_id, i) for s in splits for i in range(2)}
     scores = ReferenceJudge().prefer([line.question for line in found.sheet])
@@ -67,7 +78,7 @@ def test_the_answers_are_those_that_evaluation_scores(
     from milp_ray.evaluation.user import Subject, evaluate_users
 
     found: dict[int, Any] = {}
-    answer_users(store, recipe, SECTION, PAIR, base, splits, found.__setitem__)
+    answer_users(store, recipe, SECTION, MethodsSection(), PAIR, base, splits, found.__setitem__)
     subjects = [Subject(s, store.load(s.user_id), 0) for s in splits]
     expected = evaluate_users(base, subjects, PAIR, recipe.layout, recipe.training, recipe.prompt, SECTION)
     for place, split in enumerate(splits):
@@ -96,7 +107,7 @@ def test_a_user_without_an_adapter_fails_and_the_others_are_judged(
     file = tmp_path / "judgements.parquet"
     stranger = make_split("stranger", n_turns=2, n_train=1, n_val=0, n_test=1)
     found = judged(file, recipe, store, InlinePool(base), [stranger, splits[0]])
-    assert (found.n_users, found.n_failed) == (1, 1)
+    assert (found.user_ids, found.n_failed) == ({splits[0].user_id}, 1)
     assert ["personalize" in reason for reason in found.failed_reasons] == [True]
     with pytest.raises(MilpError, match="1 users failed"):
         judged(file, recipe, store, InlinePool(base), [stranger])
@@ -121,6 +132,20 @@ def test_what_was_judged_before_an_interruption_is_kept(
     assert set(read_judgements(file)["user_id"].to_pylist()) == {"u-0"}
 
 
+def test_who_is_not_judged_again_with_everybody_is_dropped_and_beside_a_sample_kept(
+    tmp_path: Path, recipe: Recipe, base: Any, store: AdapterStore, splits: list[UserSplit]
+) -> None:
+    file = tmp_path / "judgements.parquet"
+    judged(file, recipe, store, InlinePool(base), splits)
+    judged(file, recipe, store, InlinePool(base), splits[:1], is_everybody=False)
+    assert len(set(read_judgements(file)["user_id"].to_pylist())) == 3
+    with pytest.raises(KeyboardInterrupt):
+        judged(file, recipe, store, StoppedPool(base), splits[:2])
+    assert len(set(read_judgements(file)["user_id"].to_pylist())) == 3
+    judged(file, recipe, store, InlinePool(base), splits[:2])
+    assert set(read_judgements(file)["user_id"].to_pylist()) == {s.user_id for s in splits[:2]}
+
+
 def test_a_method_that_does_not_apply_is_counted(
     tmp_path: Path, recipe: Recipe, base: Any, store: AdapterStore, splits: list[UserSplit]
 ) -> None:
@@ -128,7 +153,7 @@ def test_a_method_that_does_not_apply_is_counted(
     methods = ("base", "oracle_profile")
     file = tmp_path / "judgements.parquet"
     found = judged(file, recipe, store, InlinePool(base), bare, methods=methods, judge=PersonaJudge())
-    assert (found.n_users, found.n_inapplicable) == (1, 1)
+    assert (found.user_ids, found.n_inapplicable) == ({splits[1].user_id}, 1)
     with pytest.raises(MilpError, match="no test examples"):
         judged(file, recipe, store, InlinePool(base), bare[2:])
 
@@ -141,5 +166,5 @@ def test_a_sample_of_users_is_seeded_and_keeps_their_order(splits: list[UserSpli
 
 
 def test_the_work_reaches_workers(recipe: Recipe, store: AdapterStore) -> None:
-    work = partial(answer_users, store, recipe, SECTION, PAIR)
+    work = partial(answer_users, store, recipe, SECTION, MethodsSection(), PAIR)
     assert pickle.loads(pickle.dumps(work)).func is answer_users

@@ -24,13 +24,13 @@ from milp_ray.config.methods import ALL_METHODS, MethodsSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
-from milp_ray.evaluation.scores import read_scores
-from milp_ray.evaluation.side_by_side import Settings, side_by_side
+from milp_ray.evaluation.scores import as_table, read_scores, score_rows
+from milp_ray.evaluation.side_by_side import Settings, _mean_over_seeds, side_by_side
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.shared import Shared
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.rundir import RunFolder
-from milp_ray.users.records import UserSplit
+from milp_ray.users.records import Example, UserSplit
 
 SOME = CompareSection(methods=("base", "milp", "shared_adapter"), n_seeds=2)
 LAYOUT = CanonicalLayout((False, True, False, True), 2)
@@ -216,3 +216,43 @@ def test_labels_have_a_table_of_their_own(
     console = Console(width=120, record=True)
     print_comparison(console, found)
     assert "Closed questions" in console.export_text()
+    again = InlinePool(base)
+    other = task.model_copy(update={"labels": ("comedy", "drama")})
+    side_by_side(run, labelled, replace(settings, evaluation=other), SOME, pool=again)
+    assert again.keys, "scores hold the places of labels, so that other labels need other scores"
+
+
+def test_what_a_seed_could_not_read_is_not_taken_from_another_seed() -> None:
+    task = EvaluationSection(task="classification", labels=("comedy", "drama"))
+    example = Example("?", "comedy")
+    rows = [
+        score_rows(
+            "u", "milp", [example], [text], [(1.0, 1)], persona=frozenset(), history_fits=True, section=task
+        )
+        for text in ("no idea", "comedy")
+    ]
+    [row] = _mean_over_seeds(as_table([row for of_seed in rows for row in of_seed])).to_pylist()
+    assert (row["wanted"], row["given"]) == (0.0, None)
+
+
+def test_a_method_of_ones_own_is_scored_again_when_its_file_has_changed(
+    base: Any,
+    run: RunFolder,
+    splits: list[UserSplit],
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own_methods").mkdir()
+    file = tmp_path / "own_methods" / "silent.py"
+    code = "from milp_ray.methods.protocol import Answerer\n\n\n"
+    code += "def fit(requests):\n    return [Answerer(one) for one in requests]\n"
+    file.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    section = CompareSection(methods=("base", "own_methods.silent"), n_seeds=1)
+    side_by_side(run, splits, settings, section, pool=InlinePool(base))
+    same, changed = InlinePool(base), InlinePool(base)
+    side_by_side(run, splits, settings, section, pool=same)
+    file.write_text(code + "\n# another version\n")
+    side_by_side(run, splits, settings, section, pool=changed)
+    assert (same.keys, changed.keys) == ([], ["own_methods.silent-0-0"])

@@ -24,9 +24,8 @@ from milp_ray.evaluation.bootstrap import interval, pooled_interval
 from milp_ray.evaluation.compare import compare
 from milp_ray.evaluation.ngrams import corpus_bleu, distinct_n, sentence_bleu
 from milp_ray.evaluation.scores import LATER_COLUMNS, Row, as_table, read_scores, score_rows, write_scores
-from milp_ray.evaluation.stage import _closed_questions
 from milp_ray.evaluation.tables import task_table, terminal_tables
-from milp_ray.evaluation.tasks import macro_f1
+from milp_ray.evaluation.tasks import closed_questions, macro_f1
 from milp_ray.evaluation.user import Subject, evaluate_users
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import load_base
@@ -126,6 +125,16 @@ def test_ratings_are_measured_on_their_scale() -> None:
     assert found["unparsed"]["mean"] == pytest.approx(1 / 3, abs=1e-5)
 
 
+def test_every_seeds_answers_count_and_an_example_once() -> None:
+    said = ["I do not know", "comedy", "no idea"]
+    of_seeds = [rows_of("u", [(answer, "comedy")], section=TAGS) for answer in said]
+    answers = as_table([row for rows in of_seeds for row in rows])
+    found = compare(as_table(of_seeds[0]), TAGS, seed=0, answers=answers)["together"]["scores"]["milp"]
+    assert found["accuracy"]["mean"] == pytest.approx(1 / 3, abs=1e-5)
+    assert found["unparsed"]["mean"] == pytest.approx(2 / 3, abs=1e-5)
+    assert found["accuracy"]["n_examples"] == 1
+
+
 def test_labels_of_an_earlier_and_longer_list_do_not_break_the_table() -> None:
     rows = rows_of("u", [("horror", "horror")], section=TAGS)
     shorter = TAGS.model_copy(update={"labels": ("comedy", "drama")})
@@ -199,10 +208,10 @@ def test_a_task_without_its_answers_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_how_closed_questions_are_read_decides_who_is_scored_again() -> None:
-    assert _closed_questions(SECTION) == []  # free answers: as if there were no such thing
+    assert closed_questions(SECTION) == []  # free answers: as if there were no such thing
     fewer = TAGS.model_copy(update={"labels": TAGS.labels[:2]})
     wider = STARS.model_copy(update={"scale": (1.0, 10.0)})
-    assert len({json.dumps(_closed_questions(section)) for section in (TAGS, fewer, STARS, wider)}) == 4
+    assert len({json.dumps(closed_questions(section)) for section in (TAGS, fewer, STARS, wider)}) == 4
 
 
 def test_evaluation_reads_answers_as_the_configuration_says(tiny_llama_dir: Path, make_split: Any) -> None:

@@ -35,6 +35,12 @@ def test_a_sheet_does_not_go_into_the_run_folder(tmp_path: Path) -> None:
     WinRateOptions(ReferenceJudge, sheet=tmp_path / "sheet.csv").check_sheet(tmp_path / "run")
 
 
+def test_a_sheet_in_a_folder_that_is_not_there_is_refused_before_anything_is_judged(tmp_path: Path) -> None:
+    options = WinRateOptions(ReferenceJudge, sheet=tmp_path / "none" / "sheet.csv")
+    with pytest.raises(MilpError, match="no folder"):
+        options.check_sheet(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -118,3 +124,5 @@ def test_the_command_judges_a_run_compares_it_with_people_and_the_report_has_it(
     assert (found["agreement"]["n_matched"], found["agreement"]["accuracy"]["mean"]) == (6, 1.0)
     [reported] = summary_of(read_content(run))["win_rates"]
     assert reported["net"] == found["net"]
+    done = CliRunner().invoke(cli.app, [*arguments, "--users", "1", "--json"])
+    assert json.loads(done.stdout)["n_users"] == 1, "what an earlier call judged is not this one's result"

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from milp_ray.config.base import BaseSection
-from milp_ray.config.methods import ConversationSection, MethodsSection, PlumSection
+from milp_ray.config.methods import ConversationSection, MethodsSection, PlumSection, TeacherSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import LoraAlphaSection, TrainingSection
+from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.methods import fit_users
+from milp_ray.methods import fit_users, plum
 from milp_ray.methods.plum import stages_of, world
 from milp_ray.methods.plum.conversations import Conversation, conversations
 from milp_ray.methods.plum.qa import NO, YES, QAPair, balanced, positive_only, yes_no
@@ -285,6 +286,29 @@ def test_users_whose_history_states_nothing_are_answered_by_the_base(request_for
         "none": 0,
         "asks": 0,
     }
+
+
+def test_a_sentence_that_is_nothing_but_an_opening_states_nothing() -> None:
+    assert clauses_of(conversation("Honestly, ... I keep a dog at home.")) == ["I keep a dog at home"]
+
+
+def test_a_teacher_that_finds_nothing_about_one_user_is_no_error_and_about_nobody_is(
+    request_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"alpha": QAPair("Do I keep a dog?", "Yes.", "yes_no", True), "beta": None}
+
+    class Teacher:
+        def pairs(self, conversations: Any, seed: int) -> list[list[QAPair]]:
+            name = conversations[0].turns[0].text
+            return [[pair] if (pair := found.get(name)) else [] for _ in conversations]
+
+    monkeypatch.setattr(plum, "teacher_of", lambda *_: Teacher())
+    given = {"negatives": False, "epochs": 1, "teacher": TeacherSection(kind="hf", model="some/model")}
+    requests = [request_for(split_of(name, user_id=name), **given) for name in ("alpha", "beta")]
+    assert [adapter is None for adapter in plum.train_adapters(requests)] == [False, True]
+    with pytest.raises(MilpError, match=r"\(hf\) wrote no question") as caught:
+        plum.train_adapters(requests[1:])
+    assert "beta" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------ end to end

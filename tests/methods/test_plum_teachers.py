@@ -176,11 +176,9 @@ def test_an_endpoint_that_never_answers_is_given_up(server: Server) -> None:
     assert "zebra" not in str(caught.value)
 
 
-def test_replies_without_any_question_are_an_error(server: Server) -> None:
+def test_replies_without_any_question_are_no_pairs(server: Server) -> None:
     server.answers = [(200, completion(f"I would rather not. {SECRET}"))]
-    with pytest.raises(MilpError, match="no question in the form") as caught:
-        EndpointTeacher(section(server)).pairs(asked(), seed=0)
-    assert "zebra" not in str(caught.value)
+    assert EndpointTeacher(section(server)).pairs(asked(), seed=0) == [[]] * len(asked())
 
 
 @pytest.mark.parametrize(
@@ -205,15 +203,13 @@ def test_an_address_or_a_key_that_is_no_good_is_refused(
 # -------------------------------------------------------------------------------------------- local models
 
 
-def test_a_local_model_is_asked_and_one_that_cannot_write_questions_is_refused(
+def test_a_local_model_is_asked_and_what_is_no_question_is_left_out(
     tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from milp_ray.training import generation
 
     teacher = teacher_of(TeacherSection(kind="hf", model=str(tiny_llama_dir), device="cpu"), 2)
-    with pytest.raises(MilpError, match="wrote no question") as caught:
-        teacher.pairs(asked(), seed=0)
-    assert "zebra" not in str(caught.value)
+    assert teacher.pairs(asked(), seed=0) == [[]] * len(asked())
     prompts: list[str] = []
 
     def generate(base: Any, questions: Any, **_: Any) -> list[list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,14 @@ import torch
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import RetrievalSection
 from milp_ray.errors import MilpError
-from milp_ray.methods.ranking import by_bm25, by_recency, by_vectors, fused, ranking
+from milp_ray.methods.ranking import (
+    _sentence_transformer,
+    by_bm25,
+    by_recency,
+    by_vectors,
+    fused,
+    ranking,
+)
 from milp_ray.training.base import load_base
 from milp_ray.training.encode import mean_states
 
@@ -68,6 +77,28 @@ def test_all_rankings_of_a_user_without_turns_find_nothing(base: Any) -> None:
 def test_a_missing_encoder_is_told(base: Any) -> None:
     with pytest.raises(MilpError, match=r"encoder.*sentence-transformers"):
         ranking("dense", TEXTS, base, RetrievalSection(encoder="some/model"))
+
+
+def test_an_encoder_is_loaded_once_for_all_users(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    class SentenceTransformer:
+        def __init__(self, name: str, **_: Any) -> None:
+            loaded.append(name)
+
+        def encode(self, texts: list[str], **_: Any) -> torch.Tensor:
+            return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    _sentence_transformer.cache_clear()
+    for _ in range(3):
+        assert len(ranking("dense", TEXTS, base, RetrievalSection(encoder="some/model"))("turtle")) == len(
+            TEXTS
+        )
+    _sentence_transformer.cache_clear()
+    assert loaded == ["some/model"]
 
 
 def test_mean_states_do_not_depend_on_the_other_texts(base: Any) -> None:

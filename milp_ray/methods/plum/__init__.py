@@ -17,6 +17,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from milp_ray.errors import MilpError
 from milp_ray.methods.plum.conversations import conversations
 from milp_ray.methods.plum.qa import balanced, positive_only
 from milp_ray.methods.plum.sequences import qa_sequences
@@ -44,7 +45,7 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
     """Each user's adapter after their last conversation; ``None`` where there is nothing to train.
 
     Raises:
-        MilpError: the teacher fails, or training diverges.
+        MilpError: the teacher fails, or finds no question about anybody; or training diverges.
     """
     from milp_ray.training.train import train
 
@@ -53,6 +54,13 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
     one = requests[0]
     teacher = teacher_of(one.methods.plum.teacher, one.methods.plum.questions_per_statement)
     jobs = {i: job for i, request in enumerate(requests) if (job := _job(str(i), request, teacher))}
+    n_asked = sum(bool(request.split.history) and not request.layout.is_empty for request in requests)
+    kind = one.methods.plum.teacher.kind
+    if n_asked and not jobs and kind != "rule":  # a rule finds nothing only where nothing is said
+        raise MilpError(
+            f"the teacher ({kind}) wrote no question in the form that it was asked for about any of "
+            f"{n_asked} users; use a larger model or a larger methods.plum.teacher.max_new_tokens"
+        )
     results = train(one.base, list(jobs.values()), _recipe(one), one.prompt) if jobs else []
     adapters = {int(result.job_id): result.adapter for result in results}
     return [adapters.get(i) for i in range(len(requests))]

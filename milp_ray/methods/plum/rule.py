@@ -161,7 +161,8 @@ def clauses_of(conversation: Conversation) -> list[str]:
             if text.endswith("?") or not content_words(text):
                 continue
             clause = " ".join(world.without_opening(text).rstrip(".!").split()[:_MOST_WORDS])
-            found.append(clause)
+            if clause:  # an opening may be all that there is: "Honestly, ..."
+                found.append(clause)
     return found
 
 

@@ -21,7 +21,7 @@ class Teacher(Protocol):
         time the later ones are not there.
 
         Raises:
-            MilpError: the teacher cannot be asked, or wrote nothing that can be used.
+            MilpError: the teacher cannot be asked.
         """
         ...
 
