@@ -54,7 +54,7 @@ def make_adapters(
     entrants: list[Entrant] = []
     for place, item in enumerate(items):
         user_id = item.split.user_id
-        with _ends_all():
+        with ends_all():
             if store.has(user_id, item.fingerprint):
                 # An earlier worker was lost after it had published and before its reply arrived.
                 report(place, _made(store, item))
@@ -68,7 +68,7 @@ def make_adapters(
         item = items[place]
         made_from = Provenance.of(item.made.digest, item.split)
         try:
-            with _ends_all():
+            with ends_all():
                 publish(store, recipe, base, item, result, made_from, facts)
                 made = _made(store, item)
         except MilpError as error:
@@ -104,7 +104,8 @@ def publish(
 
     Raises:
         MilpError: the weights are not finite.
-        CannotGoOnError: the store cannot be written.
+        StoreUnavailableError: the store cannot be written.
+        KeyProblemError: the key is missing or malformed.
     """
     if result.adapter is None:
         raise RuntimeError("training returned no adapter for a layout that is not empty")
@@ -142,7 +143,7 @@ def publish(
 
 
 @contextmanager
-def _ends_all() -> Iterator[None]:
+def ends_all() -> Iterator[None]:
     """A store that cannot be read or written, or not with this key, is no user's failure."""
     try:
         yield

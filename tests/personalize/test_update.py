@@ -18,12 +18,14 @@ from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
 from milp_ray.config.update import GuardSection, UpdateSection
+from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.personalize import making
 from milp_ray.personalize.batch import personalize, worker_pool
 from milp_ray.personalize.pool import Outcome
 from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe, fingerprint
-from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.store import AdapterStore, StoreUnavailableError
 from milp_ray.personalize.update import UpdateInterrupted, UpdateSummary, update, update_table
 from milp_ray.personalize.update.plan import training_data
 from milp_ray.personalize.update.worker import ABOVE_TOLERANCE
@@ -59,6 +61,8 @@ class InlinePool:
                 raise KeyboardInterrupt
             self.n_items += 1
             [reply] = self._worker.run(function, [item])
+            if reply.ends_all:
+                raise MilpError(str(reply.reason))
             status: Any = "done" if reply.error is None else "failed"
             yield Outcome(key(item), status, reply.value, reply.error, reply.reason)
 
@@ -270,6 +274,47 @@ def test_a_user_that_fails_is_listed_without_text_and_tried_again(
     mended = make_split("nothing")
     assert counts(go(run, [mended], recipe, pool)) == {"anew": 1}
     assert lines(run) == {}
+
+
+def test_a_version_that_has_expired_is_made_anew_also_where_its_update_was_refused(
+    run: RunFolder, recipe: Recipe, pool: InlinePool, make_split: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = [make_split("u-0"), make_split("u-1")]
+    make(run, splits, recipe, pool)
+    now = [splits[0], more(splits[1])]
+    assert counts(go(run, now, recipe, pool, IMPOSSIBLE)) == {"unchanged": 1, "kept": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterStore, "is_expired", lambda store, manifest: manifest.version == 1)
+        summary = go(run, now, recipe, pool, IMPOSSIBLE)
+    assert summary.reasons == {"anew": {"the stored version has expired": 2}}
+    assert lines(run) == {}
+    assert counts(go(run, now, recipe, None, IMPOSSIBLE)) == {"unchanged": 2}
+
+
+@pytest.mark.parametrize("call", ["has", "load", "publish"])
+def test_a_store_that_fails_in_a_worker_ends_the_update_and_is_no_users_failure(
+    run: RunFolder,
+    recipe: Recipe,
+    pool: InlinePool,
+    make_split: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    splits = [make_split(f"u-{i}") for i in range(3)]
+    make(run, splits, recipe, pool)
+    now, before = [more(split) for split in splits], pool.n_items
+    monkeypatch.setattr(making, "_SECONDS_BETWEEN_TRIES", ())
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailableError("the bucket is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterStore, call, away)
+        with pytest.raises(MilpError, match="the bucket is away"):
+            go(run, now, recipe, pool)
+    assert pool.n_items == before + 1, "the others are not trained for nothing"
+    assert lines(run) == {}
+    assert counts(go(run, now, recipe, pool)) == {"updated": 3}
 
 
 def test_the_table_has_a_row_an_outcome_and_reason_and_the_counts_are_json() -> None:

@@ -1,7 +1,8 @@
 """The stage that continues users' adapters with what is new, on the batch's workers.
 
-A user is up to date when the store holds a sound adapter of the same fingerprint, however it was made; so a
-killed update goes on with the same command, and users without news cost one look at their manifest.
+A user is up to date when the store holds a sound adapter of the same fingerprint, however it was made, whose
+period has not ended; so a killed update goes on with the same command, and users without news cost one look
+at their manifest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from milp_ray.personalize.store import (
     run_store,
 )
 from milp_ray.personalize.update.journal import FAILED, KEPT, Journal, decision_of
-from milp_ray.personalize.update.plan import Anew, plan_of
+from milp_ray.personalize.update.plan import Anew, Continue, plan_of
 from milp_ray.personalize.update.summary import OUTCOMES, UpdateSummary
 from milp_ray.personalize.update.worker import Task, update_adapters
 from milp_ray.progress import Progress, progress
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from milp_ray.config.personalize import PersonalizeSection
     from milp_ray.config.update import UpdateSection
     from milp_ray.personalize.pool import Outcome, WorkerPool
+    from milp_ray.personalize.recipe import Made
     from milp_ray.rundir import RunFolder
     from milp_ray.users.records import UserSplit
 
@@ -70,7 +72,8 @@ def update(
     A user with news has the current version continued: trained on what is new (and a sample of what was
     before, as ``section.data`` says), from the version's weights. Where that costs more than
     ``section.guard.tolerance`` on what was held out from the version, the version stays. A user without an
-    adapter, or whose earlier data or whose recipe has changed, has one made from the beginning.
+    adapter, or whose adapter has expired, or whose earlier data or whose recipe has changed, has one made
+    from the beginning.
 
     Args:
         run: its store is updated; who keeps an old version or fails goes to ``run.updates_file`` with the
@@ -148,31 +151,38 @@ class _Update:
 
     def _task(self, split: UserSplit, maker: Maker) -> Task | None:
         """What is to be done for a user; ``None`` where that is nothing, or was refused before."""
-        user_id, made = split.user_id, maker.of(split)
-        made_from = made.fingerprint
+        made = maker.of(split)
+        plan = self._plan(split, made)
+        if plan is None:
+            return None
         item = Item(split, made, self._recipe.parts(split))
+        if isinstance(plan, Anew) and not item.parts:
+            self._fail(split.user_id, "NoData", "the user has no history and no examples to train on")
+            return None
+        return Task(item, plan)
+
+    def _plan(self, split: UserSplit, made: Made) -> Anew | Continue | None:
+        """What the store's version is to be brought up to date by; ``None``, and counted, as above."""
+        user_id, made_from = split.user_id, made.fingerprint
         try:
             manifest = self._store.verify(user_id)
         except AdapterMissingError:
-            plan: Any = Anew("the user had no adapter")
+            return Anew("the user had no adapter")
         except AdapterDamagedError:
-            plan = Anew("the stored version is damaged")
-        else:
-            if manifest.fingerprint == made_from:
-                self._journal.drop(user_id)
-                self._count("unchanged")
-                return None
-            plan = plan_of(split, manifest, made.digest)
-            decision = decision_of(manifest.version, made_from, self._section)
-            refused = self._journal.kept(user_id, decision)
-            if refused is not None:
-                self._count(KEPT, str(refused["reason"]))
-                return None
-            self._decisions[user_id] = decision
-        if isinstance(plan, Anew) and not item.parts:
-            self._fail(user_id, "NoData", "the user has no history and no examples to train on")
+            return Anew("the stored version is damaged")
+        if self._store.is_expired(manifest):
+            return Anew("the stored version has expired")  # also where an update of it was refused
+        if manifest.fingerprint == made_from:
+            self._journal.drop(user_id)
+            self._count("unchanged")
             return None
-        return Task(item, plan)
+        decision = decision_of(manifest.version, made_from, self._section)
+        refused = self._journal.kept(user_id, decision)
+        if refused is not None:
+            self._count(KEPT, str(refused["reason"]))
+            return None
+        self._decisions[user_id] = decision
+        return plan_of(split, manifest, made.digest)
 
     def run(self, pool: WorkerPool, tasks: Iterable[Task]) -> None:
         """Work on every task and count what becomes of it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.personalize.intake import Item
 from milp_ray.personalize.layouts.race import Entrant, train_decided
-from milp_ray.personalize.making import publish
+from milp_ray.personalize.making import ends_all, publish
 from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe
 from milp_ray.personalize.store import AdapterStore, hash_id
@@ -68,17 +68,22 @@ def update_adapters(
     tasks: Sequence[Task],
     report: Report,
 ) -> None:
-    """Do what is planned for some users; a reply each as soon as it is known."""
+    """Do what is planned for some users; a reply each as soon as it is known.
+
+    Raises:
+        CannotGoOnError: the store cannot be read or written.
+    """
     work = _Work(store, recipe, section, base, report)
     anew: dict[str, _Turn] = {}
     continued: dict[str, _Turn] = {}
     for place, task in enumerate(tasks):
         try:
-            if store.has(task.user_id, task.item.fingerprint):
-                # An earlier worker was lost after it had published and before its reply arrived.
-                report(place, _made(store, task))
-                continue
-            turn = work.begin(place, task)
+            with ends_all():
+                if store.has(task.user_id, task.item.fingerprint):
+                    # An earlier worker was lost after it had published and before its reply arrived.
+                    report(place, _made(store, task))
+                    continue
+                turn = work.begin(place, task)
         except MilpError as error:
             report(place, error)
         else:
@@ -198,10 +203,13 @@ class _Work:
 
     def _publish(self, turn: _Turn, result: JobResult, facts: Mapping[str, Any]) -> None:
         try:
-            publish(self._store, self._recipe, self._base, turn.task.item, result, turn.made_from, facts)
-            self._report(turn.place, _made(self._store, turn.task))
+            with ends_all():
+                publish(self._store, self._recipe, self._base, turn.task.item, result, turn.made_from, facts)
+                made = _made(self._store, turn.task)
         except MilpError as error:
             self._report(turn.place, error)
+        else:
+            self._report(turn.place, made)
 
     def _keep(self, turn: _Turn, result: JobResult, verdict: Verdict) -> None:
         facts = self._facts(turn, verdict)
