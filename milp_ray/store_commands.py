@@ -115,13 +115,16 @@ def store_gc(
     key_env: KeyEnv = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Remove what killed writers left, and old versions."""
+    """Remove what killed writers left, and old versions.
+
+    Exit code 3 where --expired meets an adapter that is damaged and does not say when its period ends.
+    """
     from milp_ray import store_view
 
     opened = store_view.opened(store, key_env, key_file)
-    if expired:
-        store_view.print_expired(opened, dry_run=dry_run)
+    code = store_view.print_expired(opened, dry_run=dry_run) if expired else 0
     store_view.print_collection(opened, keep=keep, older_than_hours=older_than, dry_run=dry_run)
+    raise typer.Exit(code)
 
 
 @store_app.command("export")
@@ -138,12 +141,13 @@ def store_export(
 ) -> None:
     """Write adapters for another server, in the clear.
 
-    The scale is folded into the weights; for vLLM the rank becomes one that it knows.
+    The scale is folded into the weights; for vLLM the rank becomes one that it knows. Exit code 3 where
+    damaged adapters are left out.
     """
     from milp_ray import store_view
 
     opened = store_view.opened(store, key_env, key_file)
-    store_view.export(opened, to, user, format.value, check=check)
+    raise typer.Exit(store_view.export(opened, to, user, format.value, check=check))
 
 
 @store_app.command("precision")
@@ -167,8 +171,8 @@ def store_precision(
 def store_rewrite(store: Target, key_env: KeyEnv = None, key_file: KeyFile = None) -> None:
     """Bring stored adapters to the configured precision and key.
 
-    Current versions alone; `gc --keep 1` removes older ones.
+    Current versions alone; `gc --keep 1` removes older ones. Exit code 3 where one is damaged.
     """
     from milp_ray import store_view
 
-    store_view.rewrite(store_view.opened(store, key_env, key_file))
+    raise typer.Exit(store_view.rewrite(store_view.opened(store, key_env, key_file)))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from milp_ray.config import Config
     from milp_ray.personalize.store import Manifest
     from milp_ray.personalize.store.export import Format
+    from milp_ray.personalize.store.faults import OnDamaged
 
 EXIT_DAMAGED = 3
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -207,28 +208,37 @@ def print_collection(opened: Opened, *, keep: int | None, older_than_hours: floa
     table_console().print(line)
 
 
-def print_expired(opened: Opened, *, dry_run: bool) -> None:
-    """Remove adapters whose period has ended; print how many."""
+def print_expired(opened: Opened, *, dry_run: bool) -> int:
+    """Remove adapters whose period has ended; print how many, and which may be among them. The exit code."""
     from milp_ray.personalize.governance.retention import collect_expired
 
     gone = collect_expired(opened.store, dry_run=dry_run)
-    table_console().print(
+    console = table_console()
+    console.print(
         f"{'would remove' if dry_run else 'removed'} {gone.versions:,} expired versions, "
         f"{size(gone.n_bytes)}; {gone.users:,} users {'would have' if dry_run else 'have'} no adapter then"
     )
+    _print_damaged(gone.problems)
+    if gone.problems:
+        console.print(
+            "these stay, as they do not say when their period ends: personalise their users again and "
+            "`milp-ray store gc --keep 1`, or forget them",
+            soft_wrap=True,
+        )
+    return EXIT_DAMAGED if gone.problems else 0
 
 
 def export(
     opened: Opened, to: Path, user_ids: Sequence[str] | None, format: Format, *, check: bool = False
-) -> None:
-    """Write users' adapters for another program, in the clear.
+) -> int:
+    """Write users' adapters for another program, in the clear. The exit code.
 
     Of all users those are left out who may not be served: by the run's record, where a run named the store,
-    or because their adapters have expired.
+    or because their adapters have expired or are damaged.
 
     Raises:
         MilpError: ``check`` is asked for a store that was not named by its run; a user who is named may not
-            be served.
+            be served, or has a damaged adapter.
     """
     from milp_ray.personalize.store.export import INDEX, export_users, largest_difference
 
@@ -237,13 +247,19 @@ def export(
             f"--check needs the base, and {opened.store.uri} does not say which it is; give the run folder"
         )
     refused: list[str] = []
-    users = _servable(opened, refused) if user_ids is None else user_ids
+    problems: list[str] = []
+    on_damaged = _noting(problems)
     for user_id in user_ids or ():
         _check_serving(opened, user_id)
-    written = list(export_users(opened.store, to, users, format))
+    if user_ids is None:
+        users = _servable(opened, refused, on_damaged)
+        written = list(export_users(opened.store, to, users, format, on_damaged=on_damaged))
+    else:
+        written = list(export_users(opened.store, to, user_ids, format))
     console = table_console()
     if refused:
         console.print(f"[yellow]{len(refused):,} users are left out:[/] without consent, or expired")
+    _print_damaged(problems)
     ranks = sorted({one.rank for one in written})
     line = f"{len(written):,} adapters of rank {', '.join(map(str, ranks))} in {escape(str(to))}, float32"
     console.print(f"{line} and in the clear; {INDEX} names their users", soft_wrap=True)
@@ -258,13 +274,14 @@ def export(
         console.print(
             f"loaded with PEFT, their logits differ from the stored adapters' by at most {largest:.1e}"
         )
+    return EXIT_DAMAGED if problems else 0
 
 
-def _servable(opened: Opened, refused: list[str]) -> Iterator[str]:
+def _servable(opened: Opened, refused: list[str], on_damaged: OnDamaged) -> Iterator[str]:
     """The users that have an adapter which may be served; the others are added to ``refused``."""
     from milp_ray.personalize.governance.consent import NoConsentError, NoSuchUserError
 
-    for user_id in opened.store.users():
+    for user_id in opened.store.users(on_damaged=on_damaged):
         try:
             _check_serving(opened, user_id)
         except (NoConsentError, NoSuchUserError):
@@ -285,13 +302,27 @@ def _check_serving(opened: Opened, user_id: str) -> None:
         gate.check_serving(user_id, opened.run.path)
 
 
-def rewrite(opened: Opened) -> None:
-    """Bring current adapters to the configured precision and key; print how many."""
+def _noting(problems: list[str]) -> OnDamaged:
+    """Adds to ``problems`` what is damaged and passed over."""
+    return lambda error: problems.append(str(error))
+
+
+def _print_damaged(problems: Sequence[str]) -> None:
+    for problem in problems:
+        table_console().print(f"[red]damaged:[/] {escape(problem)}", soft_wrap=True)
+
+
+def rewrite(opened: Opened) -> int:
+    """Bring current adapters to the configured precision and key; print how many. The exit code."""
     store = opened.store
     store.check(writable=True)
-    n_rewritten = sum(1 for _ in survey.rewrite(store))
+    problems: list[str] = []
+    n_rewritten = sum(1 for _ in survey.rewrite(store, on_damaged=_noting(problems)))
     how = f"{store.precision}, {'encrypted' if store.key else 'in the clear'}"
-    table_console().print(f"{n_rewritten:,} adapters are now stored as {how}; the others already were")
+    line = f"{n_rewritten:,} adapters are now stored as {how}; the others already were"
+    table_console().print(f"{line}, but for {len(problems):,} damaged ones" if problems else line)
+    _print_damaged(problems)
+    return EXIT_DAMAGED if problems else 0
 
 
 def print_precisions(opened: Opened, n_users: int, *, as_json: bool = False) -> None:

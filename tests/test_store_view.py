@@ -14,7 +14,7 @@ from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.memory.layout import CanonicalLayout
-from milp_ray.personalize.store import AdapterStore
+from milp_ray.personalize.store import AdapterStore, hash_id
 from milp_ray.rundir import RunFolder
 from milp_ray.store_view import size
 from milp_ray.training.adapters import Adapter
@@ -121,6 +121,25 @@ def test_a_run_says_where_its_store_is_and_how_it_is_written(
     assert "no key is given" in call("show", run.path, "u-1", code=2).output
     monkeypatch.setenv("MILP_TEST_KEY", "cd" * 32)
     assert "holds the key" in call("show", other.path, "u-1", code=2).output
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "adapter_model.safetensors"])
+def test_what_is_damaged_is_named_and_the_others_are_exported_and_rewritten(
+    run: RunFolder, tmp_path: Path, name: str
+) -> None:
+    path = AdapterStore(run.adapters).folder("u-1") / name
+    path.write_bytes(path.read_bytes()[:-1])
+    whose = f"#{hash_id('u-1')[:12]}" if name == "manifest.json" else '"u-1"'
+    output = call("export", run.path, "--to", tmp_path / "out", code=3).output
+    assert f"damaged: the adapter of user {whose}, version 2: {name}" in output
+    lines = (tmp_path / "out" / "index.jsonl").read_text().splitlines()
+    assert [json.loads(line)["user_id"] for line in lines] == ["[bold]\x1b[31m"]
+    call("export", run.path, "--to", tmp_path / "one", "--user", "u-1", code=2)
+    section = PersonalizeSection(store=str(run.adapters), adapter_precision="int8")
+    other = RunFolder.create(Config(name="other", output_dir=tmp_path, personalize=section))
+    output = call("rewrite", other.path, code=3).output
+    assert "1 adapters are now stored as int8, in the clear; the others already were, but for 1" in output
+    assert f"damaged: the adapter of user {whose}, version 2: {name}" in output
 
 
 @pytest.mark.parametrize(

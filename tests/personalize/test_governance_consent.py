@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from governed_run import IDS, Governed, make_governed, user_line, write_users
+from typer.testing import CliRunner
 
 from milp_ray import store_view
+from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.config.users import UsersSection
@@ -26,7 +28,7 @@ from milp_ray.personalize.governance.consent import (
 from milp_ray.personalize.governance.forget import forget_user
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.governance.retention import Retention, collect_expired
-from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, survey
+from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, hash_id, survey
 from milp_ray.personalize.store.encryption import KeySource
 from milp_ray.pipeline.answering import generate
 from milp_ray.training.adapters import Adapter
@@ -255,6 +257,42 @@ def test_collecting_removes_what_has_expired_and_never_lets_an_older_version_com
     assert store.versions("long on top") == [2]
     assert store.versions("fresh") == [1]
     assert collect_expired(store).versions == 0
+
+
+def damage_manifest(store: AdapterStore, user_id: str, version: int) -> None:
+    path = store.backend.folder(hash_id(user_id)) / f"v{version}" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_damaged_manifest_keeps_nobody_elses_adapter_from_expiring(
+    tmp_path: Path, adapter: Adapter, later: Callable[[float], None]
+) -> None:
+    store = AdapterStore(tmp_path, retention=KEPT)
+    for user_id in ("current", "earlier", "sound"):
+        for _ in range(2):
+            store.publish(user_id, adapter, {})
+    damage_manifest(store, "current", 2)
+    damage_manifest(store, "earlier", 1)
+    later(31)
+    would = collect_expired(store, dry_run=True)
+    assert (would.users, would.versions) == (2, 5)
+    assert collect_expired(store) == would
+    assert [store.versions(user_id) for user_id in ("current", "earlier", "sound")] == [[2], [], []]
+    [problem] = would.problems
+    assert f"the adapter of user #{hash_id('current')[:12]}, version 2: manifest.json is damaged" in problem
+
+
+def test_a_run_told_to_collect_what_has_expired_says_whose_manifest_is_damaged(
+    governed: Governed, later: Callable[[float], None]
+) -> None:
+    damage_manifest(governed.store, "u-1", 2)
+    arguments = ["store", "gc", str(governed.run.path), "--expired"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    assert f"user #{hash_id('u-1')[:12]}, version 2" in result.output
+    governed.store.publish("u-1", governed.store.load("u-17"), {})
+    assert CliRunner().invoke(app, [*arguments, "--keep", "1"]).exit_code == 3
+    assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 def test_storing_anew_does_not_begin_a_new_period(

@@ -8,7 +8,7 @@ longer one does not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -58,28 +58,37 @@ class Expired:
     users: int = 0
     versions: int = 0
     n_bytes: int = 0
+    problems: list[str] = field(default_factory=list)  # of versions that stay, as their period is not known
 
 
 def collect_expired(store: AdapterStore, *, dry_run: bool = False) -> Expired:
     """Remove the versions whose period has ended; where that is the current one, the user's earlier ones too.
 
-    An earlier version must not come to be served because the current one expired. Needs no key.
-
-    Raises:
-        AdapterDamagedError: a manifest cannot be read, so that it cannot be told when its period ends.
+    An earlier version must not come to be served because the current one expired. A version whose manifest
+    cannot be read does not tell when its period ends: it stays, unless a later one takes it along, and is
+    among the problems. Needs no key.
     """
+    from milp_ray.personalize.store.faults import AdapterDamagedError
+
     removed = Expired()
     for place in store.backend.places():
         spots = store.backend.find(place)
-        manifests = {number: store.manifest_at(place, number, spot) for number, spot in spots.items()}
+        manifests: dict[int, Manifest] = {}
+        problems: list[str] = []
+        for number, spot in spots.items():
+            try:
+                manifests[number] = store.manifest_at(place, number, spot)
+            except AdapterDamagedError as error:
+                problems.append(str(error))
         expired = [number for number, manifest in manifests.items() if store.is_expired(manifest)]
-        if not expired:
-            continue
-        whole = max(spots) in expired
-        doomed = list(manifests) if whole else expired
+        whole = bool(spots) and max(spots) in expired
+        if not whole:
+            removed.problems += problems
+        doomed = list(spots) if whole else expired
         removed.users += whole
         removed.versions += len(doomed)
-        removed.n_bytes += sum(manifests[number].n_bytes for number in doomed)
+        # What a damaged version takes is not known.
+        removed.n_bytes += sum(manifests[number].n_bytes for number in doomed if number in manifests)
         if dry_run:
             continue
         if whole:

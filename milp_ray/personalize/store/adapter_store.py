@@ -39,6 +39,7 @@ from milp_ray.personalize.store.names import hash_id, shown
 
 if TYPE_CHECKING:
     from milp_ray.config.personalize import AdapterPrecision, PersonalizeSection
+    from milp_ray.personalize.store.faults import OnDamaged
     from milp_ray.training.adapters import Adapter
 
 Files = dict[str, bytes]
@@ -269,18 +270,30 @@ class AdapterStore:
         """Numbers of the user's published versions, ascending; the last one is the current."""
         return list(self.backend.find(hash_id(user_id)))
 
-    def users(self) -> Iterator[str]:
+    def users(self, *, on_damaged: OnDamaged | None = None) -> Iterator[str]:
         """Ids of the users that have an adapter, in no order of meaning; nothing grows with their number.
 
+        Args:
+            on_damaged: is told of a user whose manifest is damaged and does not say whose it is, and who is
+                passed over; ``None``: that raises.
+
         Raises:
-            AdapterDamagedError: a user's manifest does not say whose it is.
+            AdapterDamagedError: as above.
             KeyProblemError: the ids are encrypted, and the key is missing or another one.
         """
         for place in self.backend.places():
             spots = self.backend.find(place)
-            if spots:
-                number = max(spots)
-                yield self._read_manifest(place, None, number, spots[number]).user_id
+            if not spots:
+                continue
+            number = max(spots)
+            try:
+                manifest = self._read_manifest(place, None, number, spots[number])
+            except AdapterDamagedError as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(error)
+            else:
+                yield manifest.user_id
 
     # ---------------------------------------------------------------------------------------- internals
 
@@ -321,7 +334,7 @@ class AdapterStore:
         try:
             content = self.backend.read(place, spot, MANIFEST)
         except FileNotFoundError:
-            raise damaged(user_id, number, f"{MANIFEST} is missing") from None
+            raise damaged(user_id, place, number, f"{MANIFEST} is missing") from None
         return decode_manifest(
             content, place, number, user_id=user_id, cipher=self._cipher, open_sealed=open_sealed
         )
@@ -340,7 +353,7 @@ class AdapterStore:
             return self._cipher.open(content, _context(place, name))
         except ValueError:
             problem = f"{name} was changed by someone without the key"
-            raise damaged(manifest.user_id, manifest.version, problem) from None
+            raise damaged(manifest.user_id, place, manifest.version, problem) from None
 
     def _stored(self, place: str, manifest: Manifest, spot: str, name: str) -> bytes:
         """One file of an adapter as it is stored, checked."""
@@ -348,10 +361,10 @@ class AdapterStore:
         try:
             content = self.backend.read(place, spot, name)
         except FileNotFoundError:
-            raise damaged(user_id, manifest.version, f"{name} is missing") from None
+            raise damaged(user_id, place, manifest.version, f"{name} is missing") from None
         problem = problem_of(content, manifest.files[name])
         if problem:
-            raise damaged(user_id, manifest.version, f"{name} {problem}")
+            raise damaged(user_id, place, manifest.version, f"{name} {problem}")
         return content
 
 

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from milp_ray.errors import MilpError
+from milp_ray.personalize.store.faults import AdapterDamagedError
 from milp_ray.personalize.store.names import hash_id
 
 if TYPE_CHECKING:
     from milp_ray.config.base import BaseSection
     from milp_ray.personalize.store.adapter_store import AdapterStore
+    from milp_ray.personalize.store.faults import OnDamaged
     from milp_ray.training.adapters import Adapter
 
 INDEX = "index.jsonl"
@@ -47,7 +49,12 @@ class Exported:
 
 
 def export_users(
-    store: AdapterStore, to: Path, user_ids: Iterable[str], format: Format
+    store: AdapterStore,
+    to: Path,
+    user_ids: Iterable[str],
+    format: Format,
+    *,
+    on_damaged: OnDamaged | None = None,
 ) -> Iterator[Exported]:
     """Write the current adapters of some users under ``to``, one after the other.
 
@@ -56,6 +63,7 @@ def export_users(
         to: a folder that is empty or not there; adapters stand in it in the clear.
         user_ids: whose.
         format: ``"peft"``, or ``"vllm"`` for folders that vLLM serves.
+        on_damaged: is told of an adapter that is damaged and left out; ``None``: that raises.
 
     Raises:
         MilpError: ``to`` holds something already; an adapter cannot be served by vLLM.
@@ -69,8 +77,14 @@ def export_users(
     to.mkdir(parents=True, exist_ok=True)
     with (to / INDEX).open("w", encoding="utf-8") as index:
         for user_id in user_ids:
-            version = store.manifest(user_id).version
-            adapter = exported(store.load(user_id, version=version), format)
+            try:
+                version = store.manifest(user_id).version
+                adapter = exported(store.load(user_id, version=version), format)
+            except AdapterDamagedError as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(error)
+                continue
             folder = to / hash_id(user_id)
             save_adapter(adapter, folder)
             line = {

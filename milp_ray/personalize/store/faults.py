@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from milp_ray.errors import MilpError
 
 
@@ -23,3 +25,6 @@ class StoreUnavailableError(MilpError):
 
 class KeyProblemError(MilpError):
     """The encryption key is missing, malformed or not the one that was used."""
+
+
+OnDamaged = Callable[[AdapterDamagedError], None]  # is told of what is damaged and passed over

@@ -19,7 +19,7 @@ from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize.store.encryption import Cipher, no_key
 from milp_ray.personalize.store.faults import AdapterDamagedError
-from milp_ray.personalize.store.names import hash_id, shown
+from milp_ray.personalize.store.names import hash_id, shown, shown_place
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -67,9 +67,12 @@ def problem_of(content: bytes, described: Mapping[str, Any]) -> str | None:
     return None
 
 
-def damaged(user_id: str | None, version: int, what: str) -> AdapterDamagedError:
-    """The error of something that is not as it was published; ``user_id`` where it is known."""
-    whose = "an adapter" if user_id is None else f"the adapter of user {shown(user_id)}"
+def damaged(user_id: str | None, place: str, version: int, what: str) -> AdapterDamagedError:
+    """The error of something that is not as it was published; ``user_id`` where it is known.
+
+    Where it is not, the user is named by the beginning of ``place``, the hash of the id.
+    """
+    whose = f"the adapter of user {shown_place(place) if user_id is None else shown(user_id)}"
     return AdapterDamagedError(
         f"{whose}, version {version}: {what}; it is not served. Personalise the user again, or restore it"
     )
@@ -126,16 +129,16 @@ def decode_manifest(
         stated = body.pop("sha256")
         sound = hashlib.sha256(_canonical(body)).hexdigest() == stated and _encode(body) == content
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise damaged(user_id, version, f"{MANIFEST} is damaged (not readable)") from None
+        raise damaged(user_id, place, version, f"{MANIFEST} is damaged (not readable)") from None
     if not sound:
-        raise damaged(user_id, version, f"{MANIFEST} is damaged (its SHA-256 differs)")
+        raise damaged(user_id, place, version, f"{MANIFEST} is damaged (its SHA-256 differs)")
     if body["format"] not in READABLE:
         raise MilpError(
             f"{MANIFEST} of an adapter has format {body['format']}, this version reads {READABLE[-1]} and "
             "older; use the version of milp_ray that wrote it, or personalise the users again"
         )
     if body["version"] != version or not all(Path(name).name == name for name in body["files"]):
-        raise damaged(user_id, version, f"{MANIFEST} belongs to another place in the store")
+        raise damaged(user_id, place, version, f"{MANIFEST} belongs to another place in the store")
     key_id, is_sealed = body.get("key_id"), False
     if key_id is not None:
         whose = "an adapter" if user_id is None else f"the adapter of user {shown(user_id)}"
@@ -146,9 +149,9 @@ def decode_manifest(
             body |= {"user_id": "", "fingerprint": "", "meta": {}}
         else:
             cipher.check(key_id, whose)
-            body |= _opened(body, cipher, user_id, version)
+            body |= _opened(body, cipher, user_id, place, version)
     if not is_sealed and hash_id(body["user_id"]) != place:
-        raise damaged(user_id, version, f"{MANIFEST} belongs to another place in the store")
+        raise damaged(user_id, place, version, f"{MANIFEST} belongs to another place in the store")
     return Manifest(
         user_id=body["user_id"],
         version=body["version"],
@@ -164,13 +167,15 @@ def decode_manifest(
     )
 
 
-def _opened(body: dict[str, Any], cipher: Cipher, user_id: str | None, version: int) -> dict[str, Any]:
+def _opened(
+    body: dict[str, Any], cipher: Cipher, user_id: str | None, place: str, version: int
+) -> dict[str, Any]:
     sealed = base64.b64decode(body["sealed"])
     rest = {name: value for name, value in body.items() if name != "sealed"}
     try:
         personal = json.loads(cipher.open(sealed, _canonical(rest)))
     except ValueError:
-        raise damaged(user_id, version, f"{MANIFEST} was changed by someone without the key") from None
+        raise damaged(user_id, place, version, f"{MANIFEST} was changed by someone without the key") from None
     return {name: personal[name] for name in _PERSONAL}
 
 

@@ -17,3 +17,8 @@ def shown(user_id: str) -> str:
     """An id as it may stand in a message: quoted, escaped and not too long."""
     text = json.dumps(user_id)
     return text if len(text) <= _LONGEST_SHOWN_ID else text[:_LONGEST_SHOWN_ID] + '…"'
+
+
+def shown_place(place: str) -> str:
+    """The hash of an id as it may stand in a message where the id is not known: its beginning."""
+    return f"#{place[:12]}"

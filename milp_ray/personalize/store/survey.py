@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from milp_ray.personalize.store.backend import ABANDONED_AFTER_SECONDS
 from milp_ray.personalize.store.faults import AdapterDamagedError
-from milp_ray.personalize.store.names import hash_id, shown
+from milp_ray.personalize.store.names import hash_id, shown, shown_place
 
 if TYPE_CHECKING:
     from milp_ray.personalize.store.adapter_store import AdapterStore
+    from milp_ray.personalize.store.faults import OnDamaged
     from milp_ray.personalize.store.manifest import Manifest
 
 
@@ -32,7 +33,7 @@ class Entry:
     def name(self) -> str:
         """The user's id as it may be shown; the beginning of its hash where the id is not known."""
         if self.manifest is None or self.manifest.is_sealed:
-            return f"#{self.place[:12]}"
+            return shown_place(self.place)
         return shown(self.manifest.user_id)
 
 
@@ -84,7 +85,7 @@ def verify_store(
     for place in _places(store, user_ids):
         spots = store.backend.find(place)
         found.users += bool(spots)
-        name = f"#{place[:12]}"
+        name = shown_place(place)
         for number, spot in spots.items():
             found.versions += 1
             try:
@@ -159,21 +160,34 @@ def _places(store: AdapterStore, user_ids: Collection[str] | None) -> Iterator[s
     return iter([hash_id(user_id) for user_id in user_ids])
 
 
-def rewrite(store: AdapterStore) -> Iterator[tuple[str, int]]:
+def rewrite(store: AdapterStore, *, on_damaged: OnDamaged | None = None) -> Iterator[tuple[str, int]]:
     """Store current adapters again that are not in the store's precision and under its key.
 
     Each becomes a new version with the same facts, fingerprint and date of expiry, and the version that it
     replaces goes; what has expired stays as it is. Rounding is not undone: what was stored in 8 bits stays
     as exact as that. Yields user ids and the new version's numbers.
+
+    Args:
+        store: the store.
+        on_damaged: is told of an adapter that is damaged and stays as it is; ``None``: that raises.
+
+    Raises:
+        AdapterDamagedError: as above.
     """
-    for user_id in store.users():
+    for user_id in store.users(on_damaged=on_damaged):
         manifest = store.manifest(user_id)
         is_encrypted = manifest.key_id is not None
         is_as_wanted = manifest.precision["name"] == store.precision
         is_as_wanted = is_as_wanted and is_encrypted == (store.key is not None)
         if is_as_wanted or store.is_expired(manifest):
             continue
-        adapter = store.load(user_id, version=manifest.version)
+        try:
+            adapter = store.load(user_id, version=manifest.version)
+        except AdapterDamagedError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+            continue
         number = store.publish(
             user_id, adapter, manifest.meta, fingerprint=manifest.fingerprint, retention=manifest.retention
         )
