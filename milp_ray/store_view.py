@@ -326,24 +326,27 @@ def rewrite(opened: Opened) -> int:
 
 
 def print_precisions(opened: Opened, n_users: int, *, as_json: bool = False) -> None:
-    """Measure each precision on a run's users, and print.
+    """Measure each precision on a run's users who may be served, without what they had forgotten, and print.
 
     Raises:
         MilpError: the store was not named by its run; no user can be measured.
     """
+    from milp_ray.personalize.governance.consent import Gate
+    from milp_ray.personalize.governance.record import Record
     from milp_ray.personalize.store.precision_loss import measure_precisions
     from milp_ray.training.base import load_base
     from milp_ray.users.readers import read_users
     from milp_ray.users.splits import split_user
 
-    config = opened.config
-    if config is None:
+    config, run = opened.config, opened.run
+    if config is None or run is None:
         raise MilpError(
             f"measuring needs the run's base and users, and {opened.store.uri} does not say which they are; "
             "give the run folder"
         )
-    users = read_users(config.users, config.seed).users
-    splits = (split_user(user, config.users.split) for user in users)
+    gate = Gate(Record(run.path), config.users.consent)
+    users = gate.admit(read_users(config.users, config.seed).users)
+    splits = (gate.trimmed(split_user(user, config.users.split)) for user in users)
     rows = measure_precisions(opened.store, load_base(config.base), splits, config.prompt, n_users)
     if as_json:
         _print_json({"store": opened.store.uri, "precisions": [asdict(row) for row in rows]})

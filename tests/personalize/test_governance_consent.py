@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,17 @@ from milp_ray.personalize.governance.consent import (
     NoSuchUserError,
     record_consent,
 )
-from milp_ray.personalize.governance.forget import forget_user
+from milp_ray.personalize.governance.forget import forget_items, forget_user
+from milp_ray.personalize.governance.items import example_hash
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.governance.retention import Retention, collect_expired
-from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, hash_id, survey
+from milp_ray.personalize.store import AdapterExpiredError, AdapterStore, hash_id, precision_loss, survey
 from milp_ray.personalize.store.encryption import KeySource
 from milp_ray.pipeline.answering import generate
 from milp_ray.training.adapters import Adapter
 from milp_ray.users.readers import LoadedUsers, read_users
-from milp_ray.users.records import User
+from milp_ray.users.records import User, UserSplit
+from milp_ray.users.splits import split_user
 
 
 @pytest.fixture
@@ -149,6 +151,28 @@ def test_who_may_not_be_served_is_not_exported(
     with pytest.raises(NoConsentError):
         store_view.export(opened, tmp_path / "one", [IDS[0]], "peft")
     assert not (tmp_path / "one").exists()
+
+
+def test_precisions_are_measured_on_users_who_may_be_served_and_on_what_they_let_stand(
+    governed: Governed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(governed, IDS[0], "withdrawn")
+    forget_user(governed.run, governed.config, governed.store, IDS[1], by="x")
+    [user] = [user for user in read_users(governed.config.users, 0).users if user.user_id == IDS[2]]
+    gone = split_user(user, governed.config.users.split).validation[0]
+    hashes = [example_hash(gone)]
+    forget_items(governed.run, governed.config, governed.store, IDS[2], hashes, by="x")
+    measured: dict[str, UserSplit] = {}
+
+    def measure(store: object, base: object, splits: Iterable[UserSplit], *_: object) -> list[object]:
+        measured.update({split.user_id: split for split in splits})
+        return []
+
+    monkeypatch.setattr(precision_loss, "measure_precisions", measure)
+    monkeypatch.setattr("milp_ray.training.base.load_base", lambda section: None)
+    store_view.print_precisions(store_view.opened(str(governed.run.path)), 5, as_json=True)
+    assert sorted(measured) == sorted(IDS[2:])
+    assert gone not in measured[IDS[2]].validation
 
 
 def test_a_forgotten_user_cannot_be_given_consent_again(governed: Governed) -> None:

@@ -14,6 +14,7 @@ from milp_ray.config.personalize import AdapterPrecision
 from milp_ray.config.prompt import PromptSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.personalize.governance.retention import Retention
 from milp_ray.personalize.store import AdapterStore
 from milp_ray.personalize.store.precision import from_stored, stored_bytes, to_stored
 from milp_ray.personalize.store.precision_loss import PRECISIONS, measure_precisions
@@ -118,4 +119,16 @@ def test_the_loss_of_each_precision_is_measured_against_what_is_stored(
     assert eighth.validation_loss == pytest.approx(exact.validation_loss + eighth.loss_difference)
     assert store.versions("u-1") == [1]
     with pytest.raises(MilpError, match="no user of the run has both"):
+        measure_precisions(store, base, splits[:1], PromptSection(), n_users=2)
+
+
+def test_an_expired_adapter_is_not_measured_and_the_others_are(
+    tmp_path: Path, adapter: Adapter, base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    splits = [make_split(f"u-{i}", n_val=2) for i in range(2)]
+    AdapterStore(tmp_path, retention=Retention(None, 0)).publish("u-0", adapter, {})
+    store = AdapterStore(tmp_path)
+    store.publish("u-1", adapter, {})
+    assert {row.n_users for row in measure_precisions(store, base, splits, PromptSection(), 2)} == {1}
+    with pytest.raises(MilpError, match="that may be served"):
         measure_precisions(store, base, splits[:1], PromptSection(), n_users=2)

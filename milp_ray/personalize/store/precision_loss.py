@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from milp_ray.config.personalize import AdapterPrecision
 from milp_ray.errors import MilpError
-from milp_ray.personalize.store.faults import AdapterMissingError
+from milp_ray.personalize.store.faults import AdapterExpiredError, AdapterMissingError
 
 if TYPE_CHECKING:
     from milp_ray.config.prompt import PromptSection
@@ -43,7 +43,8 @@ def measure_precisions(
     Args:
         store: the store; nothing in it is changed.
         base: what the adapters were made for.
-        splits: users; the first ``n_users`` that have an adapter and validation examples are measured.
+        splits: users who may be served; the first ``n_users`` that have an adapter which has not expired, and
+            validation examples, are measured.
         prompt: the fixed phrases.
         n_users: how many.
 
@@ -89,13 +90,14 @@ def _sample(
             continue
         try:
             adapters.append(store.load(split.user_id))
-        except AdapterMissingError:
+        except (AdapterMissingError, AdapterExpiredError):
             continue
         chosen.append(split)
     if not chosen:
         raise MilpError(
-            f"no user of the run has both an adapter in {store.uri} and validation examples: there is "
-            "nothing to measure; run `milp-ray personalize`, or raise users.split.validation"
+            f"no user of the run has both an adapter in {store.uri} that may be served and validation "
+            "examples: there is nothing to measure; run `milp-ray personalize`, or raise "
+            "users.split.validation"
         )
     return chosen, adapters
 
