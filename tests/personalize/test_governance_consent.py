@@ -319,16 +319,19 @@ def test_a_run_told_to_collect_what_has_expired_says_whose_manifest_is_damaged(
     assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
+@pytest.mark.parametrize("stamped", [KEPT, Retention()])
 def test_storing_anew_does_not_begin_a_new_period(
-    tmp_path: Path, adapter: Adapter, later: Callable[[float], None]
+    tmp_path: Path, adapter: Adapter, later: Callable[[float], None], stamped: Retention
 ) -> None:
-    AdapterStore(tmp_path, retention=KEPT).publish("u", adapter, {})
-    before = AdapterStore(tmp_path).manifest("u").retention
+    AdapterStore(tmp_path, retention=stamped).publish("u", adapter, {})
+    before = AdapterStore(tmp_path).manifest("u")
     later(20)
     store = AdapterStore(tmp_path, precision="bfloat16", retention=KEPT)
     assert list(survey.rewrite(store)) == [("u", 2)]
-    assert store.manifest("u").retention == before
+    after = store.manifest("u")
+    assert (after.created, after.retention) == (before.created, before.retention)
     later(31)
+    assert store.is_expired(after)
     assert list(survey.rewrite(AdapterStore(tmp_path, retention=KEPT))) == []
 
 

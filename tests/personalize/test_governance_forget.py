@@ -24,7 +24,7 @@ from milp_ray.personalize.governance.consent import Gate, NoSuchUserError
 from milp_ray.personalize.governance.forget import forget_items, forget_user
 from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
-from milp_ray.personalize.store import AdapterStore, hash_id
+from milp_ray.personalize.store import AdapterStore, hash_id, survey
 from milp_ray.pipeline.answering import generate
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
@@ -348,6 +348,24 @@ def test_forgetting_an_item_takes_away_what_was_made_with_it_and_leaves_it_out_f
     governed.store.publish(IDS[0], adapter, {}, fingerprint="from the rest")
     assert forget_them().was_forgotten
     assert governed.store.has(IDS[0], "from the rest")
+
+
+def test_what_was_made_with_an_item_goes_also_where_it_was_stored_anew_in_between(governed: Governed) -> None:
+    hashes = resolve(["history:0"], find_user(governed.config.users, 0, IDS[0]))
+
+    def forget_it(tell: Callable[[str], None]) -> forgetting.Forgotten:
+        return forget_items(governed.run, governed.config, governed.store, IDS[0], hashes, by="x", tell=tell)
+
+    def stop_at_adapters(step: str) -> None:
+        if step == "adapters":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forget_it(stop_at_adapters)
+    halved = AdapterStore(governed.store.uri, precision="bfloat16")
+    assert (IDS[0], 3) in list(survey.rewrite(halved))
+    forget_it(lambda step: None)
+    assert governed.store.versions(IDS[0]) == []
 
 
 def test_an_item_is_named_by_place_hash_or_file_and_a_wrong_name_is_refused(

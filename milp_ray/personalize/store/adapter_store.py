@@ -123,7 +123,7 @@ class AdapterStore:
         meta: Mapping[str, Any],
         *,
         fingerprint: str = "",
-        retention: Mapping[str, Any] | None = None,
+        replaces: Manifest | None = None,
     ) -> int:
         """Add an adapter as the user's next version, which makes it the current one.
 
@@ -132,8 +132,9 @@ class AdapterStore:
             adapter: what training returned.
             meta: JSON-able facts for the manifest (numbers, names; never a user's text).
             fingerprint: hash of what it was made from; :meth:`has` compares it.
-            retention: what the manifest of the version says that this one stands in for; ``None``: as the
-                store's configuration has it, from now on.
+            replaces: of a version of the same weights that this one stands in for: when these were made and
+                how long they may be kept stays as it was. ``None``: they are made now, and kept as the
+                store's configuration has it.
 
         Returns:
             The version's number.
@@ -156,11 +157,11 @@ class AdapterStore:
             version=0,
             layout=adapter.layout,
             fingerprint=fingerprint,
-            created=made.isoformat(timespec="milliseconds"),
+            created=made.isoformat(timespec="milliseconds") if replaces is None else replaces.created,
             meta=dict(meta),
             files={name: describe(content) for name, content in files.items()},
             precision=precision,
-            retention=retention if retention is not None else self.retention.stamp(made),
+            retention=self.retention.stamp(made) if replaces is None else replaces.retention,
         )
         version, _ = self.backend.publish(
             place, files, lambda version: encode_manifest(replace(manifest, version=version), cipher)

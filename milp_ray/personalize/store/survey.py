@@ -163,9 +163,12 @@ def _places(store: AdapterStore, user_ids: Collection[str] | None) -> Iterator[s
 def rewrite(store: AdapterStore, *, on_damaged: OnDamaged | None = None) -> Iterator[tuple[str, int]]:
     """Store current adapters again that are not in the store's precision and under its key.
 
-    Each becomes a new version with the same facts, fingerprint and date of expiry, and the version that it
-    replaces goes; what has expired stays as it is. Rounding is not undone: what was stored in 8 bits stays
-    as exact as that. Yields user ids and the new version's numbers.
+    Each becomes a new version with the same facts, fingerprint, date of making and date of expiry, and the
+    version that it replaces goes; what has expired stays as it is. Rounding is not undone: what was stored in
+    8 bits stays as exact as that. Yields user ids and the new version's numbers.
+
+    Nothing else may write to the store meanwhile: what is published or forgotten while an adapter is on its
+    way would be covered by the old weights again.
 
     Args:
         store: the store.
@@ -189,7 +192,7 @@ def rewrite(store: AdapterStore, *, on_damaged: OnDamaged | None = None) -> Iter
             on_damaged(error)
             continue
         number = store.publish(
-            user_id, adapter, manifest.meta, fingerprint=manifest.fingerprint, retention=manifest.retention
+            user_id, adapter, manifest.meta, fingerprint=manifest.fingerprint, replaces=manifest
         )
         store.verify(user_id, version=number)
         store.delete_version(user_id, manifest.version)
