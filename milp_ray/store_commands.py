@@ -117,13 +117,15 @@ def store_gc(
 ) -> None:
     """Remove what killed writers left, and old versions.
 
-    Exit code 3 where --expired meets an adapter that is damaged and does not say when its period ends.
+    A run that is named is held meanwhile; where the store itself is named, nothing else may write to it. Exit
+    code 3 where --expired meets an adapter that is damaged and does not say when its period ends.
     """
     from milp_ray import store_view
 
     opened = store_view.opened(store, key_env, key_file)
-    code = store_view.print_expired(opened, dry_run=dry_run) if expired else 0
-    store_view.print_collection(opened, keep=keep, older_than_hours=older_than, dry_run=dry_run)
+    code = store_view.print_collection(
+        opened, keep=keep, older_than_hours=older_than, expired=expired, dry_run=dry_run
+    )
     raise typer.Exit(code)
 
 
@@ -171,7 +173,8 @@ def store_precision(
 def store_rewrite(store: Target, key_env: KeyEnv = None, key_file: KeyFile = None) -> None:
     """Bring stored adapters to the configured precision and key.
 
-    Current versions alone; `gc --keep 1` removes older ones. Exit code 3 where one is damaged.
+    Current versions alone; `gc --keep 1` removes older ones. A run that is named is held meanwhile; where the
+    store itself is named, nothing else may write to it. Exit code 3 where one is damaged.
     """
     from milp_ray import store_view
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -190,11 +191,34 @@ def print_verification(opened: Opened, user_ids: Sequence[str] | None, *, as_jso
 # ------------------------------------------------------------------------------------------------ changing
 
 
-def print_collection(opened: Opened, *, keep: int | None, older_than_hours: float, dry_run: bool) -> None:
-    """Remove what is abandoned, and versions beyond the newest ``keep``; print what."""
-    removed = survey.collect(
-        opened.store, keep=keep, older_than_seconds=older_than_hours * 3600.0, dry_run=dry_run
-    )
+def _held(opened: Opened) -> AbstractContextManager[None]:
+    """Hold the run that named the store, so that nothing trains or forgets meanwhile.
+
+    Which runs use a store that was named by itself cannot be told: none is held.
+
+    Raises:
+        MilpError: another process is working on the run.
+    """
+    if opened.run is None or not opened.run.path.is_dir():
+        return nullcontext()
+    return opened.run.lock()
+
+
+def print_collection(
+    opened: Opened, *, keep: int | None, older_than_hours: float, expired: bool, dry_run: bool
+) -> int:
+    """Remove what is abandoned, versions beyond the newest ``keep`` and, if asked for, what has expired.
+
+    Prints what was removed, and what is damaged and may have expired. Returns the exit code.
+
+    Raises:
+        MilpError: another process is working on the run that named the store.
+    """
+    with nullcontext() if dry_run else _held(opened):
+        code = _print_expired(opened, dry_run=dry_run) if expired else 0
+        removed = survey.collect(
+            opened.store, keep=keep, older_than_seconds=older_than_hours * 3600.0, dry_run=dry_run
+        )
     line = (
         f"{'would remove' if dry_run else 'removed'} {removed.unfinished:,} unfinished uploads or deletions"
     )
@@ -206,9 +230,10 @@ def print_collection(opened: Opened, *, keep: int | None, older_than_hours: floa
     if removed.too_young:
         line += f"; {removed.too_young:,} younger than {older_than_hours:g} hours stay"
     table_console().print(line)
+    return code
 
 
-def print_expired(opened: Opened, *, dry_run: bool) -> int:
+def _print_expired(opened: Opened, *, dry_run: bool) -> int:
     """Remove adapters whose period has ended; print how many, and which may be among them. The exit code."""
     from milp_ray.personalize.governance.retention import collect_expired
 
@@ -313,11 +338,16 @@ def _print_damaged(problems: Sequence[str]) -> None:
 
 
 def rewrite(opened: Opened) -> int:
-    """Bring current adapters to the configured precision and key; print how many. The exit code."""
+    """Bring current adapters to the configured precision and key; print how many. The exit code.
+
+    Raises:
+        MilpError: another process is working on the run that named the store.
+    """
     store = opened.store
     store.check(writable=True)
     problems: list[str] = []
-    n_rewritten = sum(1 for _ in survey.rewrite(store, on_damaged=_noting(problems)))
+    with _held(opened):
+        n_rewritten = sum(1 for _ in survey.rewrite(store, on_damaged=_noting(problems)))
     how = f"{store.precision}, {'encrypted' if store.key else 'in the clear'}"
     line = f"{n_rewritten:,} adapters are now stored as {how}; the others already were"
     table_console().print(f"{line}, but for {len(problems):,} damaged ones" if problems else line)

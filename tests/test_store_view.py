@@ -83,6 +83,25 @@ def test_old_versions_go_when_that_is_asked(run: RunFolder) -> None:
     assert AdapterStore(run.adapters).versions("u-1") == [2]
 
 
+@pytest.mark.parametrize("command", [["gc"], ["gc", "--keep", "1"], ["gc", "--expired"], ["rewrite"]])
+def test_a_store_is_not_changed_while_something_works_on_its_run(run: RunFolder, command: list[str]) -> None:
+    name, *options = command
+    with run.lock():
+        assert "another milp-ray process works on" in call(name, run.path, *options, code=2).output
+        assert AdapterStore(run.adapters).versions("u-1") == [1, 2]
+        call("gc", run.path, "--keep", "1", "--expired", "--dry-run")
+    call(name, run.path, *options)
+
+
+def test_the_store_of_a_configuration_without_a_run_can_be_changed(run: RunFolder, tmp_path: Path) -> None:
+    section = {"name": "not-made", "output_dir": str(tmp_path), "personalize": {"store": str(run.adapters)}}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(section))
+    call("gc", path, "--keep", "1")
+    assert AdapterStore(run.adapters).versions("u-1") == [2]
+    assert not (tmp_path / "not-made").exists()
+
+
 def test_an_export_says_how_to_serve_it(run: RunFolder, tmp_path: Path) -> None:
     output = call("export", run.path, "--to", tmp_path / "out", "--user", "u-1", "--format", "vllm").output
     assert "1 adapters of rank 8" in output
