@@ -261,12 +261,14 @@ class ActorProposer:
         """
         import ray
 
+        from milp_ray.search.lost import LOST
+
         if self._reply is None or not ray.wait([self._reply], timeout=0)[0]:
             return None
         reply, self._reply = self._reply, None
         try:
             proposals: list[Proposal] = ray.get(reply)
-        except ray.exceptions.RayActorError as error:
+        except LOST as error:
             self._ask_another(error)
             return None
         self._n_lost = 0

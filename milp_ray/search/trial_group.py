@@ -121,11 +121,13 @@ class TrialGroup:
         """End the processes and give their resources back; the next order starts new ones."""
         import ray
 
+        from milp_ray.search.lost import LOST
+
         if self._thread is None:
             return
         if self._thread.is_alive():
             # Where the mailbox itself was lost, the processes fail at it and end as well.
-            with contextlib.suppress(ray.exceptions.RayActorError):
+            with contextlib.suppress(*LOST):
                 ray.get(self._mailbox.order.remote({"what": _END, "layout": None}))
             self._thread.join(_SECONDS_TO_END)
         ray.kill(self._mailbox)

@@ -186,13 +186,17 @@ class HostMeasurement:
         """Let the host forget a measurement that was begun."""
         import ray
 
+        from milp_ray.search.lost import LOST
+
         if self._is_begun:
             self._is_begun = False
-            with contextlib.suppress(ray.exceptions.RayActorError):
+            with contextlib.suppress(*LOST):
                 ray.get(self._host.actor.forget.remote(self._trial))
 
     def _advance(self) -> dict[str, Any]:
         import ray
+
+        from milp_ray.search.lost import LOST
 
         is_begun, self._is_begun = self._is_begun, True
         try:
@@ -202,7 +206,7 @@ class HostMeasurement:
                 ray.get(ready.remote(self._host.get_task))
             values_or_why = self._host.actor.advance.remote(self._trial, self._layout.to_dict(), is_begun)
             answer = ray.get(values_or_why)
-        except ray.exceptions.RayActorError:
+        except LOST:
             self._is_begun = False
             answer = {_BROKEN: "the process that the trial shared was lost"}
         if _VALUES in answer:

@@ -55,6 +55,7 @@ def run_tune(
 
     from milp_ray.search.garbage import ShortCollections
     from milp_ray.search.hung import HungTrials
+    from milp_ray.search.lost import told_to_tune
     from milp_ray.search.searcher import ErrorReasons, FailureStops, LayoutSearcher
     from milp_ray.search.trial import MeasureLayout
     from milp_ray.search.trial_group import GroupSpec, no_resources
@@ -81,7 +82,7 @@ def run_tune(
         callbacks.append(HungTrials(section.patience))
     folder.mkdir(parents=True, exist_ok=True)
     attempt = sum(path.is_dir() for path in folder.iterdir()) + 1
-    with _tune_environment():
+    with _tune_environment(), told_to_tune():
         tuner = tune.Tuner(
             prepared,
             tune_config=tune.TuneConfig(
