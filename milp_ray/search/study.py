@@ -27,7 +27,15 @@ from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
 from milp_ray.search.tuner import count_slots, own_limit, run_tune
-from milp_ray.search.warm_start import EarlierStudy, fingerprint, load_earlier, portfolio
+from milp_ray.search.warm_start import (
+    EARLIER_FILE,
+    EarlierStudy,
+    fingerprint,
+    keep,
+    kept_earlier,
+    load_earlier,
+    portfolio,
+)
 from milp_ray.users.traits import TRAITS, user_traits
 
 if TYPE_CHECKING:
@@ -49,6 +57,8 @@ TUNE_FOLDER = "tune"
 # What does not count when a study is taken up again: where and how long it runs. (What earlier searches hold
 # counts, not where they are.)
 _OPERATIONAL = {*OPERATIONAL, "n_trials", "warm_start"}
+# Fields of a journal's header whose names say too little.
+_SHOWN_AS = {"earlier": "the earlier searches of search.warm_start"}
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,9 @@ def run_study(
     check_probe_users(splits)
     space = SearchSpace.for_base(settings.space, shapes)
     task = trial_task(settings, splits)
-    earlier = load_earlier(settings.search.warm_start, space, settings.search.objectives)
+    earlier = _earlier(folder, settings, space)
     with Journal(folder / JOURNAL_FILE) as journal:
-        _check_header(journal, _header(settings, space, shapes, task, earlier))
+        _begin(journal, _header(settings, space, shapes, task, earlier), earlier)
         _describe_users(journal, splits)
         if not _is_done(journal.state, settings.search, space):
             try:
@@ -116,6 +126,16 @@ def run_study(
             f"cause, remove {folder} and search again"
         )
     return result
+
+
+def _earlier(folder: Path, settings: StudySettings, space: SearchSpace) -> list[EarlierStudy]:
+    """The earlier searches that the study starts from: as it began with, where it has begun."""
+    search, journal = settings.search, folder / JOURNAL_FILE
+    if search.warm_start and journal.exists() and journal.stat().st_size > 0:
+        kept = kept_earlier(folder / EARLIER_FILE, search.warm_start, space, search.objectives)
+        if kept is not None:
+            return kept
+    return load_earlier(search.warm_start, space, search.objectives)
 
 
 def _search(
@@ -201,7 +221,6 @@ def _header(
         "search": settings.search.model_dump(mode="json", exclude=_OPERATIONAL),
         "max_new_tokens": task.max_new_tokens,
         "splits": repr(task.splits),
-        "earlier": fingerprint(earlier),
     }
     largest = space.layout({parameter.name: parameter.values[-1] for parameter in space.parameters()})
     shown = {
@@ -218,27 +237,31 @@ def _header(
         "n_initial": settings.search.n_initial,
         "n_probe_users": len(task.splits),
         "seed": settings.seed,
+        "earlier": fingerprint(earlier),
     }
     text = json.dumps({**decisive, **shown}, sort_keys=True)
     return {"digest": hashlib.sha256(text.encode()).hexdigest(), **shown}
 
 
-def _check_header(journal: Journal, header: dict[str, Any]) -> None:
-    """Begin the journal, or make sure that it is this study's.
+def _begin(journal: Journal, header: dict[str, Any], earlier: Sequence[EarlierStudy]) -> None:
+    """Begin the journal, or make sure that it is this study's; and keep what it uses of earlier ones.
 
     Raises:
         MilpError: it is another study's; what differs is named where it is known.
     """
     found = journal.state.header
-    if found is None:
-        journal.append("study_started", **header)
-    elif found.get("digest") != header["digest"]:
-        differing = [name for name in header if name != "digest" and found.get(name) != header[name]]
+    if found is not None and found.get("digest") != header["digest"]:
+        names = [name for name in header if name != "digest" and name in found]
+        differing = [_SHOWN_AS.get(name, name) for name in names if found[name] != header[name]]
         what = f"{', '.join(differing)} differ" if differing else "its configuration or its users differ"
         raise MilpError(
             f"{journal.path} is the journal of another search ({what}): use another run name, "
             "or remove the study folder to search afresh"
         )
+    if earlier:
+        keep(journal.path.with_name(EARLIER_FILE), earlier)
+    if found is None:
+        journal.append("study_started", **header)
 
 
 def _describe_users(journal: Journal, splits: Sequence[UserSplit]) -> None:

@@ -3,20 +3,25 @@
 An earlier search is another run folder, with other users perhaps, or another base with as many layers. Its
 best layouts are measured among the new study's initial trials, where a bad piece of advice costs no more than
 the trials that it takes; how far its values are believed is :mod:`milp_ray.search.earlier`'s matter.
+
+What is used of it is kept with the new study: an earlier search may go on, or be removed, and the new one is
+still resumed from what it began with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from milp_ray.atomic_files import write_json
 from milp_ray.errors import MilpError
+from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.front import pareto_front
 from milp_ray.search.journal import read_study
@@ -24,11 +29,11 @@ from milp_ray.search.observations import Observation
 from milp_ray.search.rungs import epsilon_net
 
 if TYPE_CHECKING:
-    from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.memory.space import SearchSpace
 
 # The share of the initial trials that a portfolio may take: the others explore, whatever it says.
 PORTFOLIO_SHARE = 0.5
+EARLIER_FILE = "earlier.json"  # in a study's folder: what it uses of earlier searches
 _JOURNAL = Path("study") / "journal.jsonl"
 
 
@@ -78,6 +83,43 @@ def fingerprint(earlier: Sequence[EarlierStudy]) -> str | None:
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
+def keep(path: Path, earlier: Sequence[EarlierStudy]) -> None:
+    """Write what is used of earlier searches to a study's own file, where it does not say so already."""
+    kept = [
+        {
+            "run": study.run,
+            "trials": [
+                {"index": o.index, "layout": o.layout.to_dict(), "values": o.values}
+                for o in study.observations
+            ],
+        }
+        for study in earlier
+    ]
+    if _read(path) != kept:
+        write_json(path, kept)
+
+
+def kept_earlier(
+    path: Path, runs: Sequence[Path], space: SearchSpace, objectives: Sequence[str]
+) -> list[EarlierStudy] | None:
+    """The earlier searches ``runs`` as :func:`keep` wrote them; ``None`` where it was not these.
+
+    Raises:
+        MilpError: the file is damaged, or says nothing of use in ``space`` with ``objectives``.
+    """
+    kept = _read(path)
+    try:
+        if kept is None or [study["run"] for study in kept] != [str(run) for run in runs]:
+            return None
+        trials = [
+            [(t["index"], CanonicalLayout.from_dict(t["layout"]), dict(t["values"])) for t in study["trials"]]
+            for study in kept
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path) from error
+    return [_usable(run, own, space, objectives) for run, own in zip(runs, trials, strict=True)]
+
+
 def _load(run: Path, space: SearchSpace, objectives: Sequence[str]) -> EarlierStudy:
     state = read_study(run / _JOURNAL)
     if state.header is None:
@@ -91,10 +133,21 @@ def _load(run: Path, space: SearchSpace, objectives: Sequence[str]) -> EarlierSt
             f"search.warm_start: the base of {run} has {n_layers} layers and this one has {space.n_layers}, "
             "so its layouts mean nothing here; leave it out"
         )
+    trials = [(trial.index, trial.layout, trial.metrics) for trial in state.completed]
+    return _usable(run, trials, space, objectives)
+
+
+def _usable(
+    run: Path,
+    trials: Sequence[tuple[int, CanonicalLayout, Mapping[str, Any]]],
+    space: SearchSpace,
+    objectives: Sequence[str],
+) -> EarlierStudy:
+    """Of the completed trials (index, layout, metrics) of a run those that say something in ``space``."""
     known = [
-        trial
-        for trial in state.completed
-        if all(trial.metrics.get(name) is not None for name in objectives) and _is_in(space, trial.layout)
+        (index, layout, metrics)
+        for index, layout, metrics in trials
+        if all(metrics.get(name) is not None for name in objectives) and _is_in(space, layout)
     ]
     if not known:
         raise MilpError(
@@ -102,16 +155,27 @@ def _load(run: Path, space: SearchSpace, objectives: Sequence[str]) -> EarlierSt
             "this search's space; leave it out"
         )
     observations = tuple(
-        Observation(
-            index=trial.index,
-            raw=space.raw(trial.layout),
-            layout=trial.layout,
-            values={name: float(trial.metrics[name]) for name in objectives},
-            per_user=trial.metrics.get("per_user", {}),
-        )
-        for trial in known
+        Observation(index, space.raw(layout), layout, {name: float(metrics[name]) for name in objectives})
+        for index, layout, metrics in known
     )
     return EarlierStudy(str(run), observations, spread_front(observations, objectives))
+
+
+def _read(path: Path) -> Any:
+    """What a file of :func:`keep` holds; ``None`` where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> MilpError:
+    return MilpError(
+        f"{path} is damaged: it holds what this search knows of those that search.warm_start names. Restore "
+        "the file from a copy; or remove it, which is as good while those searches are as they were"
+    )
 
 
 def spread_front(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,36 @@ def test_a_warm_started_study_tries_the_earlier_front_first(
     known = {trial.layout.key: trial.metrics["validation_loss"] for trial in earlier.trials}
     for trial in result.trials[:2]:
         assert trial.metrics["validation_loss"] == known[trial.layout.key]
+
+
+def test_a_warm_started_study_is_resumed_as_it_began_whatever_became_of_the_earlier_one(
+    one_worker: tuple[Path, StudyResult],
+    tiny_llama_dir: Path,
+    splits: list[UserSplit],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = []
+    monkeypatch.setattr(study, "_search", lambda *given: known.append(given[5]))
+    earlier = tmp_path / "earlier"
+    (earlier / "study").mkdir(parents=True)
+    shutil.copy(one_worker[0] / "journal.jsonl", earlier / "study")
+    search = settings(tiny_llama_dir, warm_start=(earlier,))
+    with pytest.raises(MilpError, match="0 trials"):
+        run_study(tmp_path / "study", search, splits, SHAPES)
+    journal = earlier / "study" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    [last] = [e for e in lines if e["event"] == "trial_completed" and e["index"] == 7]
+    journal.write_text("".join(json.dumps(e) + "\n" for e in lines if e is not last))
+    with pytest.raises(MilpError, match="0 trials"):
+        run_study(tmp_path / "study", search, splits, SHAPES)
+    shutil.rmtree(earlier)
+    with pytest.raises(MilpError, match="0 trials"):
+        run_study(tmp_path / "study", search, splits, SHAPES)
+    assert known[0] == known[1] == known[2]
+    assert len(known[0][0].observations) == 8
+    with pytest.raises(MilpError, match=r"\(the earlier searches of search.warm_start differ\)"):
+        run_study(tmp_path / "study", settings(tiny_llama_dir), splits, SHAPES)
 
 
 @pytest.mark.slow

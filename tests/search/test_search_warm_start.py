@@ -16,7 +16,7 @@ from milp_ray.search.conductor import Conductor
 from milp_ray.search.features import CanonicalRows
 from milp_ray.search.journal import Journal
 from milp_ray.search.suggest import InlineProposer
-from milp_ray.search.warm_start import fingerprint, load_earlier, portfolio
+from milp_ray.search.warm_start import fingerprint, keep, kept_earlier, load_earlier, portfolio
 
 SPACE = SearchSpace(4, (2, 4, 8))
 OBJECTIVES = ("validation_loss", "adapter_parameters")
@@ -120,3 +120,17 @@ def test_the_fingerprint_is_of_what_is_used(tmp_path: Path) -> None:
     a, b, c = (fingerprint(load_earlier([run], SPACE, OBJECTIVES)) for run in runs)
     assert a == b != c
     assert fingerprint([]) is None
+
+
+def test_what_a_study_keeps_of_an_earlier_one_is_all_that_it_uses(tmp_path: Path) -> None:
+    runs = [earlier_run(tmp_path / "a"), earlier_run(tmp_path / "b", seed=1)]
+    earlier = load_earlier(runs, SPACE, OBJECTIVES)
+    path = tmp_path / "study" / "earlier.json"
+    assert kept_earlier(path, runs, SPACE, OBJECTIVES) is None
+    keep(path, earlier)
+    assert kept_earlier(path, runs, SPACE, OBJECTIVES) == earlier
+    assert kept_earlier(path, runs[:1], SPACE, OBJECTIVES) is None, "it began with others"
+    for damaged in ('{"run"', '[{"run": 3}, 4]'):
+        path.write_text(damaged)
+        with pytest.raises(MilpError, match=r"earlier\.json is damaged"):
+            kept_earlier(path, runs, SPACE, OBJECTIVES)
