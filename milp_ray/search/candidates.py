@@ -26,13 +26,15 @@ def initial_points(space: SearchSpace, n_points: int, seed: int) -> list[dict[st
     Fewer points come back where the space has no more.
     """
     found: dict[str, dict[str, Any]] = {}
+    first = space.layout(next(_all_points(space))).canonical()  # the empty one, where the space has it
+    n_most = min(n_points, space.n_canonical - first.is_empty)
     for point in itertools.islice(_sobol(space, seed, n_points), 64 * n_points + _MAX_DRAWS):
         _keep_if_new(space, point, found)
-        if len(found) == n_points:
+        if len(found) == n_most:
             return list(found.values())
     for point in _all_points(space):
         _keep_if_new(space, point, found)
-        if len(found) == n_points:
+        if len(found) == n_most:
             break
     return list(found.values())
 
@@ -84,7 +86,28 @@ def _raw_point(space: SearchSpace, unit: np.ndarray) -> dict[str, Any]:
 
 
 def _all_points(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """Every raw point, in order; lazily, as there may be very many."""
+    """The first raw point of every canonical layout, in order; lazily, as there may be very many.
+
+    Where layers are searched the first point of a layout, and the only one that is made, is its own mask with
+    as many LoRAs: there are 2^L masks, however few of them are layouts with no more LoRAs than are allowed.
+    """
     parameters = space.parameters()
-    for values in itertools.product(*(parameter.values for parameter in parameters)):
-        yield {parameter.name: value for parameter, value in zip(parameters, values, strict=True)}
+    n_bits = sum(parameter.kind == "bool" for parameter in parameters)
+    most = space.n_layers if space.fixed_number is None else space.fixed_number
+    for mask in _masks(n_bits, most):
+        rest = [
+            (sum(mask),) if n_bits and parameter.name == "n_loras" else parameter.values
+            for parameter in parameters[n_bits:]
+        ]
+        for values in itertools.product(*rest):
+            yield {p.name: value for p, value in zip(parameters, (*mask, *values), strict=True)}
+
+
+def _masks(n_layers: int, most: int) -> Iterator[tuple[bool, ...]]:
+    """Masks with at most ``most`` bits, in order: the last layer's bit changes first."""
+    if n_layers == 0:
+        yield ()
+        return
+    for bit in (False, True) if most else (False,):
+        for rest in _masks(n_layers - 1, most - bit):
+            yield (bit, *rest)

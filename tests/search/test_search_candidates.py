@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,34 @@ def test_random_new_points_visit_every_layout_once_and_then_end(space: SearchSpa
         assert key(space, point) not in seen
         seen.add(key(space, point))
     assert len(seen) == space.n_canonical
+
+
+def test_a_space_of_few_layouts_among_many_raw_points_is_walked_through_at_once() -> None:
+    """2^32 raw points, and 33 layouts."""
+    space = SearchSpace(32, (8,), factors=("layers",), fixed_number=1)
+    points = initial_points(space, 100, seed=0)
+    assert len({key(space, point) for point in points}) == len(points) == 32
+    last = points[31]
+    seen = {"empty", *(key(space, point) for point in points[:31])}
+    for rng in map(np.random.default_rng, range(3)):
+        assert random_new_point(space, seen, rng) is not None
+    assert random_new_point(space, {*seen, key(space, last)}, np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_walk_gives_the_first_of_a_layout_s_raw_points_in_their_order(
+    space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that points do not depend on how it is walked."""
+    parameters = space.parameters()
+    first: dict[str, dict] = {}
+    for values in itertools.product(*(parameter.values for parameter in parameters)):
+        point = {parameter.name: value for parameter, value in zip(parameters, values, strict=True)}
+        first.setdefault(key(space, point), point)
+    monkeypatch.setattr("milp_ray.search.candidates._MAX_DRAWS", 0)
+    seen: set[str] = set()
+    walked = []
+    while (found := random_new_point(space, seen, np.random.default_rng(0))) is not None:
+        walked.append(found)
+        seen.add(key(space, found))
+    assert walked == list(first.values())
