@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.report.study_figures import Trial
 
 if TYPE_CHECKING:
@@ -160,6 +159,7 @@ def study_content(
         analyse: as :func:`milp_ray.search.insight.analysis_of`; where it refuses, the content says why.
     """
     from milp_ray.search.insight import NoAnalysis, front_rows, hypervolume_over_time, study_status
+    from milp_ray.search.results import known_values
 
     result, analysis, no_analysis = study.result, None, ""
     try:
@@ -178,7 +178,7 @@ def study_content(
                 generator=record.generator,
                 mask=record.layout.mask,
                 rank=record.layout.rank,
-                values={n: float(record.metrics[n]) for n in KNOWN_OBJECTIVES if n in record.metrics},
+                values=known_values(record),
                 on_front=record.index in front,
                 chosen=record.index == chosen_trial,
                 model=_believed(front.get(record.index)),

@@ -13,11 +13,15 @@ from milp_ray.search.front import knee
 
 if TYPE_CHECKING:
     from milp_ray.config.search import ChoiceSection
+    from milp_ray.objectives import Objective
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One measured layout on the front; ``values`` holds every known objective, searched for or not."""
+    """One measured layout on the front.
+
+    ``values`` holds every known objective, searched for or not; of the latter those that were numbers.
+    """
 
     index: int  # of the trial
     layout: CanonicalLayout
@@ -78,7 +82,7 @@ def choose(front: Sequence[FrontPoint], objectives: Sequence[str], section: Choi
         objectives: names of what the study optimises, in order.
 
     Raises:
-        MilpError: the front is empty.
+        MilpError: the front is empty, or no layout of it has a value that the rule goes by.
     """
     if not front:
         raise MilpError("there is no layout to choose: no trial of the search was completed")
@@ -115,6 +119,7 @@ def _knee(
 def _best_loss(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
+    points = _with(VALIDATION_LOSS, points)
     point = min(points, key=lambda point: point.values[VALIDATION_LOSS.name])
     value = f"{point.values[VALIDATION_LOSS.name]:.4f}"
     return point, f"Its validation loss, {value}, is the lowest of {len(points)} {_ON_FRONT}."
@@ -123,6 +128,7 @@ def _best_loss(
 def _best_rouge_l(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
+    points = _with(ROUGE_L, points)
     point = max(points, key=lambda point: point.values[ROUGE_L.name])
     value = f"{point.values[ROUGE_L.name]:.2f}"
     return point, f"Its ROUGE-L, {value}, is the highest of {len(points)} {_ON_FRONT}."
@@ -131,6 +137,7 @@ def _best_rouge_l(
 def _smallest_within(
     points: Sequence[FrontPoint], objectives: Sequence[str], section: ChoiceSection
 ) -> tuple[FrontPoint, str]:
+    points = _with(VALIDATION_LOSS, points)
     best = min(point.values[VALIDATION_LOSS.name] for point in points)
     limit = best + section.tolerance * abs(best)
     point = next(point for point in points if point.values[VALIDATION_LOSS.name] <= limit)
@@ -147,6 +154,17 @@ _RULES: dict[str, Callable[[Sequence[FrontPoint], Sequence[str], ChoiceSection],
     "best_rouge_l": _best_rouge_l,
     "smallest_within": _smallest_within,
 }
+
+
+def _with(objective: Objective, points: Sequence[FrontPoint]) -> Sequence[FrontPoint]:
+    """The points that have a value of the objective, which may be none of the search's own."""
+    known = [point for point in points if objective.name in point.values]
+    if not known:
+        raise MilpError(
+            f"no layout on the front has a value of {objective.name}, as training diverged: choose by "
+            "another choice.rule, or lower training.learning_rate and search again"
+        )
+    return known
 
 
 def _listed(names: Sequence[str]) -> str:

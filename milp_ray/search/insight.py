@@ -18,7 +18,7 @@ from milp_ray.objectives import KNOWN_OBJECTIVES
 from milp_ray.search.front import hypervolume_history
 from milp_ray.search.journal import StudyState, read_events, replay
 from milp_ray.search.observations import observations, standard_errors
-from milp_ray.search.results import StudyResult, study_result
+from milp_ray.search.results import StudyResult, known_values, study_result
 from milp_ray.search.timeline import (
     TrialLife,
     event_times,
@@ -224,7 +224,7 @@ def front_rows(study: Study, analysis: Beliefs | None = None) -> list[FrontRow]:
     objectives, completed = study.result.objectives, study.state.completed
     if not completed:
         return []
-    names = [name for name in KNOWN_OBJECTIVES if all(name in trial.metrics for trial in completed)]
+    names = [name for name in KNOWN_OBJECTIVES if all(name in known_values(trial) for trial in completed)]
     errors = standard_errors(observations(completed, names), names) or {}
     rows = []
     for place, point in enumerate(study.result.front):

@@ -110,13 +110,10 @@ class Measurement:
         rung = self._n_rungs_done
         epoch = self._task.rungs[rung]
         paused = self._trainer.train_until(self._jobs(), epoch)
-        losses = [_required(part.validation_loss, place) for place, part in enumerate(paused)]
-        for place, part in enumerate(paused):
-            if not math.isfinite(losses[place]):
-                raise MilpError(
-                    f"training diverged: after epoch {part.epoch} the validation loss of probe user {place} "
-                    f"is no longer a number; lower training.learning_rate or training.lora_alpha.value"
-                )
+        losses = [
+            _required(part.validation_loss, place, f"after epoch {part.epoch}")
+            for place, part in enumerate(paused)
+        ]
         self._n_rungs_done += 1
         return {
             RUNG: rung,
@@ -146,7 +143,9 @@ class Measurement:
             MilpError: training diverged.
         """
         results = self._trainer.train(self._jobs())
-        losses = [_required(result.validation_loss, place) for place, result in enumerate(results)]
+        losses = [
+            _required(result.validation_loss, place, "at the end") for place, result in enumerate(results)
+        ]
         scores = {name: [0.0] * len(results) for name in _BY_USER}
         if self._scores_texts:
             scores |= _text_scores(self._trainer, results, self._task)
@@ -192,9 +191,14 @@ def trial_parts(stages: Literal["memory", "both"]) -> frozenset[str]:
     return frozenset({"memory"} if stages == "memory" else {"memory", "instruction"})
 
 
-def _required(loss: float | None, place: int) -> float:
+def _required(loss: float | None, place: int, when: str) -> float:
     if loss is None:
         raise MilpError(f"probe user {place} has no validation examples: a trial cannot be measured")
+    if not math.isfinite(loss):
+        raise MilpError(
+            f"training diverged: {when} the validation loss of probe user {place} is no longer a number; "
+            "lower training.learning_rate or training.lora_alpha.value"
+        )
     return loss
 
 

@@ -261,6 +261,11 @@ def _layer(name: str) -> int:
     return int(name.removeprefix("layer_"))
 
 
+def known_values(trial: TrialRecord) -> dict[str, float]:
+    """What a trial was worth by objective, searched for or not; one that was no number is left out."""
+    found = {name: trial.metrics.get(name) for name in KNOWN_OBJECTIVES}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
 def _front_point(trial: TrialRecord) -> FrontPoint:
-    values = {name: float(trial.metrics[name]) for name in KNOWN_OBJECTIVES if name in trial.metrics}
-    return FrontPoint(trial.index, trial.layout, values)
+    return FrontPoint(trial.index, trial.layout, known_values(trial))

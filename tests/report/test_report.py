@@ -155,6 +155,15 @@ def test_a_study_leaves_failed_trials_out_and_keeps_values_in_step(
     assert all(bool(trial.model) == trial.on_front for trial in found.trials)
 
 
+def test_a_value_that_is_no_number_and_no_objective_is_left_out(
+    study_events: Any, make_study_run: Any, build_analysis: Any, tmp_path: Path
+) -> None:
+    events = study_events(6, is_finished=True)
+    next(e for e in events if e["event"] == "trial_completed")["metrics"]["adapter_parameters"] = None
+    found = study_content(load_study(make_study_run(tmp_path, events)), None, build_analysis)
+    assert ["adapter_parameters" in trial.values for trial in found.trials] == [False] + [True] * 5
+
+
 def test_a_study_without_an_analysis_has_its_page_which_says_why(
     study_events: Any, make_study_run: Any, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,3 +94,13 @@ def test_an_empty_front_is_an_error() -> None:
 def test_a_file_without_a_layout_is_an_error() -> None:
     with pytest.raises(MilpError, match="milp-ray choose"):
         chosen_layout({"rule": "knee"})
+
+
+@pytest.mark.parametrize("rule", ["best_loss", "smallest_within"])
+def test_a_layout_without_the_rule_s_value_is_not_chosen(rule: Any) -> None:
+    less = {name: FRONT[0].values[name] for name in OBJECTIVES[1:]}
+    diverged = replace(FRONT[0], values=less)
+    section = ChoiceSection(rule=rule)
+    assert choose([diverged, FRONT[1]], OBJECTIVES[1:], section).point.index == FRONT[1].index
+    with pytest.raises(MilpError, match="no layout on the front has a value of validation_loss"):
+        choose([diverged], OBJECTIVES[1:], section)

@@ -149,6 +149,15 @@ def test_the_front_is_sorted_by_the_first_objective_and_keeps_the_model_with_its
         assert (size.standard_error, size.model_mean) == (0.0, None)
 
 
+def test_an_objective_that_not_every_trial_has_a_number_of_is_left_out_of_the_front(
+    tmp_path: Path, study_events: MakeEvents, make_study_run: MakeRun
+) -> None:
+    events = study_events(10, is_finished=True)
+    next(e for e in events if e["event"] == "trial_completed")["metrics"]["adapter_parameters"] = None
+    rows = front_rows(load_study(make_study_run(tmp_path, events)))
+    assert all(set(row.estimates) == {"validation_loss", "rouge_l"} for row in rows)
+
+
 def test_standard_errors_are_those_between_layouts_on_the_same_users(going_on: Study) -> None:
     [row, *_] = front_rows(going_on)
     # The users differ by the same 0.1 under every layout: no doubt about which layout is better.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.measure import BEGAN, Measurement, TrialTask, check_probe_users, measure
 from milp_ray.search.results import METRICS
 from milp_ray.search.rungs import RUNG, RungRecord
+from milp_ray.search.trainers import OwnTrainer
 from milp_ray.training.base import Base, load_base
-from milp_ray.training.job import PausedJob
+from milp_ray.training.job import Job, JobResult, PausedJob
 from milp_ray.users.records import UserSplit
 
 SOME = CanonicalLayout((False, True, False, True), 4)
@@ -179,3 +180,16 @@ def test_a_loss_at_a_rung_that_is_no_number_is_a_failure(
     with pytest.raises(MilpError, match="after epoch 1 the validation loss of probe user 0"):
         measurement.next_rung()
     measurement.close()
+
+
+def test_a_loss_at_the_end_that_is_no_number_is_a_failure_also_where_it_is_no_objective(
+    base: Base, splits: tuple[UserSplit, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = OwnTrainer.train
+
+    def diverged(trainer: OwnTrainer, jobs: Sequence[Job]) -> list[JobResult]:
+        return [replace(result, validation_loss=math.nan) for result in trained(trainer, jobs)]
+
+    monkeypatch.setattr(OwnTrainer, "train", diverged)
+    with pytest.raises(MilpError, match="diverged: at the end the validation loss of probe user 0"):
+        measure(base, SOME, task(splits, base))

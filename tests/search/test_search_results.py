@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.search.front import hypervolume
 from milp_ray.search.journal import StudyState, TrialRecord
-from milp_ray.search.results import RunningHypervolume, reference_corner
+from milp_ray.search.results import RunningHypervolume, reference_corner, study_result
 
 OBJECTIVES = ("validation_loss", "rouge_l", "adapter_parameters")
 SIGNS = (1.0, -1.0, 1.0)
@@ -68,3 +68,15 @@ def test_a_dominated_trial_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     end(study, 5, (0.5, 20.0, 4.0))
     assert running.of(study) > (volume or np.inf)
+
+
+def test_a_value_that_is_no_number_and_no_objective_is_left_out() -> None:
+    """As a trial may have journalled it whose training diverged."""
+    study = state(2)
+    study.header = {"objectives": ["rouge_l", "adapter_parameters"], "n_initial": 3, "seed": 0}
+    for index, loss in enumerate((None, 2.0)):
+        metrics = {"rouge_l": 1.0 + index, "adapter_parameters": 5 + index, "validation_loss": loss}
+        study.apply({"event": "trial_completed", "index": index, "metrics": metrics})
+    first, second = study_result(study).front
+    assert first.values == {"rouge_l": 1.0, "adapter_parameters": 5.0}
+    assert second.values["validation_loss"] == 2.0
