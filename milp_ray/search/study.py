@@ -26,7 +26,7 @@ from milp_ray.search.journal import BY_USER, Journal, StudyState
 from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
-from milp_ray.search.tuner import count_slots, own_limit, run_tune
+from milp_ray.search.tuner import check_room, count_slots, own_limit, run_tune
 from milp_ray.search.warm_start import (
     EARLIER_FILE,
     EarlierStudy,
@@ -156,6 +156,7 @@ def _search(
         stack.callback(proposer.close)
         if settings.search.n_trials > max(settings.search.n_initial, len(journal.state.trials)):
             proposer.start()  # first of all, so that its imports pass while the initial trials run
+        check_room(settings.search)
         n_slots = count_slots(settings.search)
         n_processes = math.ceil(n_slots / settings.search.n_sharing)
         conductor = Conductor(

@@ -120,33 +120,53 @@ def run_tune(
 
 
 def count_slots(section: SearchSection) -> int:
-    """Trials that can run at once, on the cluster as it is now.
+    """Trials that can run at once, on the cluster as it is now; one at the least, which then waits."""
+    n_slots = max(1, int(_room(section, _resources()))) * section.n_sharing
+    if section.max_concurrent_trials is not None:
+        return min(n_slots, section.max_concurrent_trials)
+    return n_slots
+
+
+def check_room(section: SearchSection) -> None:
+    """Refuse to begin where no trial would ever run.
 
     Raises:
         MilpError: the cluster cannot hold the processes of a single trial.
     """
+    resources = _resources()
+    if (
+        section.max_concurrent_trials is not None
+        or (section.n_processes == 1 and section.n_sharing == 1)
+        or _room(section, resources) >= 1
+    ):
+        return
+    who = (
+        f"the {section.n_processes} processes of a trial"
+        if section.n_processes > 1
+        else f"{section.n_sharing} trials that share a process"
+    )
+    raise MilpError(
+        f"{who} take {section.cpus_per_trial:g} CPUs (search.cpus_per_trial) and {section.held_gpus:g} "
+        "GPUs (search.gpus_per_trial or trials_per_gpu), but the cluster has "
+        f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
+        "or set search.max_concurrent_trials where nodes are added on demand"
+    )
+
+
+def _resources() -> dict[str, float]:
+    """All that the cluster has now."""
     import ray
 
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def _room(section: SearchSection, resources: dict[str, float]) -> float:
+    """How often ``resources`` hold what the process or the processes of a trial do."""
     counts = [resources.get("CPU", 1.0) / section.cpus_per_trial]
     if section.held_gpus:
         counts.append(resources.get("GPU", 0.0) / section.held_gpus)
-    n_slots = max(1, int(min(counts))) * section.n_sharing
-    if section.max_concurrent_trials is not None:
-        return min(n_slots, section.max_concurrent_trials)
-    if (section.n_processes > 1 or section.n_sharing > 1) and min(counts) < 1:
-        who = (
-            f"the {section.n_processes} processes of a trial"
-            if section.n_processes > 1
-            else f"{section.n_sharing} trials that share a process"
-        )
-        raise MilpError(
-            f"{who} take {section.cpus_per_trial:g} CPUs (search.cpus_per_trial) and {section.held_gpus:g} "
-            "GPUs (search.gpus_per_trial or trials_per_gpu), but the cluster has "
-            f"{resources.get('CPU', 0.0):g} CPUs and {resources.get('GPU', 0.0):g} GPUs in all; lower them, "
-            "or set search.max_concurrent_trials where nodes are added on demand"
-        )
-    return n_slots
+    return min(counts)
 
 
 def own_limit(section: SearchSection) -> SearchSection:
