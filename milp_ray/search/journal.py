@@ -278,6 +278,7 @@ class Journal:
         self._is_closing = True
         self._unsynced.set()
         self._syncer.join()
+        self._sync_once()  # what was written while it last did
         self._file.close()
         if not is_told:
             self._check()
@@ -293,14 +294,17 @@ class Journal:
             self._check()
 
     def _sync(self) -> None:
-        """Bring to the disk what has been written, again and again, and once more at the end."""
+        """Bring to the disk what has been written, again and again."""
         while not self._is_closing:
             self._unsynced.wait()
             self._unsynced.clear()
-            try:
-                os.fsync(self._file.fileno())
-            except OSError as error:  # a shared filesystem may tell only now that it is full
-                self._failure = self._failure or error
+            self._sync_once()
+
+    def _sync_once(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:  # a shared filesystem may tell only now that it is full
+            self._failure = self._failure or error
 
     def _check(self) -> None:
         if self._failure is not None:

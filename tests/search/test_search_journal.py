@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,31 @@ def test_a_disk_that_tells_late_is_told_of_at_the_end(path: Path, monkeypatch: p
     journal.append("trial_started", index=2)
     with pytest.raises(MilpError, match="No space left"):
         journal.close()
+
+
+def test_what_is_written_while_the_disk_is_busy_is_on_it_once_the_journal_is_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    on_disk: list[int] = []
+    sync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        is_busy.set()
+        may_go_on.wait(60)
+        sync(descriptor)
+        on_disk.append(size)
+
+    journal = Journal(path)
+    monkeypatch.setattr(os, "fsync", slow)
+    journal.append("trial_started", index=2)
+    assert is_busy.wait(60)
+    journal.append("trial_failed", index=2, reason="OutOfMemoryError")
+    closing = threading.Thread(target=journal.close)
+    closing.start()
+    while not journal._is_closing:
+        time.sleep(0.01)
+    may_go_on.set()
+    closing.join()
+    assert on_disk[-1] == path.stat().st_size
