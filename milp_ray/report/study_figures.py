@@ -39,7 +39,10 @@ _LONG_LABELS = {
     ROUGE_L.name: "ROUGE-L (F × 100), higher is better",
     ADAPTER_PARAMETERS.name: "Adapter parameters, fewer is better",
 }
-_INITIAL = ("sobol", "uniform")
+# Who gave a trial its layout, as the journal names them (:mod:`milp_ray.search.journal`); else: chance, where
+# the surrogate had no proposal.
+_INITIAL = ("sobol", "warm_start")
+_SURROGATE = "saas_nehvi"
 _MEAN_SETTINGS = {"n_bootstrap": 1000, "confidence": 0.95, "seed": 0}
 
 
@@ -65,7 +68,12 @@ class Trial:
     @property
     def is_initial(self) -> bool:
         """Whether it was drawn before the surrogate proposed anything."""
-        return self.generator.lower().startswith(_INITIAL)
+        return self.generator in _INITIAL
+
+    @property
+    def is_proposed(self) -> bool:
+        """Whether the surrogate proposed it."""
+        return self.generator == _SURROGATE
 
 
 def pareto_figure(trials: Sequence[Trial]) -> Figure:
@@ -92,11 +100,17 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
         return [t.values[x_name] for t in subset], [t.values[y_name] for t in subset]
 
     initial = [t for t in trials if t.is_initial]
-    proposed = [t for t in trials if not t.is_initial]
+    proposed = [t for t in trials if t.is_proposed]
+    random = [t for t in trials if not t.is_initial and not t.is_proposed]
     front = [t for t in trials if t.on_front]
     chosen = [t for t in trials if t.chosen]
-    axes.scatter(*place(initial), s=30, facecolor="white", edgecolor=GREY, lw=1.2, label="Initial (Sobol)")
+    axes.scatter(*place(initial), s=30, facecolor="white", edgecolor=GREY, lw=1.2, label="Initial")
     axes.scatter(*place(proposed), s=34, color=BLUE, alpha=0.8, lw=0, label="Proposed by the surrogate")
+    if random:
+        axes.scatter(
+            *place(random), s=34, marker="D", facecolor="white", edgecolor=GREY, lw=1.2,
+            label="At random (no proposal)",
+        )  # fmt: skip
     axes.scatter(*place(front), s=105, facecolor="none", edgecolor=VERMILLION, lw=1.6, label="Pareto front")
     believed = [t for t in front if t.model]
     if believed:
@@ -121,20 +135,19 @@ def _front_panel(axes: Axes, trials: Sequence[Trial], x_name: str, y_name: str) 
     )
     axes.set(xlabel=_LONG_LABELS[x_name], ylabel=_LONG_LABELS[y_name])
     axes.set_title(f"{_short(x_name)} and {_short(y_name, inside=True)}")
-    hidden = 0
+    outside: set[int] = set()  # trials, by their index
     for name, setter in ((x_name, axes.set_xlim), (y_name, axes.set_ylim)):
-        values = [t.values[name] for t in trials]
         means, deviations = _believed(believed, name)
         ends = [mean + side * sd for mean, sd in zip(means, deviations, strict=True) for side in (-1, 1)]
-        low, high = robust_limits(values + ends)
+        low, high = robust_limits([t.values[name] for t in trials] + ends)
         setter(low, high)
-        hidden += sum(not low <= value <= high for value in values)
+        outside |= {t.index for t in trials if not low <= t.values[name] <= high}
     if ADAPTER_PARAMETERS.name == x_name:
         axes.xaxis.set_major_formatter(thousands)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
-    if hidden:
+    if outside:
         axes.text(
-            0.99, 0.985, f"{hidden} outside the axes", transform=axes.transAxes, ha="right", va="top",
+            0.99, 0.985, f"{len(outside)} outside the axes", transform=axes.transAxes, ha="right", va="top",
             fontsize=8, color=MUTED,
         )  # fmt: skip
 

@@ -13,7 +13,8 @@ The journal is the truth of a search. A study killed at any moment resumes from 
     slots_changed    n_slots, from now on: nodes came or went
     batch_asked      batch, n, pending (indices of the trials that are proposed around, results not used)
     batch_proposed   batch, seconds from asking to the answer
-    trial_suggested  index, batch, raw factors, canonical layout, key, generator (sobol, saas_nehvi, random)
+    trial_suggested  index, batch, raw factors, canonical layout, key,
+                     generator (sobol, warm_start, saas_nehvi, random)
     trial_started    index
     trial_rung       index, rung, epoch, values (of partial training, never taken for final ones)
     trial_completed  index, metrics (objective values, SEMs over the probe users, extras)

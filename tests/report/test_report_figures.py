@@ -69,7 +69,7 @@ def test_the_front_marks_what_is_on_it_and_what_was_chosen(made: Any) -> None:
     figure = pareto_figure(made.trials())
     by_label = {c.get_label(): len(c.get_offsets()) for c in figure.axes[0].collections}
     assert by_label == {
-        "Initial (Sobol)": 8,
+        "Initial": 8,
         "Proposed by the surrogate": 4,
         "Pareto front": 3,
         "Chosen layout": 1,
@@ -78,6 +78,23 @@ def test_the_front_marks_what_is_on_it_and_what_was_chosen(made: Any) -> None:
         "Validation loss (nats a token)",
         "Adapter parameters",
     ]
+
+
+def test_the_front_tells_who_gave_a_layout_and_does_not_take_chance_for_the_surrogate(made: Any) -> None:
+    generators = ["warm_start", "sobol", "random"]
+    trials = [replace(t, generator=generators[t.index]) if t.index < 3 else t for t in made.trials()]
+    counts = {c.get_label(): len(c.get_offsets()) for c in pareto_figure(trials).axes[0].collections}
+    assert counts["Initial"] == 7
+    assert counts["At random (no proposal)"] == 1
+    assert counts["Proposed by the surrogate"] == 4
+
+
+def test_a_trial_outside_both_axes_is_counted_once(made: Any) -> None:
+    axes = pareto_figure(made.trials(diverged=True)).axes[0]
+    [low, high], [bottom, top] = axes.get_xlim(), axes.get_ylim()
+    assert not low <= 50.0 <= high
+    assert not bottom <= 0.0 <= top
+    assert [text.get_text() for text in axes.texts] == ["1 outside the axes"]
 
 
 def test_diverged_trials_do_not_squash_the_others() -> None:
