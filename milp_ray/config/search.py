@@ -74,7 +74,8 @@ class SearchSection(Section):
     n_initial: PositiveInt = 100  # Sobol points before the surrogate proposes
     batch_size: PositiveInt = 4  # suggestions made from one fit
     # Which trials a batch is proposed around (as pending), so that no slot waits for it. greedy: those that
-    # have not ended; repeatable: the newest `lookahead` ones, ended or not, so that timing decides nothing.
+    # have not ended; repeatable: the newest `lookahead` ones, ended or not, so that timing decides nothing
+    # (but for early_stopping where several trials run at once: timing then decides which are stopped).
     proposals: Literal["repeatable", "greedy"] = "greedy"
     lookahead: NonNegativeInt = 4  # repeatable only; at least as many as trials run at once keeps slots busy
     n_probe_users: PositiveInt = 1  # users a layout is measured on; 1 is the paper's single-user search

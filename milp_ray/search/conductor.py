@@ -5,7 +5,8 @@ it takes as pending. Which trials those are is one of two rules (``search.propos
 
 - *repeatable*: the newest ``search.lookahead`` trials before the batch, ended or not. A batch is asked for
   once all trials older than those have ended. The study is the same whatever the number of workers, however
-  long trials and fits take.
+  long trials and fits take; unless trials are stopped early by what others have shown by then
+  (:mod:`milp_ray.search.scheduler`).
 - *greedy*: the trials that have not ended. A batch is asked for as soon as fewer trials wait than there are
   slots. Nothing that is known is left out and nobody waits for a straggler, but what is proposed depends on
   the order in which trials end. (With one worker there is one order.)
