@@ -114,7 +114,7 @@ class StudyState:
         A second end of a trial is ignored: what was recorded first stands.
 
         Raises:
-            KeyError, IndexError, ValueError, TypeError, MilpError: the event does not fit.
+            LookupError, ValueError, TypeError, AttributeError, MilpError: the event does not fit.
         """
         kind = event["event"]
         if kind == "study_started":
@@ -204,7 +204,7 @@ def replay(events: Iterable[Event], path: Path) -> StudyState:
     for number, event in enumerate(events, start=1):
         try:
             state.apply(event)
-        except (KeyError, ValueError, TypeError, MilpError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, MilpError) as error:
             raise _damaged(path, number, f"{type(error).__name__}: {error}") from error
     return state
 
@@ -254,7 +254,7 @@ class Journal:
         self.append_all([{"event": event, **fields}])
 
     def append_all(self, events: Iterable[Event]) -> None:
-        """Write several events in one go, so that a kill leaves all of them or none.
+        """Write several events in one go; a kill in the middle of it leaves the first of them, whole ones.
 
         Raises:
             ValueError, MilpError: as :meth:`append`.

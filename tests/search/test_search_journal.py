@@ -105,6 +105,12 @@ def test_a_missing_line_in_the_middle_is_named(path: Path) -> None:
         read_study(path)
 
 
+def test_a_line_with_a_value_of_another_kind_is_named(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b'{"event":"users_described","values":[1]}\n')
+    with pytest.raises(MilpError, match=r"journal.jsonl, line 10 is damaged \(AttributeError"):
+        read_study(path)
+
+
 def test_the_first_end_of_a_trial_stands(path: Path) -> None:
     with Journal(path) as journal:
         journal.append("trial_completed", index=1, metrics={"validation_loss": 1.0, "rouge_l": 1.0})
