@@ -32,7 +32,7 @@ def study_status(target: Target, as_json: AsJson = False) -> None:
 def study_front(target: Target, as_json: AsJson = False) -> None:
     """Print the Pareto front.
 
-    Values as measured with their standard errors, and what the model of the search believes.
+    Values as measured with their standard errors, and what a model of the search's own trials believes.
     """
     from milp_ray import study_view
 
@@ -43,8 +43,8 @@ def study_front(target: Target, as_json: AsJson = False) -> None:
 def study_importance(target: Target, as_json: AsJson = False) -> None:
     """Say which layers store the memory.
 
-    How much each layer, the number of LoRAs and their rank matter for each objective, after the model of the
-    search.
+    How much each layer, the number of LoRAs and their rank matter for each objective, after a model of the
+    search's own trials.
     """
     from milp_ray import study_view
 

@@ -1,5 +1,8 @@
-"""What a study's surrogate says: which factors matter for an objective, and what a layout will probably
-reach.
+"""What a surrogate of a study's trials says: which factors matter for an objective, and what a layout will
+probably reach.
+
+It is fitted to the study's own trials alone. The one that a warm-started study proposes with may take a trend
+from earlier studies beside (:mod:`milp_ray.search.earlier`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _LAYER = "layer "  # a layer's factor is this and its index
 
 @dataclass(frozen=True)
 class Beliefs:
-    """What the surrogate believes, by objective (:mod:`milp_ray.search.analysis`).
+    """What a surrogate of the study's own trials believes, by objective (:mod:`milp_ray.search.analysis`).
 
     ``importance[objective][factor]`` is (mean, low, high) of the factor's total Sobol' index over the samples
     of the hyperparameters; factors are "layer 0" …, "n" and "rank". ``unexplained[objective]``, likewise, is
