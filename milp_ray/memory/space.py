@@ -169,20 +169,6 @@ class SearchSpace:
         """One raw point, every parameter uniform over its values."""
         return {p.name: p.values[int(rng.integers(len(p.values)))] for p in self.parameters()}
 
-    def sobol(self, n_points: int, seed: int) -> list[dict[str, bool | int]]:
-        """The first ``n_points`` raw points of a scrambled Sobol sequence; repeats are possible."""
-        from scipy.stats import qmc
-
-        parameters = self.parameters()
-        if not parameters or n_points < 1:
-            return [{} for _ in range(n_points)]
-        # A power of two keeps the sequence balanced (and SciPy silent).
-        unit = qmc.Sobol(len(parameters), rng=seed).random_base2(math.ceil(math.log2(n_points)))
-        return [
-            {p.name: p.values[int(u * len(p.values))] for p, u in zip(parameters, row, strict=True)}
-            for row in unit[:n_points]
-        ]
-
     @property
     def n_canonical(self) -> int:
         """How many different canonical layouts the space holds, the empty one included where reachable."""

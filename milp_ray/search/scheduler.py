@@ -18,8 +18,6 @@ from milp_ray.search.searcher import KeepWorkers
 if TYPE_CHECKING:
     from milp_ray.config.search import EarlyStoppingSection
 
-OnRecord = Callable[[RungRecord], None]
-
 
 class RungScheduler(KeepWorkers):
     """Lets a trial go on from a rung when it is in the best 1/η of those that have reached the rung so far.
@@ -36,7 +34,6 @@ class RungScheduler(KeepWorkers):
         objectives: names of the study's objectives; see :meth:`RungRecord.objectives`.
         records: what earlier sessions of the study saw.
         on_rung: called with every record as it comes, before the trial is judged.
-        on_stop: called with the last record of a trial that is stopped, before the searcher hears of it.
     """
 
     def __init__(
@@ -46,14 +43,12 @@ class RungScheduler(KeepWorkers):
         objectives: Sequence[str],
         records: Iterable[RungRecord] = (),
         *,
-        on_rung: OnRecord | None = None,
-        on_stop: OnRecord | None = None,
+        on_rung: Callable[[RungRecord], None] | None = None,
     ) -> None:
         super().__init__(n_workers)
         self._section = section
         self._objectives = tuple(objectives)
         self._on_rung = on_rung
-        self._on_stop = on_stop
         self._rungs: dict[int, dict[int, tuple[float, ...]]] = {}  # rung → trial → values
         self._n_stopped = 0
         for record in records:
@@ -70,8 +65,6 @@ class RungScheduler(KeepWorkers):
         if self._goes_on(record):
             return str(TrialScheduler.CONTINUE)
         self._n_stopped += 1
-        if self._on_stop is not None:
-            self._on_stop(record)
         return str(TrialScheduler.STOP)
 
     def debug_string(self) -> str:
@@ -80,8 +73,8 @@ class RungScheduler(KeepWorkers):
         return f"Early stopping: {counts or 'no rung reached'}; {self._n_stopped} stopped"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the callbacks: Tune pickles it for a restore, which is not how studies resume."""
-        return {**self.__dict__, "_on_rung": None, "_on_stop": None}
+        """Without the callback: Tune pickles it for a restore, which is not how studies resume."""
+        return {**self.__dict__, "_on_rung": None}
 
     def _add(self, record: RungRecord) -> None:
         self._rungs.setdefault(record.rung, {})[record.trial] = record.objectives(self._objectives)

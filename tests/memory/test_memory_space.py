@@ -136,16 +136,6 @@ def test_a_point_with_a_missing_unknown_or_impossible_value_is_refused(raw: dict
         SearchSpace(3, (8,), factors=("number", "rank")).layout(raw)
 
 
-@pytest.mark.parametrize("n_points", [0, 1, 5, 16])
-def test_sobol_points_are_valid_and_repeat_with_their_seed(n_points: int) -> None:
-    space = SearchSpace(8, (8, 16, 32))
-    points = space.sobol(n_points, seed=3)
-    assert len(points) == n_points
-    assert all(space.layout(point) for point in points)
-    assert points == space.sobol(n_points, seed=3)
-    assert n_points < 5 or points != space.sobol(n_points, seed=4)
-
-
 def test_uniform_points_reach_every_value() -> None:
     space = SearchSpace(2, (8, 16))
     rng = np.random.default_rng(0)
