@@ -19,19 +19,36 @@ from pydantic import ValidationError
 from milp_ray.config import Config
 from milp_ray.errors import MilpError
 
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a repeated key and reads ``5e-4`` as the number it is in YAML 1.2."""
+    """Safe YAML whose keys are text, each given once, and that reads ``5e-4`` as the number of YAML 1.2."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before any merge key (<<) is resolved: a key that is given here may stand in what is merged, too.
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise MilpError(
+                    f"line {line}: a list or mapping stands for a key; put text like {{{{ x }}}} in quotes"
+                )
+            if key_node.tag not in (_TEXT, _MERGE):
+                raise MilpError(f'line {line}: a key is text, and {key} is none in YAML; quote it: "{key}"')
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise MilpError(f"line {line}: the key {key!r} is given twice; keep one of them")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError, LookupError, AttributeError):
+            # It looks like a date, or is tagged as a number, and is none.
+            problem = f"{_shown(node.value)} is no {node.tag.rpartition(':')[2]}; quote it where it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(
@@ -90,6 +107,8 @@ def _parse(text: str, source: str) -> Any:
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise MilpError(f"{source}:{where} is not valid YAML: {problem}") from None
+    except RecursionError:
+        raise MilpError(f"{source}: the nesting is too deep to read") from None
 
 
 def _with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

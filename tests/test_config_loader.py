@@ -131,6 +131,53 @@ def test_a_repeated_key_is_refused_with_its_line(write) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("name: a\non: y", 'line 2: a key is text, and on is none in YAML; quote it: "on"'),
+        ("name: a\nusers: {1: y}", 'line 2: a key is text, and 1 is none in YAML; quote it: "1"'),
+        (
+            "seed: 1\nname: {{ NAME }}",
+            "line 2: a list or mapping stands for a key; put text like {{ x }} in quotes",
+        ),
+    ],
+)
+def test_a_key_that_is_no_text_is_refused_with_its_line(write, text: str, said: str) -> None:
+    path = write(text)
+    assert refusal(path) == f"{path}: {said}"
+
+
+def test_a_merged_mapping_gives_the_keys_that_stand_nowhere_else(write) -> None:
+    section = "{<<: {n_trials: 30, n_initial: 2}, n_trials: 24}"
+    config = load_config(write(f"name: a\nsearch: {section}"))
+    assert (config.search.n_trials, config.search.n_initial) == (24, 2)
+
+
+def test_a_key_that_is_merged_and_given_is_not_given_twice_wherever_it_is_merged_again(write) -> None:
+    inner = "name: a\nsearch: {x: {x: &one {<<: {seed: 1}, seed: 2}}}\nspace: {<<: *one}"
+    assert "twice" not in refusal(write(inner))
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-30-09", "2024-01-01T99:00:00", "!!int x", "!!bool x", "!!timestamp x"]
+)
+def test_a_value_that_looks_like_what_it_is_not_is_refused_with_its_place(write, value: str) -> None:
+    path = write(f"name: {value}")
+    assert f"{path}: line 1, column 7 is not valid YAML: '{value.split()[-1]}' is no " in refusal(path)
+    assert "quote it where it is text" in refusal(write("name: a"), f"name={value}")
+
+
+def test_an_override_of_braces_is_refused_without_a_traceback(write) -> None:
+    message = refusal(write("name: a"), "name={{x}}")
+    assert message == (
+        "command line, name: line 1: a list or mapping stands for a key; put text like {{ x }} in quotes"
+    )
+
+
+def test_a_nesting_too_deep_to_read_is_refused(write) -> None:
+    assert "the nesting is too deep to read" in refusal(write("name: " + "[" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
         ("", "is empty"),
         ("- a\n- b", "holds a list"),
         ("name: [a", "is not valid YAML"),
