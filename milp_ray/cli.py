@@ -40,9 +40,6 @@ class _Commands(TyperGroup):
         except MilpError as error:
             typer.secho(str(error), fg=typer.colors.RED, err=True)
             raise typer.Exit(exit_codes.MISTAKE) from None
-        except OSError as error:
-            typer.secho(_of_the_disk(error), fg=typer.colors.RED, err=True)
-            raise typer.Exit(exit_codes.MISTAKE) from None
         except KeyboardInterrupt as interrupted:
             typer.secho(
                 f"\n{str(interrupted) or 'interrupted; the same command continues'}",
@@ -51,6 +48,10 @@ class _Commands(TyperGroup):
             )
             raise typer.Exit(exit_codes.INTERRUPTED) from None
         except Exception as error:
+            of_the_disk = _of_the_disk(error)
+            if of_the_disk is not None:
+                typer.secho(of_the_disk, fg=typer.colors.RED, err=True)
+                raise typer.Exit(exit_codes.MISTAKE) from None
             if os.environ.get(SHOW_MESSAGES):
                 raise
             typer.secho(
@@ -61,14 +62,15 @@ class _Commands(TyperGroup):
             raise typer.Exit(exit_codes.BUG) from None
 
 
-def _of_the_disk(error: OSError) -> str:
-    """What to say where a disk is full, read-only or not ours; any other error is raised again."""
+def _of_the_disk(error: Exception) -> str | None:
+    """What to say where a disk is full, read-only or not ours; ``None`` of any other error."""
     import errno
 
     from milp_ray.errors import MilpError
 
-    if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}:
-        raise error
+    ours = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+    if not isinstance(error, OSError) or error.errno not in ours:
+        return None
     # A stage that fails for this reason says more, though its last notes could not be written either.
     cause: BaseException | None = error
     while cause is not None:

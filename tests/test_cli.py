@@ -164,6 +164,32 @@ def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may
     assert isinstance(call("run", config).exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("my secret text"), "OSError: (its message is withheld"),
+        (ConnectionRefusedError(111, "my secret text"), "ConnectionRefusedError: Connection refused"),
+    ],
+)
+def test_a_systems_error_that_was_not_foreseen_is_told_without_its_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: OSError, said: str
+) -> None:
+    from milp_ray.pipeline import stages
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "run_all", fail)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    result = call("run", config)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "in fail" in result.stderr
+    assert "secret" not in result.output
+
+
 def test_the_cause_of_a_systems_error_is_told() -> None:
     from milp_ray.errors import safe_traceback
 
