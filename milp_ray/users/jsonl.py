@@ -96,11 +96,9 @@ def parse_row(
 ) -> User | Problem:
     """The user of one row of a Parquet batch, or what is wrong with it; ``number`` is the file's row."""
     try:
-        return parse_user(batch.slice(row, 1).to_pylist()[0], unknown_fields)
+        return parse_user(_values(batch, row), unknown_fields)
     except RecordRefused as refusal:
         return Problem(path, number, str(refusal), refusal.user_id)
-    except UnicodeDecodeError:
-        return Problem(path, number, "a text is no valid UTF-8")
 
 
 def parse_user(record: Any, unknown_fields: Counter[str]) -> User:
@@ -152,6 +150,15 @@ def _decoded(line: bytes) -> Any:
         raise RecordRefused(f"the line is no JSON (column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError):
         raise RecordRefused("the line holds a number or a nesting too large to read") from None
+
+
+def _values(batch: RecordBatch, row: int) -> Any:
+    try:
+        return batch.slice(row, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        raise RecordRefused("a text is no valid UTF-8") from None
+    except (ValueError, OverflowError):
+        raise RecordRefused("a value cannot be read, such as a time outside the years 1 to 9999") from None
 
 
 def _turn(value: Any, place: str, unknown: Counter[str]) -> Turn:

@@ -7,7 +7,7 @@ The dialogues are a language model's talk with itself, and the reader undoes the
 - A label at the start of a line ("Doctor:", "Patient:", "Me:", "Siva:") says who speaks, whichever field it
   is in, and is taken off; one field may hold several speakers. Without a label the field's role holds.
 - Quotation marks around an utterance and a narrator's words («the patient replies») are taken off; empty
-  utterances and stage directions are dropped.
+  utterances, stage directions and what is no valid Unicode are dropped.
 - Nothing is read after the conversation's end («(The conversation ends here)», «End of conversation.»).
 - Nothing is read from the first network error message («Error Networking, check your network») or the first
   remark of being an AI model: roles are swapped or broken from there on.
@@ -26,7 +26,7 @@ from typing import Any
 
 from milp_ray.errors import MilpError
 from milp_ray.users.problems import Problem
-from milp_ray.users.published import load_json, synthetic_times
+from milp_ray.users.published import clean_text, load_json, synthetic_times
 from milp_ray.users.records import Example, Turn, User
 
 DOCTOR = "doctor"
@@ -107,7 +107,7 @@ def utterances(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
             if _BROKEN.search(text):
                 return found
             end = _END.search(text)
-            cleaned = _cleaned(text[: end.start()] if end else text)
+            cleaned = clean_text(_cleaned(text[: end.start()] if end else text))
             if cleaned and role is not None:
                 found.append((role, cleaned))
             if end:

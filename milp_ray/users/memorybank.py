@@ -6,8 +6,8 @@ Two kinds of files are read. ``memory_bank_en.json`` (or ``_cn``) is one JSON ob
                "meta_information": {"personality": str, "hobbies": str, "speaking_style": str},
                "history": {"2023-04-27": [{"query": str, "response": str}, …], …}, …}, …}
 
-and ``probing_questions_en.jsonl``, which may be left out, has a line for each user: ``{"Emily": [question,
-…]}``. A user is ``memorybank-<name>``; the profile is ``meta_information`` in words.
+and ``probing_questions_en.jsonl``, which may be gzipped or left out, has a line for each user:
+``{"Emily": [question, …]}``. A user is ``memorybank-<name>``; the profile is ``meta_information`` in words.
 
 - The published questions have **no answers**, so that they are no examples: they are told as a problem.
   Without answers the history is what the user said (the queries), in the order of days, and every query with
@@ -47,13 +47,13 @@ _HOLDS = "an object of users with their history (and .jsonl files of probing que
 
 
 def read_memorybank(paths: Sequence[Path]) -> Iterator[Found]:
-    """Users, by their index, of all files that do not end in ``.jsonl``; those that do hold questions.
+    """Users, by their index, of all files but those named ``.jsonl`` or ``.jsonl.gz``, which hold questions.
 
     Raises:
         MilpError: a file of users is no JSON object, or there is none.
     """
     questions: dict[str, list[tuple[str, str]]] = {}
-    memories = [path for path in paths if path.suffix != ".jsonl"]
+    memories = [path for path in paths if not path.name.endswith((".jsonl", ".jsonl.gz"))]
     if not memories:
         raise MilpError(f"users.paths names questions alone; users.format memorybank reads {_HOLDS}")
     for path in paths:

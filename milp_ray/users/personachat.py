@@ -46,6 +46,7 @@ KIND = "chat"
 _ONE_PERSONA = ("Persona", "chat")
 _TWO_PERSONAS = ("user 1 personas", "user 2 personas", "Best Generated Conversation")
 _LABEL = re.compile(r"\s*user ([12])\s*:\s*(.*)", re.IGNORECASE)
+_NO_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 _Speech = tuple[int, str]  # which speaker (1 or 2), and what
 
@@ -96,6 +97,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str | None] | Problem]
         reader = csv.DictReader(text)
         try:
             columns = set(reader.fieldnames or ())
+        except _NO_GZIP:
+            raise MilpError(f"users.paths: {path} is no sound gzip file; compress it anew") from None
         except (csv.Error, UnicodeDecodeError):
             columns = set()
         if not (columns.issuperset(_ONE_PERSONA) or columns.issuperset(_TWO_PERSONAS)):
@@ -110,7 +113,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str | None] | Problem]
                 return
             except csv.Error:
                 yield reader.line_num, Problem(path, reader.line_num, "the row is no CSV")
-            except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error):
+            except (UnicodeDecodeError, *_NO_GZIP):
                 reason = "the file is no valid UTF-8, or no sound gzip file, from here on"
                 yield reader.line_num + 1, Problem(path, reader.line_num + 1, reason)
                 return

@@ -229,6 +229,19 @@ def test_parquet_timestamps_and_lists_of_strings_are_read(tmp_path: Path) -> Non
     assert user == User("u", (Turn("one"), Turn("two")), (Example("q", "r", time.replace(tzinfo=UTC)),))
 
 
+@pytest.mark.parametrize("kind", ["timestamp", "duration"])
+def test_parquet_times_that_are_none_are_one_problem_each(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    times = pa.array([-99_999_999_999_999, 0], getattr(pa, kind)("s"))
+    table = pa.table({"user_id": ["a", "b"], "history": [["one"], ["two"]], "joined": times})
+    pq.write_table(table, tmp_path / "u.parquet")
+    problem, user = (item for _, item in read_parquet(tmp_path / "u.parquet", Counter()))
+    assert problem.reason == "a value cannot be read, such as a time outside the years 1 to 9999"
+    assert user == User("b", (Turn("two"),))
+
+
 def test_parquet_texts_that_are_no_utf8_are_one_problem_each(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -180,6 +180,15 @@ def test_a_dialogue_without_anything_usable_is_a_problem_with_its_index(tmp_path
     assert not any(secret in str(item) for item in problems)
 
 
+def test_an_utterance_with_half_a_surrogate_pair_is_dropped_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "talks.json"
+    broken = dialogue(("Hello.", "It hurts \ud83d."), ("Since when?", "Since May."), ("Rest it.", "Thanks."))
+    path.write_text(json.dumps([broken, dialogue(("Hello.", "I cough."))]), encoding="utf-8")
+    loaded = read_users(UsersSection(format="malp", paths=(path,)), seed=0)
+    assert [texts(user) for user in loaded.users] == [["Since May.", "Thanks."], ["I cough."]]
+    assert qa(loaded.users[0]) == [("Since May.", "Rest it.")]
+
+
 @pytest.mark.parametrize("content", ["{", '{"0": 1}'])
 def test_a_file_of_another_format_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ def test_answered_questions_are_the_examples_and_both_sides_the_history(tmp_path
     assert emily.examples[0].kind == "probing"
     assert frank.examples[0].kind == "dialogue"
     assert reasons(loaded) == {1: "1 of 2 questions have no answer: no examples"}
+
+
+def test_questions_may_be_gzipped(tmp_path: Path) -> None:
+    plain = ask(tmp_path, {"Emily": [{"question": "Which tea?", "answer": "Green."}]})
+    questions = tmp_path / "questions.jsonl.gz"
+    questions.write_bytes(gzip.compress(plain.read_bytes()))
+    loaded = load("memorybank", write(tmp_path, Emily=person()), questions)
+    assert pairs(loaded, "memorybank-Emily") == [("Which tea?", "Green.")]
+    assert reasons(loaded) == {}
 
 
 def test_broken_users_and_lines_are_problems_and_others_go_on(tmp_path: Path) -> None:

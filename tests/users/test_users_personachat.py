@@ -81,6 +81,13 @@ def test_a_file_that_ends_in_no_text_is_read_as_far_as_it_is_sound(tmp_path: Pat
     assert loaded.problems[0].reason.startswith("the file is no valid UTF-8")
 
 
+def test_a_gzip_file_that_is_cut_before_its_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv.gz"
+    path.write_bytes(gzip.compress(b"Persona,chat\n" * 100)[:15])
+    with pytest.raises(MilpError, match=r"c\.csv\.gz is no sound gzip file"):
+        load("personachat", path)
+
+
 @pytest.mark.parametrize("content", [b"persona,chat\n1,2\n", b"", b"\xff\xfe"])
 def test_a_table_without_the_columns_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.csv"
