@@ -1,4 +1,4 @@
-"""Users files: JSON Lines with one user a line, or Parquet with the same columns, read record by record.
+"""One record of a users file: a line of JSON Lines, or a row of Parquet with the same columns.
 
 A line holds::
 
@@ -9,26 +9,24 @@ A line holds::
 
 ``user_id`` and one of ``history``/``examples`` are required; ``null``, and "" for an optional text, are the
 same as absent; a bare string is a turn of role ``user``. Times are ISO 8601, in UTC where they name no zone;
-without times the order in the file is the order in time. A record that breaks a rule is a :class:`Problem`,
-and reading goes on.
+without times the order in the file is the order in time. A record that breaks a rule is a :class:`Problem`.
+Fields that the format does not have are counted into ``unknown_fields`` by their path, such as
+"history[].mood", and are otherwise left out. Files are read by :class:`~milp_ray.users.stream.UserStream`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from milp_ray.errors import MilpError
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
 from milp_ray.users.records import Example, Turn, User
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
-    from pyarrow.parquet import ParquetFile
 
 _USER_FIELDS = frozenset({"user_id", "profile", "consent", "history", "examples"})
 _TURN_FIELDS = frozenset({"role", "text", "time"})
@@ -41,58 +39,16 @@ class RecordRefused(Exception):
     user_id: str | None = None
 
 
-def read_jsonl(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
-    """Line number and user, or problem, of every line that is not blank; one line is held at a time.
-
-    Fields that the format does not have are counted into ``unknown_fields`` by their path, such as
-    "history[].mood", and are otherwise left out.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, parse_line(path, number, line, unknown_fields)
-
-
-def read_parquet(path: Path, unknown_fields: Counter[str]) -> Iterator[tuple[int, User | Problem]]:
-    """As :func:`read_jsonl` over the rows of a Parquet file, a batch of rows at a time.
-
-    Raises:
-        MilpError: the file is not Parquet.
-    """
-    import pyarrow as pa
-
-    try:
-        file = parquet_file(path)
-    except pa.ArrowException as error:
-        raise MilpError(
-            f"users.paths: {path} is no Parquet file; give one, or set users.format to what it is"
-        ) from error
-    number = 0
-    with file:
-        for batch in file.iter_batches(batch_size=256):
-            for row in range(batch.num_rows):
-                number += 1
-                yield number, parse_row(path, number, batch, row, unknown_fields)
-
-
-def parquet_file(source: Path | IO[bytes]) -> ParquetFile:
-    """A Parquet file opened for reading a batch of rows at a time."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(source)
-
-
-def parse_line(path: Path | str, number: int, line: bytes, unknown_fields: Counter[str]) -> User | Problem:
+def parse_line(path: str, number: int, line: bytes, unknown_fields: Counter[str]) -> User | Problem:
     """The user of one line of JSON, or what is wrong with it; ``number`` is the line's, from 1."""
     try:
-        record = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-        return parse_user(record, unknown_fields)
+        return parse_user(_decoded(line), unknown_fields)
     except RecordRefused as refusal:
         return Problem(path, number, str(refusal), refusal.user_id)
 
 
 def parse_row(
-    path: Path | str, number: int, batch: RecordBatch, row: int, unknown_fields: Counter[str]
+    path: str, number: int, batch: RecordBatch, row: int, unknown_fields: Counter[str]
 ) -> User | Problem:
     """The user of one row of a Parquet batch, or what is wrong with it; ``number`` is the file's row."""
     try:

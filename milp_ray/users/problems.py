@@ -15,7 +15,7 @@ class Problem:
     and holds nothing of what a user wrote; ``user_id`` is there where it could be read.
     """
 
-    path: Path | str  # a string where it is a URI
+    path: Path | str  # of JSON Lines and Parquet a string, which may be a URI
     line: int
     reason: str
     user_id: str | None = None

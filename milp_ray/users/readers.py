@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.errors import MilpError
 from milp_ray.users.amazon_qa import read_amazon_qa
 from milp_ray.users.casino import read_casino
-from milp_ray.users.jsonl import read_jsonl, read_parquet
 from milp_ray.users.lamp import read_lamp
 from milp_ray.users.malp import read_malp
 from milp_ray.users.memorybank import read_memorybank
@@ -24,7 +23,7 @@ from milp_ray.users.published import Found
 from milp_ray.users.records import Example, User
 from milp_ray.users.reddit_msp import read_reddit_msp
 from milp_ray.users.reddit_pchatbot import read_reddit_pchatbot
-from milp_ray.users.sources import UsersFile, check_file, files_at, shown_source
+from milp_ray.users.sources import check_file, named_files, shown_source
 from milp_ray.users.stream import UserStream
 
 if TYPE_CHECKING:
@@ -121,22 +120,14 @@ def _records(
     if read_together is not None:
         yield from read_together(_checked(section.paths))
         return
-    found: list[Path | list[UsersFile]] = []
-    for source in section.paths:
-        if isinstance(source, Path):
-            check_file(source)
-            found.append(source)
-        else:
-            found.append(files_at(source, section.format))
-    for one in found:
-        if isinstance(one, Path):
-            for line, item in _READERS[section.format](one, unknown_fields):
-                yield one, line, item
-        else:
-            stream = UserStream(one)
-            for file, line, item in stream.records():
-                yield file.name, line, item
-            unknown_fields.update(stream.unknown_fields)
+    read = _READERS.get(section.format)
+    if read is not None:
+        for path in _checked(section.paths):
+            for line, item in read(path):
+                yield path, line, item
+        return
+    for file, line, item in UserStream(named_files(section), unknown_fields=unknown_fields).records():
+        yield file.name, line, item
 
 
 class DatasetDigest:
@@ -229,18 +220,10 @@ def _no_users(section: UsersSection, problems: list[Problem]) -> str:
     )
 
 
-def _without_fields(
-    read: Callable[[Path], Iterator[tuple[int, User | Problem]]],
-) -> Callable[[Path, Counter[str]], Iterator[tuple[int, User | Problem]]]:
-    """A reader that knows its dataset's fields, as one that counts unknown ones."""
-    return lambda path, unknown_fields: read(path)
-
-
-_READERS = {
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
-    "malp": _without_fields(read_malp),
-    "casino": _without_fields(read_casino),
+# Of datasets of which a file is read by itself.
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, User | Problem]]]] = {
+    "malp": read_malp,
+    "casino": read_casino,
 }
 # Of datasets in which several files, or lines in any of them, make one user.
 _READERS_OF_SEVERAL: dict[str, Callable[[Sequence[Path]], Iterator[Found]]] = {

@@ -48,7 +48,7 @@ class UsersFile:
     @property
     def is_compressed(self) -> bool:
         """Whether it is to be read through gzip."""
-        return self.path.endswith(".gz")
+        return self.path.lower().endswith(".gz")
 
     def open(self) -> IO[bytes]:
         """The file's bytes as they lie there, to be read from the beginning and, for Parquet, anywhere."""

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from typing import IO, cast
 
 from milp_ray.errors import MilpError
-from milp_ray.users.jsonl import parquet_file, parse_line, parse_row
+from milp_ray.users.jsonl import parse_line, parse_row
 from milp_ray.users.problems import Problem
 from milp_ray.users.records import User
 from milp_ray.users.sources import UsersFile, first_line, pieces_of
 
 MOST_RECORD_BYTES = 64 << 20
 _ROWS_AT_ONCE = 64
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class UserStream:
@@ -31,11 +32,17 @@ class UserStream:
     Args:
         files: from :func:`~milp_ray.users.sources.find_users_files`.
         limit: end after so many users; ``None``: all.
+        unknown_fields: counts, by path ("history[].mood"), the fields that the format does not have.
     """
 
-    def __init__(self, files: Sequence[UsersFile], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[UsersFile],
+        limit: int | None = None,
+        unknown_fields: Counter[str] | None = None,
+    ) -> None:
         self.files = tuple(files)
-        self.unknown_fields: Counter[str] = Counter()  # by path, such as "history[].mood"
+        self.unknown_fields: Counter[str] = Counter() if unknown_fields is None else unknown_fields
         self.n_records = 0
         self.n_users = 0
         self.has_ended = False
@@ -106,6 +113,8 @@ class UserStream:
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if file.is_compressed else raw
             for number, line in enumerate(pieces_of(stream, MOST_RECORD_BYTES), start=1):
                 self._share = raw.tell() / max(1, file.n_bytes)
+                if number == 1 and line is not None:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
                 if line is None:
                     reason = f"the line has more than {MOST_RECORD_BYTES >> 20} MiB"
                     yield number, Problem(file.name, number, reason)
@@ -114,11 +123,12 @@ class UserStream:
 
     def _read_parquet(self, file: UsersFile) -> Iterator[tuple[int, User | Problem]]:
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         number = 0
         with file.open() as raw:
             try:
-                table = parquet_file(raw)
+                table = pq.ParquetFile(raw)
                 n_rows = table.metadata.num_rows
                 for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
                     for row in range(batch.num_rows):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from milp_ray.errors import MilpError
-from milp_ray.users.jsonl import read_jsonl, read_parquet
 from milp_ray.users.problems import CONSENT_WITHDRAWN, Problem
 from milp_ray.users.records import Example, Turn, User
+from milp_ray.users.sources import find_users_files
+from milp_ray.users.stream import UserStream
 
 SECRET = "my secret illness"
 
@@ -26,7 +26,12 @@ def write(path: Path, *lines: Any) -> Path:
 
 
 def read(path: Path, counter: Counter[str] | None = None) -> list[User | Problem]:
-    return [item for _, item in read_jsonl(path, Counter() if counter is None else counter)]
+    return [item for _, item in records(path, counter)]
+
+
+def records(path: Path, counter: Counter[str] | None = None) -> Iterator[tuple[int, User | Problem]]:
+    stream = UserStream(find_users_files([str(path)]), unknown_fields=counter)
+    return ((number, item) for _, number, item in stream.records())
 
 
 FULL = {
@@ -96,6 +101,12 @@ def test_examples_alone_make_a_user(tmp_path: Path) -> None:
     assert read(write(tmp_path / "u.jsonl", record)) == [User("u", examples=(Example("q", "r"),))]
 
 
+def test_a_byte_order_mark_on_a_line_of_its_own_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "u.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf\r\n" + json.dumps({"user_id": "a", "history": ["x"]}).encode())
+    assert read(path) == [User("a", (Turn("x"),))]
+
+
 def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_no_problem(tmp_path: Path) -> None:
     path = tmp_path / "u.jsonl"
     line = json.dumps({"user_id": "a", "history": ["x"]}).encode()
@@ -160,7 +171,7 @@ def test_a_malformed_line_is_told_by_number_and_reason_without_its_text_and_the_
     assert isinstance(first, User)
     assert isinstance(last, User)
     assert isinstance(problem, Problem)
-    assert (problem.path, problem.line) == (path, 2)
+    assert (problem.path, problem.line) == (str(path), 2)
     assert reason in problem.reason
     assert SECRET not in str(problem)
 
@@ -181,7 +192,7 @@ def test_unknown_fields_are_counted_by_path_and_kept_out(tmp_path: Path) -> None
 
 def test_one_line_is_read_at_a_time(tmp_path: Path) -> None:
     path = write(tmp_path / "u.jsonl", *({"user_id": f"u-{i}", "history": ["x" * 1000]} for i in range(500)))
-    reader: Iterator[tuple[int, User | Problem]] = read_jsonl(path, Counter())
+    reader = records(path)
     number, user = next(reader)
     assert (number, user.user_id) == (1, "u-0")
     with path.open("ab") as file:
@@ -202,7 +213,7 @@ def test_parquet_with_the_same_columns_gives_the_same_users(tmp_path: Path) -> N
     columns = sorted({name for row in rows for name in row})
     pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows]), path)
     unknown: Counter[str] = Counter()
-    found = list(read_parquet(path, unknown))
+    found = list(records(path, unknown))
     assert [number for number, _ in found] == [1, 2, 3, 4]
     items = [item for _, item in found]
     assert items[0] == FULL_USER
@@ -225,7 +236,7 @@ def test_parquet_timestamps_and_lists_of_strings_are_read(tmp_path: Path) -> Non
         }
     )
     pq.write_table(table, tmp_path / "u.parquet")
-    [(_, user)] = read_parquet(tmp_path / "u.parquet", Counter())
+    [user] = read(tmp_path / "u.parquet")
     assert user == User("u", (Turn("one"), Turn("two")), (Example("q", "r", time.replace(tzinfo=UTC)),))
 
 
@@ -237,7 +248,7 @@ def test_parquet_times_that_are_none_are_one_problem_each(tmp_path: Path, kind: 
     times = pa.array([-99_999_999_999_999, 0], getattr(pa, kind)("s"))
     table = pa.table({"user_id": ["a", "b"], "history": [["one"], ["two"]], "joined": times})
     pq.write_table(table, tmp_path / "u.parquet")
-    problem, user = (item for _, item in read_parquet(tmp_path / "u.parquet", Counter()))
+    problem, user = read(tmp_path / "u.parquet")
     assert problem.reason == "a value cannot be read, such as a time outside the years 1 to 9999"
     assert user == User("b", (Turn("two"),))
 
@@ -252,12 +263,6 @@ def test_parquet_texts_that_are_no_utf8_are_one_problem_each(tmp_path: Path) -> 
     )
     history = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), broken)
     pq.write_table(pa.table({"user_id": ids, "history": history}), tmp_path / "u.parquet")
-    problem, user = (item for _, item in read_parquet(tmp_path / "u.parquet", Counter()))
-    assert problem == Problem(tmp_path / "u.parquet", 1, "a text is no valid UTF-8")
+    problem, user = read(tmp_path / "u.parquet")
+    assert problem == Problem(str(tmp_path / "u.parquet"), 1, "a text is no valid UTF-8")
     assert user == User("b", (Turn("ok"),))
-
-
-def test_a_file_that_is_no_parquet_is_refused_as_a_whole(tmp_path: Path) -> None:
-    path = write(tmp_path / "u.parquet", FULL)
-    with pytest.raises(MilpError, match=r"u\.parquet is no Parquet file"):
-        list(read_parquet(path, Counter()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from milp_ray.config.users import PersonaWorldSection, UsersSection
 from milp_ray.errors import MilpError
+from milp_ray.users import stream
 from milp_ray.users.problems import CONSENT_WITHDRAWN
 from milp_ray.users.readers import dataset_hash, read_users, user_hash
 from milp_ray.users.records import Example, Turn, User
@@ -34,7 +36,7 @@ def test_users_come_in_the_order_of_the_files_with_problems_beside_them(tmp_path
     two = write(tmp_path / "2.jsonl", person("c", mood="bad"))
     loaded = load(one, two)
     assert [user.user_id for user in loaded.users] == ["b", "a", "c"]
-    assert [(problem.path, problem.line) for problem in loaded.problems] == [(one, 2)]
+    assert [(problem.path, problem.line) for problem in loaded.problems] == [(str(one), 2)]
     assert loaded.unknown_fields == {"mood": 2}
 
 
@@ -77,6 +79,56 @@ def test_files_without_a_usable_user_are_an_error_with_the_first_reason(tmp_path
         load(write(tmp_path / "empty.jsonl"))
     with pytest.raises(MilpError, match=r"none of 2 records .*:1: user_id is a number"):
         load(write(tmp_path / "u.jsonl", {"user_id": 1}, {"user_id": 2}))
+
+
+def test_a_gzipped_file_is_read_like_any_other(tmp_path: Path) -> None:
+    plain = write(tmp_path / "u.jsonl", person("a", mood="good"), {"user_id": 1}, person("b"))
+    packed = tmp_path / "u.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    loaded = load(packed)
+    assert loaded.users == load(plain).users
+    assert [problem.line for problem in loaded.problems] == [2]
+    assert loaded.unknown_fields == {"mood": 1}
+
+
+def test_unknown_fields_are_counted_up_to_the_limit(tmp_path: Path) -> None:
+    path = write(tmp_path / "u.jsonl", person("a", mood="good"), person("b", shoe=41))
+    assert load(path, limit=1).unknown_fields == {"mood": 1}
+
+
+def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MOST_RECORD_BYTES", 1 << 20)
+    loaded = load(write(tmp_path / "u.jsonl", person("a", profile="x" * (1 << 20)), person("b")))
+    assert [user.user_id for user in loaded.users] == ["b"]
+    assert [problem.reason for problem in loaded.problems] == ["the line has more than 1 MiB"]
+
+
+def test_a_parquet_file_that_is_damaged_is_read_up_to_there(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "u.parquet"
+    rows = [person(f"u-{i}", profile=f"{i} " * 200) for i in range(128)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=64, use_dictionary=False)
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    column = next(group.column(i) for i in range(3) if group.column(i).path_in_schema == "profile")
+    content = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    content[end - 60 : end] = b"\xff" * 60
+    path.write_bytes(content)
+    loaded = read_users(UsersSection(format="parquet", paths=(path,)), seed=0)
+    assert [user.user_id for user in loaded.users] == [f"u-{i}" for i in range(64)]
+    assert [str(problem) for problem in loaded.problems] == [
+        f"{path}:65: the file is no sound Parquet file from here on"
+    ]
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "u.parquet", person("a"))
+    with pytest.raises(
+        MilpError, match=r"none of 1 records .*u\.parquet:1: the file is no sound Parquet file"
+    ):
+        read_users(UsersSection(format="parquet", paths=(path,)), seed=0)
 
 
 def test_the_same_users_have_the_same_hash_whatever_file_they_come_in(tmp_path: Path) -> None:
