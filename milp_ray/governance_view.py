@@ -18,6 +18,7 @@ from milp_ray.errors import MilpError
 from milp_ray.personalize.governance import audit as audits
 from milp_ray.personalize.governance.consent import record_consent
 from milp_ray.personalize.governance.forget import Forgotten, forget_items, forget_user
+from milp_ray.personalize.governance.given import find_given
 from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import run_store, shown
@@ -77,7 +78,7 @@ def forget(
     run, config = _opened(target)
     store = run_store(run.store, config.personalize)
     console, rebuild = table_console(), _rebuild
-    hashes = resolve(named, _user(config, user_id)) if named else []
+    hashes = resolve(named, _user(run, config, user_id)) if named else []
     with run.lock():
         store.check()
         if hashes:
@@ -142,7 +143,7 @@ def audit(
     if user_id is None:
         found = audits.audit_forgotten(run, store, also)
     elif named:
-        user = _user(config, user_id)
+        user = _user(run, config, user_id)
         hashes = set(resolve(named, user))
         own = [item for item in (items_of(user) if user is not None else ()) if item.sha256 in hashes]
         found = audits.audit_items(run, store, own, also, hashes=hashes)
@@ -162,7 +163,7 @@ def items(target: str, user_id: str, *, as_json: bool) -> None:
         MilpError: the users' files do not hold the user.
     """
     run, config = _opened(target)
-    user = _user(config, user_id)
+    user = _user(run, config, user_id)
     record = Record(run.path)
     if user is None or record.is_forgotten(user_id):
         raise MilpError(f"there is no user {shown(user_id)} among the users of {run.place}")
@@ -205,8 +206,8 @@ def _opened(target: str) -> tuple[RunFolder, Config]:
     return run, run.config()
 
 
-def _user(config: Config, user_id: str) -> User | None:
-    return find_user(config.users, config.seed, user_id)
+def _user(run: RunFolder, config: Config, user_id: str) -> User | None:
+    return find_user(config.users, config.seed, user_id) or find_given(run, user_id)
 
 
 def _rebuild(run: RunFolder) -> None:
@@ -305,6 +306,10 @@ def _print_audit(console: Console, found: Audit) -> None:
             "forgotten user out, other runs do not",
             soft_wrap=True,
         )
+    for why in found.unread_sources:
+        console.print(
+            f"[yellow]not known whether the user still stands here:[/] {escape(why)}", soft_wrap=True
+        )
 
 
 def _audit_facts(found: Audit) -> dict[str, Any]:
@@ -319,6 +324,7 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
         "unfinished": int(found.unfinished),
         "record": {"lines": found.n_recorded, "cut_bytes": found.n_cut_bytes},
         "sources": [str(path) for path in found.sources],
+        "unread_sources": found.unread_sources,
     }
 
 

@@ -199,9 +199,12 @@ def _choose(work: Work) -> None:
 def _personalize(work: Work) -> None:
     from milp_ray.personalize.batch import BatchInterrupted, StreamedSplits
     from milp_ray.personalize.batch import personalize as make_adapters
+    from milp_ray.personalize.governance.given import note_given
     from milp_ray.personalize.store import run_store
 
     config, users = work.config, work.batch_users
+    if work.sources:
+        note_given(work.run, work.sources)
     try:
         # A stream says how long it is only at its end: workers are opened when the first user is there.
         pool = None if isinstance(users, StreamedSplits) else work.pool
@@ -264,7 +267,8 @@ def _record_batch(work: Work, summary: BatchSummary) -> None:
 def _record_stream(work: Work, users: StreamedSplits) -> None:
     facts = {"dataset_hash": users.digest.hexdigest(), "n_users": users.digest.n_users}
     if work.sources:
-        work.run.record_facts(batch_users={**facts, "n_files": len(users.stream.files)})
+        before = work.run.facts().get("batch_users") or {}
+        work.run.record_facts(batch_users={**before, **facts, "n_files": len(users.stream.files)})
     else:
         work.run.record_facts(**facts)
     unknown_fields = sorted(users.stream.unknown_fields)

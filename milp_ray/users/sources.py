@@ -141,6 +141,14 @@ def shown_source(source: Path | str) -> str:
     return str(source) if isinstance(source, Path) else source.partition("?")[0]
 
 
+def lasting_source(uri: str) -> str:
+    """A path or URI as a run folder keeps it: a path in full, a URI without credentials."""
+    parts = urlsplit(uri)
+    if "://" not in uri or parts.scheme == "file":
+        return str(Path(parts.path if "://" in uri else uri).expanduser().absolute())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def check_file(path: Path) -> None:
     """Raise a :class:`SourceMissingError` unless a path of a configuration is a file."""
     if path.is_file():

@@ -21,6 +21,7 @@ from milp_ray.cli import app
 from milp_ray.config.users import UsersSection
 from milp_ray.config_loader import load_config
 from milp_ray.errors import MilpError
+from milp_ray.personalize import batch
 from milp_ray.personalize.store import AdapterStore
 from milp_ray.rundir import RunFolder
 from milp_ray.training.base import Base
@@ -103,6 +104,37 @@ def test_a_batch_streams_users_from_a_bucket_as_lines_and_as_a_table(
     again = milp("personalize", run.path, "--users", table).stdout
     assert "0 adapters made, 3 were finished before" in again
     assert sorted(pool.keys) == list("abcdef")
+
+
+def test_what_asks_for_one_user_looks_into_the_files_that_batches_were_given(
+    bucket: str, pool: InlinePool, tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, tiny_llama_dir, {})
+    here, lines = tmp_path / "here.jsonl.gz", bucket.format("lines")
+    here.write_bytes(gzip.compress(jsonl("z")))
+    milp("personalize", run.path, "--users", lines, code=3)
+    monkeypatch.chdir(tmp_path)
+    milp("personalize", run.path, "--users", here.name)
+    assert run.facts()["batch_users"]["sources"] == [str(here), lines]
+    assert run.facts()["batch_users"]["n_users"] == 1
+    for user_id, file in {"z": str(here), "c": f"s3://bucket/{tmp_path.name}/lines/later/2.jsonl.gz"}.items():
+        assert json.loads(milp("audit", run.path, user_id, "--json", code=3).stdout)["sources"] == [file]
+        assert "history:0" in milp("items", run.path, user_id).stdout
+        milp("forget", run.path, user_id, "--item", "history:0", "--yes")
+    assert sorted(AdapterStore(run.adapters).users()) == list("ab")
+
+
+def test_a_batch_that_is_interrupted_has_noted_what_it_was_given(
+    tmp_path: Path, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    run = run_of(tmp_path, tiny_llama_dir, {})
+    (tmp_path / "here.jsonl").write_bytes(jsonl("z"))
+    monkeypatch.setattr(batch, "personalize", interrupted)
+    milp("personalize", run.path, "--users", tmp_path / "here.jsonl", code=130)
+    assert run.facts()["batch_users"]["sources"] == [str(tmp_path / "here.jsonl")]
 
 
 def test_a_configuration_names_users_in_a_bucket(

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_users_scored
+from milp_ray.personalize.governance.given import records_given
 from milp_ray.personalize.governance.items import Item, items_of
 from milp_ray.personalize.governance.needles import Finder, Finders, IdFinder, ItemFinder
 from milp_ray.personalize.governance.record import Record
@@ -35,13 +37,14 @@ class Audit:
     """What was searched and found.
 
     ``bucket`` is of a store that is no folder of this machine; ``sources`` are the team's own files, no part
-    of the run, in which the user still stands.
+    of the run, in which the user still stands, and ``unread_sources`` says which could not be looked into.
     """
 
     scan: Scan = field(default_factory=Scan)
     bucket: BucketScan | None = None
     n_needles: int = 0  # items whose texts and hashes were sought
     sources: list[Path | str] = field(default_factory=list)
+    unread_sources: list[str] = field(default_factory=list)
     unfinished: int = 0  # forgettings that have begun and not ended
     n_recorded: int = 0  # signed lines of the run's record, all of which were verified
     n_cut_bytes: int = 0  # at its end, of a line that a crash cut off before it counted
@@ -107,7 +110,8 @@ def audit_user(
     Args:
         run: its folder is searched.
         store: searched too, every object of it where it is in a bucket.
-        section: where the users' files are, which are read and not searched.
+        section: where the users' files are, which are read and not searched, as those are that batches
+            were given beside them.
         user_id: who.
         also: folders to search beside those, such as Ray's temporary one.
     """
@@ -115,6 +119,15 @@ def audit_user(
     audit = _audit_of(record)
     finders: list[Finder] = [finder_of(user_id, run, store, section)]
     users, audit.sources = _read(section, user_id)
+    for given in records_given(run, user_id, besides=section.paths):
+        if isinstance(given, MilpError):
+            audit.unread_sources.append(str(given))
+            continue
+        name, found = given
+        if name not in audit.sources:
+            audit.sources.append(name)
+        if isinstance(found, User):
+            users.append(found)
     items = [item for user in users if user.user_id == user_id for item in items_of(user)]
     hashes = [user_hash(user) for user in users if user.user_id == user_id]
     if items:
