@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milp_ray.config.users import UsersSection
+from milp_ray.personalize.governance import scan
 from milp_ray.personalize.governance.audit import audit_forgotten, audit_items, audit_user
 from milp_ray.personalize.governance.forget import forget_user
 from milp_ray.personalize.governance.items import Item, find_user, items_of
@@ -160,6 +161,25 @@ def test_a_plain_id_is_found_as_a_value_and_not_inside_of_numbers_and_words(
     assert not found_in(tmp_path, "f", innocent, finder).found
     for form in ("JSON, as a key", "JSON, escaped", "pickle", "Parquet"):
         assert found_in(tmp_path, "f", FORMS[form](user_id), finder).found, form
+
+
+@pytest.mark.parametrize("user_id", ["42", "v", "abc", "u-1"])
+def test_a_short_id_is_not_taken_for_bytes_of_weights(tmp_path: Path, user_id: str) -> None:
+    import torch
+    from safetensors.torch import save
+
+    raw = user_id.encode()
+    size = len(raw)
+    chance = b'"%s"' % raw + bytes([0xA0 | size]) + raw + b"\x8c" + bytes([size]) + raw
+    chance += size.to_bytes(4, "little") + raw + b" " + raw + b" "
+    weights = torch.frombuffer(bytearray(b"\x00\x91" * 8 + chance), dtype=torch.uint8)
+    finder, empty = IdFinder(user_id), save({"w": torch.zeros(0)}, metadata={"who": user_id})
+    for content in (save({"w": weights}), b"\x89PNG\r\n\x1a\n\0" + chance):
+        assert not found_in(tmp_path, "f", content, finder).found
+        kinds, _, _ = scan.in_pieces(io.BytesIO(content), len(content), finder)
+        assert not kinds
+    for content in (save({"w": weights}, metadata={"who": user_id}), empty, pickle.dumps([user_id])):
+        assert found_in(tmp_path, "f", content, finder).found
 
 
 @given(before=st.text(max_size=30), after=st.text(max_size=30), user_id=st.text(min_size=1, max_size=20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_users_scored
 from milp_ray.personalize.governance.given import records_given
+from milp_ray.personalize.governance.id_places import is_of_run, is_of_store
 from milp_ray.personalize.governance.items import Item, items_of
 from milp_ray.personalize.governance.needles import Finder, Finders, IdFinder, ItemFinder
 from milp_ray.personalize.governance.record import Record
@@ -172,11 +173,13 @@ def _audit_of(record: Record) -> Audit:
 
 def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, also: Sequence[Path]) -> None:
     folder = local_path(store.uri)
-    roots = [run.path, *([folder] if folder is not None else []), *also]
+    roots: list[tuple[Path, Callable[[str], bool]]] = [(run.path, is_of_run)]
+    roots += [(folder, is_of_store)] if folder is not None else []
+    roots += [(path, lambda name: False) for path in also]
     done: list[Path] = []
-    for root in (path.resolve() for path in roots):
+    for root, own in ((path.resolve(), own) for path, own in roots):
         if root.exists() and not any(root.is_relative_to(earlier) for earlier in done):
-            scan_folder(root, finder, audit.scan)
+            scan_folder(root, finder, audit.scan, is_own=own)
             done.append(root)
     if isinstance(store.backend, ObjectBackend):
         audit.bucket = scan_bucket(store.backend, finder)

@@ -204,7 +204,7 @@ def _user_steps(work: _Work) -> list[Step]:
     pseudonym = "forgotten-" + (work.record.user_key(work.user_id)[:16] or "…")
     return [
         ("adapters", partial(_adapters, work)),
-        *_file_steps(work, finder),
+        *_file_steps(work, finder, pseudonym),
         ("search", lambda: traces.search_values(run, _probe_place(run, work.user_id, pseudonym), dry_run)),
         ("facts", partial(traces.facts, run, finder, pseudonym, dry_run)),
         ("dataset hash", partial(traces.dataset_hashes, run, dry_run)),
@@ -217,21 +217,24 @@ def _item_steps(work: _Work, since: datetime | None) -> list[Step]:
     return [
         ("adapters", partial(_versions_before, work, since)),
         # The lines are failures and refused updates: what they say was found on data that holds the items.
-        *_file_steps(work, finder),
+        *_file_steps(work, finder, None),
         ("dataset hash", partial(traces.dataset_hashes, work.run, work.dry_run)),
     ]
 
 
-def _file_steps(work: _Work, finder: IdFinder) -> list[Step]:
-    """The run's files; the report goes before the rows that it was made from."""
+def _file_steps(work: _Work, finder: IdFinder, pseudonym: str | None) -> list[Step]:
+    """The run's files; the report goes before the rows that it was made from.
+
+    ``pseudonym``: takes the id's place in what is other users'; ``None``: mentions stay.
+    """
     run, dry_run = work.run, work.dry_run
     return [
         ("temporary files", partial(traces.temporary_files, run, dry_run)),
         ("own files", partial(traces.own_files, run, finder, dry_run)),
         ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
-        ("tables", partial(traces.tables, run, finder, dry_run)),
-        ("lines", partial(traces.lines, run, finder, dry_run)),
+        ("tables", partial(traces.tables, run, finder, pseudonym, dry_run)),
+        ("lines", partial(traces.lines, run, finder, pseudonym, dry_run)),
     ]
 
 

@@ -9,13 +9,14 @@ length-prefixed value, and so is any short one in what is no text.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import html
 import json
 import mmap
 import re
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, Self
 from urllib.parse import quote
 
 from markupsafe import escape
@@ -27,6 +28,7 @@ from milp_ray.users.splits import normalised
 SHORTEST_BARE_ID = 3  # bytes; a shorter one is sought as a value only
 SHORTEST_IN_BINARY = 6  # the same, among bytes that are no text: weights hold any three bytes by chance
 SHORTEST_WORD = 8  # the same, of ids that are letters alone: shorter ones are words of a configuration
+SHORTEST_ANYWHERE = 8  # bytes of a quoted or length-prefixed form that is sought also where no strings are
 SHORTEST_TEXT = 12  # bytes of a text that is sought itself; shorter ones by their hashes
 _SHORTEST_ENCODED = 8  # characters of a base64 or hexadecimal form that say enough to look closer
 _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]")
@@ -36,6 +38,8 @@ _HEX = re.compile(rb"[0-9A-Fa-f]+")
 _DIGEST = re.compile(rb"(?<![0-9A-Fa-f])(?:[0-9A-Fa-f]{64}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{32})(?![0-9A-Fa-f])")
 _MOST_CONTEXT = 4096
 _HEAD = 8192  # bytes by which text is told from what is none
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_SAFETENSORS = re.compile(rb'.{6}\x00\x00\{"', re.DOTALL)
 
 
 Buffer = bytes | mmap.mmap  # in memory, or a file mapped into it
@@ -55,6 +59,9 @@ class Finder(Protocol):
     def reach(self, beginning: bytes, n_bytes: int) -> int:
         """How many of a content's bytes, from its beginning on, can hold what is sought."""
 
+    def among_words(self) -> Self:
+        """The same for a content whose words are the program's own: no plain id is sought in it."""
+
 
 class IdFinder:
     """Finds one user's id; ``is_other`` says whether a word is the id of somebody else."""
@@ -63,13 +70,13 @@ class IdFinder:
         self.user_id = user_id
         self._is_other = is_other
         self._bytes = raw = user_id.encode("utf-8", "surrogatepass")
-        least = SHORTEST_WORD if user_id.isalpha() else SHORTEST_BARE_ID
-        self._is_bare = len(raw) >= least and not user_id.isdecimal()
+        self._is_bare = not is_plain(user_id)
         self._is_bare_in_binary = self._is_bare and len(raw) >= SHORTEST_IN_BINARY
         self._spelled = _spellings(user_id)
-        self._exact = _length_prefixed(raw)
+        self._prefixed = _length_prefixed(raw)
+        self._quoted: set[bytes] = set()
         if not self._is_bare_in_binary:
-            self._exact |= {q + form + q for form in self._spelled for q in (b'"', b"'")}
+            self._quoted = {q + form + q for form in self._spelled for q in (b'"', b"'")}
         self._utf16 = user_id.encode("utf-16-le", "surrogatepass")
         self._base64 = _base64_needles(raw)
         self._hex = raw.hex().encode("ascii")
@@ -80,15 +87,19 @@ class IdFinder:
         self.longest = 8 * len(raw) + 2 * _MOST_CONTEXT
 
     def in_text(self, text: str) -> bool:
-        """Whether a string is the id or holds it."""
-        return text == self.user_id or self._stands_in(text.encode("utf-8", "surrogatepass"))
+        """Whether a string is the id or holds it; never of a plain id, which may be any word."""
+        return self._stands_in(text.encode("utf-8", "surrogatepass"))
+
+    def in_place(self, place: str) -> bool:
+        """Whether a file or folder of this name is filed under the id's hash."""
+        return any(digest in place for digest in self.hashes)
 
     def look(self, content: Buffer) -> set[str]:
         """See :class:`Finder`."""
         found = set()
         is_sought = self._is_bare_in_binary or b"\0" not in content[:_HEAD]
         is_there = is_sought and self._stands_in(content)
-        if is_there or any(content.find(needle) >= 0 for needle in self._exact):
+        if is_there or self._is_value_in(content):
             found.add("the id")
         if self._is_bare_in_binary and self._in_utf16(content):
             found.add("the id, in UTF-16")
@@ -106,13 +117,30 @@ class IdFinder:
         """See :class:`Finder`."""
         parts = re.split(r"[/\\]", name)
         found = {"the id"} if any(self.in_text(part) for part in parts) else set()
-        if any(digest in name for digest in self.hashes):
+        if self.in_place(name):
             found.add("a hash of the id")
         return found
 
     def reach(self, beginning: bytes, n_bytes: int) -> int:
         """See :class:`Finder`."""
         return n_bytes
+
+    def among_words(self) -> Self:
+        """See :class:`Finder`."""
+        if self._is_bare:
+            return self
+        finder = copy.copy(self)
+        finder._quoted = finder._prefixed = set()
+        return finder
+
+    def _is_value_in(self, content: Buffer) -> bool:
+        """Whether the id is there quoted, or after its length."""
+        forms = self._quoted | self._prefixed
+        if any(content.find(form) >= 0 for form in forms if len(form) >= SHORTEST_ANYWHERE):
+            return True
+        strings, are_prefixed = _strings_in(content)
+        forms = forms if are_prefixed else self._quoted
+        return any(strings.find(form) >= 0 for form in forms if len(form) < SHORTEST_ANYWHERE)
 
     def _hash_in(self, content: Buffer) -> bool:
         return any(
@@ -201,6 +229,10 @@ class ItemFinder:
         """See :class:`Finder`."""
         return n_bytes
 
+    def among_words(self) -> Self:
+        """See :class:`Finder`."""
+        return self
+
 
 class Finders:
     """Several finders as one."""
@@ -220,6 +252,24 @@ class Finders:
     def reach(self, beginning: bytes, n_bytes: int) -> int:
         """See :class:`Finder`."""
         return max(finder.reach(beginning, n_bytes) for finder in self._finders)
+
+    def among_words(self) -> Self:
+        """See :class:`Finder`."""
+        among = tuple(finder.among_words() for finder in self._finders)
+        return self if among == self._finders else type(self)(*among)
+
+
+def is_plain(user_id: str) -> bool:
+    """Whether an id is a number or a short word, which by itself is not known for an id."""
+    least = SHORTEST_WORD if user_id.isalpha() else SHORTEST_BARE_ID
+    return user_id.isdecimal() or len(user_id.encode("utf-8", "surrogatepass")) < least
+
+
+def text_bytes(beginning: bytes, n_bytes: int) -> int:
+    """Of a content in safetensors the bytes of its header, of any other all; told by its first ten bytes."""
+    if _SAFETENSORS.fullmatch(beginning[:10]):
+        return min(n_bytes, 8 + int.from_bytes(beginning[:8], "little"))
+    return n_bytes
 
 
 _ALGORITHMS = ("sha256", "sha1", "md5")
@@ -241,6 +291,15 @@ def _spellings(text: str) -> set[bytes]:
     }
     addresses = {quote(text, safe=safe, errors="replace") for safe in ("", "/")}
     return {s.encode("utf-8", "surrogatepass") for s in {text, *once, *twice, *in_html, *addresses}}
+
+
+def _strings_in(content: Buffer) -> tuple[Buffer, bool]:
+    """The part of a content where strings are, and whether they may stand after their length."""
+    if _PICKLE.match(content[:2]) or content[:4] == b"PAR1":
+        return content, True
+    if _SAFETENSORS.match(content[:10]):
+        return content[: text_bytes(content[:10], len(content))], False
+    return (b"" if b"\0" in content[:_HEAD] else content), False
 
 
 def _length_prefixed(raw: bytes) -> set[bytes]:

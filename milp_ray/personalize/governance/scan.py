@@ -2,7 +2,8 @@
 
 A file's raw bytes are looked at as they are (JSON, HTML, logs, the headers of safetensors, pickles). Beside
 that, Parquet is decoded (its pages are compressed), and zip, gzip, bzip2, xz and zstd are opened, also inside
-each other.
+each other. In a file that the program writes itself, an id that could be any word counts only where ids stand
+(:mod:`milp_ray.personalize.governance.id_places`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from milp_ray.personalize.governance.id_places import USER_ID, USERS_KEYS, quoted_ids
 from milp_ray.personalize.governance.needles import Finder
 
 _CHUNK = 8 << 20
@@ -58,9 +60,17 @@ class Scan:
     unread: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def scan_folder(root: Path, finder: Finder, scan: Scan) -> None:
+def scan_folder(
+    root: Path, finder: Finder, scan: Scan, *, is_own: Callable[[str], bool] = lambda name: False
+) -> None:
     """Look at every file under ``root`` and at every name; links are not followed, their targets' names are
     looked at.
+
+    Args:
+        root: the folder.
+        finder: what is sought.
+        scan: takes in what is found.
+        is_own: whether the program writes the file of this name, relative to ``root``.
     """
     for folder, folders, files in os.walk(root, onerror=lambda error: _unread(scan, error)):
         folders.sort()
@@ -69,10 +79,11 @@ def scan_folder(root: Path, finder: Finder, scan: Scan) -> None:
             if kinds:
                 scan.found.append(Found(Path(folder, name), told(kinds, "in its name")))
         for name in sorted(files):
-            scan_file(Path(folder, name), finder, scan)
+            path = Path(folder, name)
+            scan_file(path, finder, scan, is_own=is_own(path.relative_to(root).as_posix()))
 
 
-def scan_file(path: Path, finder: Finder, scan: Scan) -> None:
+def scan_file(path: Path, finder: Finder, scan: Scan, *, is_own: bool = False) -> None:
     """Look at one file and its name."""
     kinds = set(told(finder.look_at_name(path.name), "in its name"))
     try:
@@ -81,7 +92,7 @@ def scan_file(path: Path, finder: Finder, scan: Scan) -> None:
         elif path.is_file():
             with path.open("rb") as file:
                 scan.n_bytes += os.fstat(file.fileno()).st_size
-                kinds |= _in_file(file, finder)
+                kinds |= _in_file(file, finder, is_own)
         scan.n_files += 1
     except FileNotFoundError:
         return  # a temporary file of another process
@@ -94,28 +105,38 @@ def scan_file(path: Path, finder: Finder, scan: Scan) -> None:
         scan.found.append(Found(path, tuple(sorted(kinds))))
 
 
-def _in_file(file: io.BufferedReader, finder: Finder) -> set[str]:
+def _in_file(file: io.BufferedReader, finder: Finder, is_own: bool) -> set[str]:
     if os.fstat(file.fileno()).st_size == 0:
         return set()
+    words = finder.among_words() if is_own else finder
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        kinds = finder.look(content)
+        kinds = words.look(content)
+        if words is not finder:
+            kinds |= finder.look(quoted_ids(content))
         head, tail = content[:8], content[-4:]
-    return kinds | in_decoded(file, head, tail, finder)
+    return kinds | in_decoded(file, head, tail, finder, is_own=is_own)
 
 
-def in_pieces(file: Any, n_bytes: int, finder: Finder) -> tuple[set[str], bytes, bytes]:
+def in_pieces(
+    file: Any, n_bytes: int, finder: Finder, *, is_own: bool = False
+) -> tuple[set[str], bytes, bytes]:
     """What is in the raw bytes of a file that cannot be mapped; its first eight and last four bytes.
 
     Of the file no more than a piece is in memory, and no more is read than the finder can find something in.
+    (JSON of the program's own is small in a store, and read as a whole where ids in it are sought.)
     """
+    words = finder.among_words() if is_own else finder
+    kinds: set[str] = set()
     file.seek(0)
     content = file.read(_FIRST)
     head = content[:8]
-    left = finder.reach(content, n_bytes)
-    kinds: set[str] = set()
+    if words is not finder and head[:1] == b"{":
+        kinds |= finder.look(quoted_ids(content + file.read()))
+        file.seek(len(content))
+    left = words.reach(content, n_bytes)
     fresh = content = content[:left]
     while fresh:
-        kinds |= finder.look(content)
+        kinds |= words.look(content)
         left -= len(fresh)
         fresh = file.read(min(_CHUNK, left))
         content = content[-finder.longest :] + fresh
@@ -123,10 +144,10 @@ def in_pieces(file: Any, n_bytes: int, finder: Finder) -> tuple[set[str], bytes,
     return kinds, head, file.read(4)
 
 
-def in_decoded(file: Any, head: bytes, tail: bytes, finder: Finder) -> set[str]:
+def in_decoded(file: Any, head: bytes, tail: bytes, finder: Finder, *, is_own: bool = False) -> set[str]:
     """What is in a file by what it compresses, told by its first eight and last four bytes."""
     if head[:4] == tail == b"PAR1":
-        return _in_parquet(file, finder)
+        return _in_parquet(file, finder, is_own)
     return _in_archive(file, head, finder, 0)
 
 
@@ -170,8 +191,11 @@ def _in_stream(stream: Any, finder: Finder, depth: int) -> set[str]:
     return kinds
 
 
-def _in_parquet(file: Any, finder: Finder) -> set[str]:
-    """Look at the strings and bytes of every column and at the metadata, as they are before encoding."""
+def _in_parquet(file: Any, finder: Finder, is_own: bool) -> set[str]:
+    """Look at the strings and bytes of every column and at the metadata, as they are before encoding.
+
+    Beside a column of ids the others hold words: tags, and names of methods.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -179,12 +203,16 @@ def _in_parquet(file: Any, finder: Finder) -> set[str]:
     file.seek(0)
     try:
         with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            is_own = is_own or USER_ID in schema.names
+            words = finder.among_words() if is_own else finder
             for key, value in (parquet.metadata.metadata or {}).items():
-                kinds |= finder.look(key + b"\n" + value)
+                is_by_user = key.decode("utf-8", "replace") in USERS_KEYS
+                kinds |= (finder if is_by_user else words).look(key + b"\n" + value)
             for batch in parquet.iter_batches(batch_size=4096):
-                for column in batch.columns:
+                for name, column in zip(schema.names, batch.columns, strict=True):
                     if not pa.types.is_primitive(column.type):
-                        kinds |= finder.look(_cells(column))
+                        kinds |= (finder if name == USER_ID else words).look(_cells(column))
     except pa.ArrowException as error:
         raise ValueError(type(error).__name__) from None
     return kinds

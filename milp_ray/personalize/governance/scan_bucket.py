@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from milp_ray.personalize.governance.id_places import is_of_store
 from milp_ray.personalize.governance.scan import UNDECODABLE, in_decoded, in_pieces, told
 
 if TYPE_CHECKING:
@@ -83,10 +84,11 @@ def _look_at(backend: ObjectBackend, stored: StoredObject, finder: Finder) -> _L
     if stored.n_bytes:
         try:
             with backend.opened(stored) as file:
-                inside, head, tail = in_pieces(file, stored.n_bytes, finder)
+                is_own = is_of_store(stored.name)
+                inside, head, tail = in_pieces(file, stored.n_bytes, finder, is_own=is_own)
                 kinds |= inside
                 try:
-                    kinds |= in_decoded(file, head, tail, finder)
+                    kinds |= in_decoded(file, head, tail, finder, is_own=is_own)
                 except UNDECODABLE as error:
                     # Its raw bytes were looked at; what it compresses could not be.
                     unread = f"cannot be decoded ({type(error).__name__})"

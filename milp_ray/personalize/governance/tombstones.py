@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Self
 
+from milp_ray.personalize.governance.needles import is_plain, text_bytes
 from milp_ray.personalize.store.names import hash_id
 
 if TYPE_CHECKING:
@@ -18,15 +20,14 @@ _LONGEST_ID = 1024
 _QUOTED = re.compile(r'"((?:[^"\\\n]|\\.){1,1024})"')
 _WORDS = re.compile(r"[^\s\"'<>,;()\[\]{}=&\\\x00-\x1f]+")
 _PLACE = re.compile(r"[0-9a-f]{64}")
-_SAFETENSORS_HEADER = re.compile(rb'.{6}\x00\x00\{"', re.DOTALL)
 _PNG = b"\x89PNG"
 
 
 class TombstoneFinder:
     """Finds the ids of everybody whom a record calls forgotten: quoted values, words, and store places.
 
-    An id with blanks is found where it is quoted (JSON, Parquet cells). Weights and pixels hold no words and
-    are passed over.
+    An id with blanks, or one that is a number or a short word, is found where it is quoted (JSON, Parquet
+    cells). Weights and pixels hold no words and are passed over.
     """
 
     longest = 4 * _LONGEST_ID
@@ -35,6 +36,7 @@ class TombstoneFinder:
         self._record = record
         self._forgotten = {*record.state.forgotten, *record.state.forgetting}
         self._known: dict[str, bool] = {}
+        self._seeks_plain = True
 
     def look(self, content: Buffer) -> set[str]:
         """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
@@ -46,16 +48,21 @@ class TombstoneFinder:
         """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
         if beginning.startswith(_PNG):
             return 0
-        if _SAFETENSORS_HEADER.fullmatch(beginning[:10]):
-            return min(n_bytes, 8 + int.from_bytes(beginning[:8], "little"))
-        return n_bytes
+        return text_bytes(beginning, n_bytes)
+
+    def among_words(self) -> Self:
+        """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
+        finder = copy.copy(self)
+        finder._seeks_plain = False
+        return finder
 
     def look_at_name(self, name: str) -> set[str]:
         """See :class:`~milp_ray.personalize.governance.needles.Finder`."""
-        return self._in_words([name, *re.split(r"[/\\]", name), *_candidates(name), name.rpartition(".")[0]])
+        words = [name, *re.split(r"[/\\]", name), name.rpartition(".")[0]]
+        return self._in_words([*_candidates(name), *((word, False) for word in words)])
 
-    def _in_words(self, words: Iterator[str] | list[str]) -> set[str]:
-        for word in words:
+    def _in_words(self, words: Iterable[tuple[str, bool]]) -> set[str]:
+        for word, is_quoted in words:
             is_forgotten = self._known.get(word)
             if is_forgotten is None:
                 places = [hash_id(word), *_PLACE.findall(word)]
@@ -63,13 +70,13 @@ class TombstoneFinder:
                 if len(self._known) > 1_000_000:
                     self._known.clear()
                 self._known[word] = is_forgotten
-            if is_forgotten:
+            if is_forgotten and ((is_quoted and self._seeks_plain) or not is_plain(word)):
                 return {"a forgotten user's id, or its hash"}
         return set()
 
 
-def _candidates(text: str) -> Iterator[str]:
-    """What in a text could be an id."""
+def _candidates(text: str) -> Iterator[tuple[str, bool]]:
+    """What in a text could be an id, and whether it is quoted."""
     for match in _QUOTED.finditer(text):
         quoted = match[1]
         if "\\" in quoted:
@@ -77,11 +84,11 @@ def _candidates(text: str) -> Iterator[str]:
                 quoted = str(json.loads(f'"{quoted}"'))
             except ValueError:
                 quoted = match[1]
-        yield quoted
-        yield html.unescape(quoted) if "&" in quoted else quoted
+        yield quoted, True
+        yield html.unescape(quoted) if "&" in quoted else quoted, True
     for match in _WORDS.finditer(text):
         word = match[0][:_LONGEST_ID]
-        yield word
-        yield word.strip(".:,;!?/")
+        yield word, False
+        yield word.strip(".:,;!?/"), False
     if "&" in text:
-        yield from (match[0] for match in _WORDS.finditer(html.unescape(text)))
+        yield from ((match[0], False) for match in _WORDS.finditer(html.unescape(text)))

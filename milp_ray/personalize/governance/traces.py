@@ -20,8 +20,9 @@ import psutil
 
 from milp_ray.atomic_files import write_bytes, write_json
 from milp_ray.errors import MilpError
+from milp_ray.personalize.governance.id_places import is_of_run
 from milp_ray.personalize.governance.needles import IdFinder
-from milp_ray.personalize.governance.rewriting import Renamed, names, rewrite_table
+from milp_ray.personalize.governance.rewriting import Renamed, is_among, line_without, rewrite_table
 from milp_ray.personalize.governance.scan import walk
 from milp_ray.run_paths import GOVERNANCE
 from milp_ray.rundir import RunFolder
@@ -44,12 +45,15 @@ class Removed:
 
 
 def own_files(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
-    """Files and folders whose name says that they are the user's: checkpoints, caches, memory sets."""
+    """Files and folders that are filed under a hash of the id: checkpoints, caches, memory sets.
+
+    Not by the id itself, which may be a name of the run's own, as "report" is.
+    """
     removed = Removed("files of the user's own")
     for folder, folders, files in os.walk(run.path):
         _pass_over(run, Path(folder), folders)
         for name in [*folders, *files]:
-            if finder.look_at_name(name):
+            if finder.in_place(name):
                 path = Path(folder, name)
                 removed.add(path)
                 if name in folders:
@@ -71,34 +75,42 @@ def temporary_files(run: RunFolder, dry_run: bool) -> Removed:
     return removed
 
 
-def tables(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
-    """Rows of Parquet files (scores, and parts of them) that are the user's, and what their metadata says."""
+def tables(run: RunFolder, finder: IdFinder, pseudonym: str | None, dry_run: bool) -> Removed:
+    """Rows of Parquet files (scores, and parts of them) that are the user's, and what their metadata says.
+
+    The pseudonym is for other users' rows that mention the id; ``None``: these stay. The search's trials are
+    nobody's.
+    """
     removed = Removed("rows")
     for path in _files(run):
-        if path.suffix == ".parquet":
-            count = rewrite_table(path, finder, dry_run)
+        if path.suffix == ".parquet" and path != run.trials_file:
+            count = rewrite_table(path, finder, pseudonym, dry_run)
             if count:
                 removed.add(path, count)
     return removed
 
 
-def lines(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
-    """Lines of JSONL files that name the user; the search's journal is not among them."""
+def lines(run: RunFolder, finder: IdFinder, pseudonym: str | None, dry_run: bool) -> Removed:
+    """Lines of JSONL files that are the user's; the search's journal is not among them.
+
+    The pseudonym is for other users' lines that mention the id; ``None``: these stay.
+    """
     removed = Removed("lines")
     for path in _files(run):
         if path.suffix != ".jsonl" or path == run.journal:
             continue
-        content = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in content if not names(line, finder)]
-        if len(kept) < len(content):
-            removed.add(path, len(content) - len(kept))
+        before = path.read_bytes().splitlines(keepends=True)
+        after = [line_without(line, finder, pseudonym) for line in before]
+        count = sum(old != new for old, new in zip(before, after, strict=True))
+        if count:
+            removed.add(path, count)
             if not dry_run:
-                write_bytes(path, b"".join(kept))
+                write_bytes(path, b"".join(line for line in after if line is not None))
     return removed
 
 
 def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Removed:
-    """The id in JSON files, where the pseudonym takes its place."""
+    """The id in values of JSON files, where the pseudonym takes its place, and in maps by users."""
     removed = Removed("mentions")
     for path in _files(run):
         if path.suffix != ".json":
@@ -107,7 +119,8 @@ def facts(run: RunFolder, finder: IdFinder, pseudonym: str, dry_run: bool) -> Re
             data = json.loads(path.read_bytes())
         except ValueError:
             continue
-        renamed = Renamed(finder, pseudonym)
+        is_own = is_of_run(path.relative_to(run.path).as_posix())
+        renamed = Renamed(finder, pseudonym, is_own=is_own)
         changed = renamed.apply(data)
         if renamed.count:
             removed.add(path, renamed.count)
@@ -136,7 +149,7 @@ def leakage_audit(run: RunFolder, finder: IdFinder, dry_run: bool) -> Removed:
     It goes as a whole: with the others' values beside it, its means would tell the user's own.
     """
     removed = Removed("leakage audits")
-    if run.leakage_file.is_file() and names(run.leakage_file.read_bytes(), finder):
+    if run.leakage_file.is_file() and is_among(run.leakage_file.read_bytes(), finder):
         removed.add(run.leakage_file)
         if not dry_run:
             run.leakage_file.unlink()
