@@ -290,8 +290,7 @@ def _print_audit(console: Console, found: Audit) -> None:
     if found.unfinished:
         console.print("[red]a forgetting was interrupted:[/] run `milp-ray forget` for that user again")
     line = f"searched {found.scan.n_files:,} files, {found.scan.n_bytes:,} bytes"
-    if found.bucket is not None:
-        bucket = found.bucket
+    for bucket in found.buckets:
         line += f", and {bucket.n_objects:,} objects, {bucket.n_bytes:,} bytes, of {escape(bucket.uri)}"
     line += ": nothing is left" if found.is_clean else f": [red]{len(found.found)} hold something[/]"
     console.print(line, soft_wrap=True)
@@ -317,8 +316,8 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
         "clean": found.is_clean,
         "files": found.scan.n_files,
         "bytes": found.scan.n_bytes,
-        "objects": found.bucket.n_objects if found.bucket else 0,
-        "object_bytes": found.bucket.n_bytes if found.bucket else 0,
+        "objects": found.n_objects,
+        "object_bytes": found.n_object_bytes,
         "found": [{"file": where, "what": list(kinds)} for where, kinds in found.found],
         "unread": [{"file": where, "why": why} for where, why in found.unread],
         "unfinished": int(found.unfinished),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,28 +78,32 @@ class RunFolder(RunPaths):
 
         Raises:
             MilpError: the folder holds a run of a different configuration (the differing keys are named), or
-                something that is no run at all.
+                something that is no run at all; another process works on the run.
         """
         from milp_ray.config_loader import dump_config
         from milp_ray.versions import versions
 
         run = cls.of(config) if at is None else cls.at(at)
+        stores = run.other_stores()
         if fresh:
             run.remove(keep=(GOVERNANCE,))
-        earlier = run._read_json(run.versions_file)
-        if run.config_file.exists():
-            if not run._goes_on_with(config):
-                earlier = {}
-        elif run.path.exists() and not run.path.is_dir():
+        if run.path.exists() and not run.path.is_dir():
             raise MilpError(f"{run.path} is a file; choose another name=… or output_dir=…")
-        elif run._holds_something_else():
+        if not run.config_file.exists() and run._holds_something_else():
             raise MilpError(
                 f"{run.path} exists and is no run folder of milp_ray; choose another name=… or output_dir=…"
             )
         run.path.mkdir(parents=True, exist_ok=True)
-        # The marker goes first: a folder that holds a configuration can always be told to be a run's.
-        write_json(run.versions_file, {**earlier, **versions(), "seed": config.seed})
-        write_text(run.config_file, dump_config(config))
+        # Held, so that nothing changes under a command that works on the run, nor what it records is lost.
+        with run.lock():
+            earlier = run.facts()
+            if run.config_file.exists() and not run._goes_on_with(config):
+                earlier = {}
+            stores = [*stores, *(uri for uri in run.other_stores() if uri not in stores)]
+            # The marker goes first: a folder that holds a configuration can always be told to be a run's.
+            facts = {**earlier, **versions(), "seed": config.seed, "stores": stores}
+            write_json(run.versions_file, facts)
+            write_text(run.config_file, dump_config(config))
         return run
 
     @classmethod
@@ -198,6 +202,18 @@ class RunFolder(RunPaths):
     def facts(self) -> dict[str, Any]:
         """What :meth:`record_facts` and the making of the run recorded."""
         return self._read_json(self.versions_file)
+
+    def other_stores(self) -> list[str]:
+        """Stores beside the run's own that its adapters went to, also under earlier configurations.
+
+        Of a run in which an earlier version of this package recorded none, the one that its configuration
+        names.
+        """
+        recorded = self.facts().get("stores")
+        if recorded is None and self.is_run():
+            with suppress(MilpError):  # a configuration that this version cannot read
+                recorded = [self.config().personalize.store]
+        return [str(uri) for uri in recorded or [] if uri is not None]
 
     def record_seconds(self, stage: str, seconds: float) -> None:
         """Add to a stage's time; a stage that was interrupted and continued counts all its parts."""

@@ -157,9 +157,12 @@ def test_only_one_process_works_on_a_run_and_a_killed_one_lets_go(config: Config
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(MilpError, match="another milp-ray process"), run.lock():
         pass
-    with pytest.raises(MilpError, match="another milp-ray process"):
-        RunFolder.create(config, fresh=True)
-    assert run.config_file.exists()
+    run.record_facts(probe_users=["u-1"])
+    before = run.config_file.read_bytes(), run.versions_file.read_bytes()
+    for options in ({"fresh": True}, {}):
+        with pytest.raises(MilpError, match="another milp-ray process"):
+            RunFolder.create(override_config(config, ["personalize.store=/elsewhere"]), **options)
+    assert (run.config_file.read_bytes(), run.versions_file.read_bytes()) == before
     holder.kill()
     holder.wait()
     with run.lock():

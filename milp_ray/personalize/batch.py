@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
 from milp_ray.gauges import Gauges
+from milp_ray.personalize.governance.stores import remember_store
 from milp_ray.personalize.intake import Intake
 from milp_ray.personalize.making import load_worker_base, make_adapters
 from milp_ray.personalize.pool import MOST_AT_ONCE, WorkerPool
@@ -176,6 +177,7 @@ def personalize(
         )
     store = run_store(run.store, section)
     store.check()
+    remember_store(run, store)
     with ExitStack() as stack:
         bar = stack.enter_context(progress(STAGE, _length(splits), unit="users", pace=True))
         tally = stack.enter_context(Tally(run.failed_file, bar, gauges))

@@ -70,9 +70,8 @@ def test_a_trace_at_another_users_place_is_found_and_named(governed: Governed) -
     forget(governed, GONE)
     clean = audit_user(governed.run, governed.store, governed.config.users, GONE)
     assert clean.is_clean, clean.found
-    assert clean.bucket is not None
-    assert clean.bucket.n_objects == 3 * 2 * (len(IDS) - 1)  # files of a version, versions, users
-    assert clean.bucket.n_bytes > 0
+    assert clean.n_objects == 3 * 2 * (len(IDS) - 1)  # files of a version, versions, users
+    assert clean.n_object_bytes > 0
     backend = backend_of(governed)
     for kind, (name, content) in TRACES.items():
         path = f"{others_place(governed)}/{name}"

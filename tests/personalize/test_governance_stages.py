@@ -135,6 +135,31 @@ def test_nothing_of_a_user_is_left_after_an_update_and_a_leakage_audit(
     assert audited(run, GONE, code=0) == set()
 
 
+@pytest.mark.parametrize("command", ["personalize", "update"])
+def test_a_store_that_a_command_named_is_cleared_when_later_ones_name_another(
+    users: Path, tmp_path: Path, tiny_llama_dir: Path, inline: None, command: str
+) -> None:
+    settings = {
+        "name": "moving",
+        "output_dir": str(tmp_path),
+        "base": {"model": str(tiny_llama_dir), "device": "cpu"},
+        "users": {"format": "jsonl", "paths": [str(users)]},
+        "training": {"memory_epochs": 1, "instruction_epochs": 1},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    run = RunFolder.create(load_config(file))
+    write_chosen(run)
+    milp(command, run.path, f"personalize.store={tmp_path / 'first'}")
+    milp(command, run.path, "personalize.store=null")
+    first = AdapterStore(tmp_path / "first")
+    assert sorted(first.users()) == list(IDS)
+    said = milp("audit", run.path, GONE, "--json", code=3).stdout
+    assert str(tmp_path / "first") in said
+    milp("forget", run.path, GONE, "--yes")
+    assert sorted(first.users()) == sorted(AdapterStore(run.adapters).users()) == OTHERS
+
+
 def test_a_forgotten_item_is_in_no_hash_and_no_refused_update(
     run: RunFolder, users: Path, inline: None
 ) -> None:

@@ -299,7 +299,7 @@ def test_the_command_writes_the_audit_and_nothing_else(run: RunFolder) -> None:
     assert called.exit_code in (0, 3), called.output
     assert "bits (digits), ranked among 20 others" in called.output
     after = {path.name for path in run.path.iterdir()}
-    assert after - before == {"leakage.json", ".lock", "peak_memory.json", "status.json"}
+    assert after - before == {"leakage.json", "peak_memory.json", "status.json"}
     again = CliRunner().invoke(app, ["leakage", str(run.path), *arguments, "--json"])
     assert json.loads(again.stdout) == json.loads(run.leakage_file.read_text("utf-8"))
     assert again.exit_code == called.exit_code

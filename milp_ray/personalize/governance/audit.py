@@ -19,6 +19,7 @@ from milp_ray.personalize.governance.needles import Finder, Finders, IdFinder, I
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.governance.scan import Scan, scan_folder
 from milp_ray.personalize.governance.scan_bucket import BucketScan, scan_bucket
+from milp_ray.personalize.governance.stores import stores_of
 from milp_ray.personalize.governance.tombstones import TombstoneFinder
 from milp_ray.personalize.store.backend import local_path
 from milp_ray.personalize.store.names import hash_id
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
 class Audit:
     """What was searched and found.
 
-    ``bucket`` is of a store that is no folder of this machine; ``sources`` are the team's own files, no part
-    of the run, in which the user still stands, and ``unread_sources`` says which could not be looked into.
+    ``buckets`` are of stores that are no folders of this machine; ``sources`` are the team's own files, no
+    part of the run, in which the user still stands, and ``unread_sources`` says which could not be looked
+    into.
     """
 
     scan: Scan = field(default_factory=Scan)
-    bucket: BucketScan | None = None
+    buckets: list[BucketScan] = field(default_factory=list)
     n_needles: int = 0  # items whose texts and hashes were sought
     sources: list[Path | str] = field(default_factory=list)
     unread_sources: list[str] = field(default_factory=list)
@@ -58,14 +60,24 @@ class Audit:
     @property
     def found(self) -> list[tuple[str, tuple[str, ...]]]:
         """Files and objects that hold something, and what kinds of things."""
-        of_bucket = [(one.uri, one.kinds) for one in self.bucket.found] if self.bucket else []
-        return [*((str(one.path), one.kinds) for one in self.scan.found), *of_bucket]
+        of_buckets = [(one.uri, one.kinds) for bucket in self.buckets for one in bucket.found]
+        return [*((str(one.path), one.kinds) for one in self.scan.found), *of_buckets]
 
     @property
     def unread(self) -> list[tuple[str, str]]:
         """Files and objects that could not be read or decoded, and why."""
         of_files = [(str(path), why) for path, why in self.scan.unread]
-        return [*of_files, *(self.bucket.unread if self.bucket else ())]
+        return [*of_files, *(one for bucket in self.buckets for one in bucket.unread)]
+
+    @property
+    def n_objects(self) -> int:
+        """Objects in buckets that were searched."""
+        return sum(bucket.n_objects for bucket in self.buckets)
+
+    @property
+    def n_object_bytes(self) -> int:
+        """Bytes of these."""
+        return sum(bucket.n_bytes for bucket in self.buckets)
 
 
 class OtherUsers:
@@ -73,14 +85,15 @@ class OtherUsers:
 
     def __init__(self, run: RunFolder, store: AdapterStore, section: UsersSection) -> None:
         self._run = run
-        self._store = store
+        self._stores = stores_of(run, store)
         self._section = section
         self._answers: dict[str, bool] = {}
 
     def knows(self, word: str) -> bool:
         """Whether the word is a user's id."""
         if word not in self._answers:
-            known = word in self._listed or bool(self._store.backend.find(hash_id(word)))
+            place = hash_id(word)
+            known = word in self._listed or any(store.backend.find(place) for store in self._stores)
             self._answers[word] = known
         return self._answers[word]
 
@@ -110,7 +123,7 @@ def audit_user(
 
     Args:
         run: its folder is searched.
-        store: searched too, every object of it where it is in a bucket.
+        store: searched too, as are those of earlier configurations; every object of one in a bucket.
         section: where the users' files are, which are read and not searched, as those are that batches
             were given beside them.
         user_id: who.
@@ -172,17 +185,19 @@ def _audit_of(record: Record) -> Audit:
 
 
 def _search(audit: Audit, finder: Finder, run: RunFolder, store: AdapterStore, also: Sequence[Path]) -> None:
-    folder = local_path(store.uri)
+    stores = stores_of(run, store)
+    folders = [folder for folder in (local_path(one.uri) for one in stores) if folder is not None]
     roots: list[tuple[Path, Callable[[str], bool]]] = [(run.path, is_of_run)]
-    roots += [(folder, is_of_store)] if folder is not None else []
+    roots += [(folder, is_of_store) for folder in folders]
     roots += [(path, lambda name: False) for path in also]
     done: list[Path] = []
     for root, own in ((path.resolve(), own) for path, own in roots):
         if root.exists() and not any(root.is_relative_to(earlier) for earlier in done):
             scan_folder(root, finder, audit.scan, is_own=own)
             done.append(root)
-    if isinstance(store.backend, ObjectBackend):
-        audit.bucket = scan_bucket(store.backend, finder)
+    for one in stores:
+        if isinstance(one.backend, ObjectBackend):
+            audit.buckets.append(scan_bucket(one.backend, finder))
 
 
 def _read(section: UsersSection, user_id: str | None = None) -> tuple[list[User], list[Path | str]]:

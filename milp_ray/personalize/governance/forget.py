@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance import traces
 from milp_ray.personalize.governance.audit import Audit, audit_user, finder_of
 from milp_ray.personalize.governance.record import Record
+from milp_ray.personalize.governance.stores import stores_of
 from milp_ray.personalize.governance.traces import Removed
 from milp_ray.personalize.store import AdapterDamagedError, AdapterStore
-from milp_ray.personalize.store.backend import local_path
 from milp_ray.personalize.store.names import hash_id, shown
 
 if TYPE_CHECKING:
@@ -68,15 +68,10 @@ class _Work:
         """Whether there is one now, or the summary that comes with it."""
         return self.run.report.is_dir() or self.run.summary_file.is_file()
 
-    @property
+    @cached_property
     def stores(self) -> list[AdapterStore]:
-        """The configured store, and the run folder's own, which an earlier configuration may have used."""
-        own = AdapterStore(self.run.store)
-        if self.run.uri is not None:
-            is_other = own.uri != self.store.uri
-        else:
-            is_other = local_path(self.store.uri) != self.run.adapters and self.run.adapters.is_dir()
-        return [self.store, own] if is_other else [self.store]
+        """The configured store, and those of earlier configurations."""
+        return stores_of(self.run, self.store)
 
 
 def forget_user(
@@ -303,12 +298,12 @@ def _counts(result: Forgotten) -> dict[str, Any]:
     """What the record says of the work: numbers alone."""
     counts: dict[str, Any] = {"removed": {removed.what: removed.count for removed in result.removed}}
     if result.audit is not None:
-        bucket = result.audit.bucket
+        found = result.audit
         counts["audit"] = {
-            "files": result.audit.scan.n_files,
-            "bytes": result.audit.scan.n_bytes,
-            **({"objects": bucket.n_objects, "object_bytes": bucket.n_bytes} if bucket else {}),
-            "items_sought": result.audit.n_needles,
-            "found": len(result.audit.found),
+            "files": found.scan.n_files,
+            "bytes": found.scan.n_bytes,
+            **({"objects": found.n_objects, "object_bytes": found.n_object_bytes} if found.buckets else {}),
+            "items_sought": found.n_needles,
+            "found": len(found.found),
         }
     return counts

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.batch import started_workers, users_at_once
+from milp_ray.personalize.governance.stores import remember_store
 from milp_ray.personalize.intake import Item
 from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import (
@@ -96,6 +97,7 @@ def update(
         )
     store = run_store(run.store, personalize)
     store.check()
+    remember_store(run, store)
     with ExitStack() as stack:
         bar = stack.enter_context(
             progress(STAGE, len(splits) if isinstance(splits, Sized) else None, unit="users")
