@@ -5,9 +5,8 @@ brought when a run is opened; what changed here is taken there every few seconds
 run, and at its end. A command that was killed loses nothing on the same machine; on another one it loses what
 was not taken yet, at most :data:`PUSH_SECONDS`. Adapters have no copy: the store writes them to the bucket.
 
-A lease in the bucket keeps two machines from working on one run. It is renewed with every push and runs out
-by itself, so that a machine that is lost stands in nobody's way for long. (Two that take it in the very same
-moment may both believe that they have it: pyarrow cannot write on a condition.)
+A lease in the bucket (:mod:`milp_ray.run_lease`) keeps two machines from working on one run. A process that
+has lost it takes nothing there any more, and ends with an error.
 """
 
 from __future__ import annotations
@@ -16,33 +15,29 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import threading
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
 from milp_ray.atomic_files import write_bytes, write_json
 from milp_ray.buckets import Bucket
 from milp_ray.errors import MilpError
 from milp_ray.held_file import held_file
+from milp_ray.run_lease import LEASE, Lease, LeaseLostError
 
 ADAPTERS = "adapters"  # of the store, which writes to the bucket itself
+GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
 PUSH_SECONDS = 10.0
-_LEASE_SECONDS = 60.0  # without renewal, after which another machine may take a run up
 _MIRRORS = "MILP_MIRRORS"
 LOCK = ".lock"
 INDEX = ".mirror.json"  # what the bucket and the copy were like when they were last the same
-_LEASE, _LEASE_LENGTH = "lease.json", 512
 logger = logging.getLogger("milp_ray")
 
 # Of this machine alone: locks, temporary files, and Tune's own state, which nothing is resumed from.
-_LOCAL_FILES = (LOCK, INDEX, _LEASE)
+_LOCAL_FILES = (LOCK, INDEX, LEASE)
 _LOCAL_FOLDERS = (ADAPTERS, "study/tune")
 
 
@@ -68,6 +63,7 @@ class Mirror:
     def __init__(self, uri: str) -> None:
         self.folder = mirror_folder(uri)
         self._bucket = Bucket(uri, "run")
+        self._lease = Lease(self._bucket)
         self._pushing = threading.Lock()
 
     def pull(self) -> None:
@@ -87,8 +83,7 @@ class Mirror:
                 self._bring()
 
     def _bring(self) -> None:
-        index = self._index()
-        there = {name: mark for name, mark in self._there().items() if name != _LEASE}
+        index, there = self._index(), self._there()
         for name, mark in there.items():
             if index.get(name, {}).get("there") != mark:
                 try:
@@ -108,8 +103,10 @@ class Mirror:
     def push(self) -> None:
         """Take what changed here to the bucket, and remove there what was removed here.
 
+        The caller holds the run.
+
         Raises:
-            MilpError: the bucket cannot be written.
+            MilpError: the bucket cannot be written, or another machine works on the run.
         """
         with self._pushing:
             index, here = self._index(), self._here()
@@ -119,13 +116,16 @@ class Mirror:
                     content = (self.folder / name).read_bytes()
                 except FileNotFoundError:
                     continue  # replaced or removed meanwhile: the next push sees what became of it
+                self._lease.check()
                 self._bucket.write(self._path(name), content)
             removed = sorted(index.keys() - here.keys())
             for name in removed:
+                self._lease.check()
                 self._bucket.delete_file(self._path(name))
                 del index[name]
             if changed or removed:
                 there = self._there()
+                self._lease.check()  # what was listed is what this process wrote
                 index |= {
                     name: {"there": there[name], "here": here[name]} for name in changed if name in there
                 }
@@ -136,50 +136,36 @@ class Mirror:
         """Hold the run for this process, and push while the block lasts and at its end.
 
         Raises:
-            MilpError: another machine works on the run, or the bucket cannot be written.
+            MilpError: another machine works on the run, at the begin or later, when the block is interrupted;
+                or the bucket cannot be written.
         """
-        self._check_free()
-        self._renew()
-        self._check_free()  # another machine may have taken it in the same moment
-        self._bring()  # what changed between the opening and now
-        stop = threading.Event()
-        thread = threading.Thread(target=self._keep_pushing, args=(stop,), name="mirror", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            self.push()
-            self._bucket.delete_file(self._path(_LEASE))
-
-    def _check_free(self) -> None:
-        holder = self.holder()
-        if holder is not None and holder != _me():
-            raise MilpError(
-                f"another milp-ray process works on {self._bucket.shown} (on {holder['host']}); wait for it, "
-                f"or choose another name=…. Of a machine that was lost, the run is free after "
-                f"{_LEASE_SECONDS:.0f} s"
-            )
+        with self._lease.held():
+            self._bring()  # what changed between the opening and now
+            self._lease.check()
+            stop = threading.Event()
+            thread = threading.Thread(target=self._keep_pushing, args=(stop,), name="mirror", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+                self.push()
 
     def holder(self) -> dict[str, Any] | None:
-        """Which process works on the run: its host and pid; ``None``: none does."""
-        try:
-            lease = json.loads(self._bucket.read(self._path(_LEASE)))
-            holder, renewed = {"host": lease["host"], "pid": lease["pid"]}, float(lease["time"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        if time.time() - renewed > _LEASE_SECONDS:
-            return None
-        if holder["host"] == socket.gethostname() and not psutil.pid_exists(int(holder["pid"])):
-            return None
-        return holder
+        """Which process works on the run: its host and pid among others; ``None``: none does."""
+        return self._lease.holder()
 
     def remove(self, keep: Collection[str]) -> None:
-        """Remove the run from the bucket, adapters included, but for ``keep``; the copy stays."""
+        """Remove the run from the bucket, adapters included, but for ``keep``; the copy stays.
+
+        Raises:
+            MilpError: the bucket cannot be written, or another machine works on the run.
+        """
         for info in self._bucket.list(self._bucket.root):
-            if info.base_name in keep:
+            if info.base_name in keep or info.base_name == LEASE:
                 continue
+            self._lease.check()
             if info.is_file:
                 self._bucket.delete_file(info.path)
             else:
@@ -189,15 +175,11 @@ class Mirror:
         """Push from time to time; the end of the command tells of a bucket that is still away then."""
         while not stop.wait(PUSH_SECONDS):
             try:
-                self._renew()
                 self.push()
+            except LeaseLostError:
+                return  # who renews it tells
             except MilpError as error:
                 logger.warning("%s", error)
-
-    def _renew(self) -> None:
-        # Always of one length: a reader asks for the length first, and may meet two versions.
-        text = json.dumps({**_me(), "time": time.time()}).ljust(_LEASE_LENGTH)
-        self._bucket.write(self._path(_LEASE), text.encode("utf-8"))
 
     def _there(self) -> dict[str, str]:
         """The run's files in the bucket, less the store's, and a mark that changes with each.
@@ -254,7 +236,3 @@ def _mark(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     return f"{facts.st_size}-{facts.st_mtime_ns}"
-
-
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}

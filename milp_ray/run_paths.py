@@ -32,9 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from milp_ray.buckets import child_uri
-from milp_ray.run_mirror import ADAPTERS, INDEX, LOCK
-
-GOVERNANCE = "governance"  # what must not be forgotten about people when a run starts over
+from milp_ray.run_mirror import ADAPTERS, GOVERNANCE, INDEX, LOCK
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from milp_ray.buckets import child_uri, is_bucket_uri
 from milp_ray.errors import MilpError
 from milp_ray.held_file import held_file
 from milp_ray.resumption import differences
-from milp_ray.run_mirror import INDEX, LOCK, Mirror
-from milp_ray.run_paths import GOVERNANCE, RunPaths
+from milp_ray.run_mirror import GOVERNANCE, INDEX, LOCK, Mirror
+from milp_ray.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
@@ -247,7 +247,8 @@ class RunFolder(RunPaths):
         A run in a bucket is held for this machine, too, and what changes in the copy is taken there.
 
         Raises:
-            MilpError: another process is working on the run.
+            MilpError: another process is working on the run, or has taken it up in a bucket meanwhile: then
+                the block is interrupted.
         """
         with held_file(self.path / LOCK) as is_free, ExitStack() as stack:
             if not is_free:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from support.bucket_runs import config_of, move_to
 from support.runs import write_small_run
 from typer.testing import CliRunner
 
 import milp_ray.run_mirror as run_mirror
 from milp_ray.buckets import Bucket
 from milp_ray.cli import app
-from milp_ray.config import Config
 from milp_ray.errors import MilpError
 from milp_ray.personalize.store import run_store
-from milp_ray.run_mirror import INDEX, Mirror
-from milp_ray.run_paths import GOVERNANCE
+from milp_ray.run_mirror import GOVERNANCE, INDEX, Mirror
 from milp_ray.run_status import read_status, recorded
 from milp_ray.rundir import RunFolder
 
@@ -33,18 +31,6 @@ def uri(s3: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move_to(tmp_path / "here", monkeypatch)
-
-
-def move_to(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine is, for a run in a bucket, another folder of copies."""
-    monkeypatch.setenv("MILP_MIRRORS", str(machine))
-
-
-def config_of(uri: str, **changes: object) -> Config:
-    place, _, options = uri.partition("?")
-    return Config.model_validate(
-        {"name": "r", "output_dir": f"{place.removesuffix('/r')}?{options}", **changes}
-    )
 
 
 def test_what_one_machine_leaves_another_finds(
@@ -140,33 +126,6 @@ def test_what_changes_between_the_opening_and_the_work_is_brought(
         assert late.chosen_file.read_text() == "newer"
 
 
-def lease(uri: str, **values: object) -> None:
-    mirror = Mirror(uri)
-    mine = {"host": socket.gethostname(), "pid": 1, "time": time.time(), **values}
-    mirror._bucket.write(mirror._path("lease.json"), json.dumps(mine).encode())
-
-
-def test_two_machines_do_not_work_on_one_run(uri: str) -> None:
-    run = RunFolder.create(config_of(uri))
-    lease(uri, host="elsewhere")
-    assert run.is_held()
-    with (
-        pytest.raises(MilpError, match=r"another milp-ray process works on s3://bucket/.*\(on elsewhere\)"),
-        run.lock(),
-    ):
-        pass
-    lease(uri, host="elsewhere", time=time.time() - 61)
-    assert not run.is_held()
-    with run.lock():
-        assert run.is_held()
-    assert not run.is_held()
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    lease(uri, pid=child.pid)  # of a process of this machine that was killed
-    with run.lock():
-        pass
-
-
 def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri: str) -> None:
     config = config_of(uri)
     run = RunFolder.create(config)
@@ -182,6 +141,9 @@ def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri
     assert (again.path / GOVERNANCE / "record.jsonl").read_text() == "kept\n"
     assert not again.chosen_file.exists()
     assert bucket.list(bucket.root, recursive=True) == []
+    with again.lock():
+        Mirror(uri).remove(())
+        assert again.is_held()
 
 
 def test_a_bucket_that_is_away_is_told_without_a_traceback(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from milp_ray.atomic_files import sync_folder, write_bytes
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.retention import now
 from milp_ray.personalize.store.names import hash_id
-from milp_ray.run_paths import GOVERNANCE
+from milp_ray.run_mirror import GOVERNANCE
 
 KEY_BYTES = 32
 _OWNER_ALONE = 0o600

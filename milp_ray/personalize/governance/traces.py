@@ -24,7 +24,7 @@ from milp_ray.personalize.governance.id_places import is_of_run
 from milp_ray.personalize.governance.needles import IdFinder
 from milp_ray.personalize.governance.rewriting import Renamed, is_among, line_without, rewrite_table
 from milp_ray.personalize.governance.scan import walk
-from milp_ray.run_paths import GOVERNANCE
+from milp_ray.run_mirror import GOVERNANCE
 from milp_ray.rundir import RunFolder
 
 SCRATCH_PREFIXES = ("milp-ray-trial-",)  # folders of the system's temporary one that a trial keeps
