@@ -2,8 +2,10 @@
 
 The copy is under ``$MILP_MIRRORS`` (``~/.cache/milp_ray/runs`` unless set). What is newer in the bucket is
 brought when a run is opened; what changed here is taken there every few seconds while a command holds the
-run, and at its end. A command that was killed loses nothing on the same machine; on another one it loses what
-was not taken yet, at most :data:`PUSH_SECONDS`. Adapters have no copy: the store writes them to the bucket.
+run, and at its end. A command that was killed loses nothing on the same
+machine, unless the record of people changed in the bucket meanwhile: what was not taken there may be about
+somebody who was forgotten, and is removed. On another machine it loses what was not taken yet, at most
+:data:`PUSH_SECONDS`. Adapters have no copy: the store writes them to the bucket.
 
 A lease in the bucket (:mod:`milp_ray.run_lease`) keeps two machines from working on one run. A process that
 has lost it takes nothing there any more, and ends with an error.
@@ -34,11 +36,13 @@ PUSH_SECONDS = 10.0
 _MIRRORS = "MILP_MIRRORS"
 LOCK = ".lock"
 INDEX = ".mirror.json"  # what the bucket and the copy were like when they were last the same
+_HEAD = f"{GOVERNANCE}/head"  # changes with every line of the record
 logger = logging.getLogger("milp_ray")
 
 # Of this machine alone: locks, temporary files, and Tune's own state, which nothing is resumed from.
 _LOCAL_FILES = (LOCK, INDEX, LEASE)
 _LOCAL_FOLDERS = (ADAPTERS, "study/tune")
+_OWNER_ALONE, _FOLDER_OF_OWNER = 0o600, 0o700
 
 
 def mirror_folder(uri: str) -> Path:
@@ -84,6 +88,11 @@ class Mirror:
 
     def _bring(self) -> None:
         index, there = self._index(), self._there()
+        if self.folder.is_dir() and self._record_changed(index, there):
+            index = self._without_unpushed(index)
+        if _HEAD in there:
+            (self.folder / GOVERNANCE).mkdir(parents=True, exist_ok=True)
+            (self.folder / GOVERNANCE).chmod(_FOLDER_OF_OWNER)
         for name, mark in there.items():
             if index.get(name, {}).get("there") != mark:
                 try:
@@ -92,13 +101,46 @@ class Mirror:
                     continue  # removed since it was listed: the next look sees that
                 if len(content) != int(mark.partition("-")[0]):
                     continue  # replaced while it was read: what is here stays until the next look
-                write_bytes(self.folder / name, content)
+                write_bytes(self.folder / name, content, mode=_OWNER_ALONE if _is_of_record(name) else None)
                 index[name] = {"there": mark, "here": _mark(self.folder / name)}
         for name in index.keys() - there.keys():
             (self.folder / name).unlink(missing_ok=True)
             del index[name]
         if there or self.folder.is_dir():
             self._write_index(index)
+
+    def _record_changed(self, index: dict[str, dict[str, Any]], there: dict[str, str]) -> bool:
+        """Whether the bucket has lines about people that the copy has not, or has lost some."""
+        if there.get(_HEAD) == index.get(_HEAD, {}).get("there"):
+            return False
+        try:  # a process that was killed may have taken it there itself, and not noted that
+            return self._bucket.read(self._path(_HEAD)) != (self.folder / _HEAD).read_bytes()
+        except FileNotFoundError:
+            return True
+
+    def _without_unpushed(self, index: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Remove what is not as it is in the bucket, but for the record; the index of what is left."""
+        here = self._here()
+        left = {
+            name: marks
+            for name, marks in index.items()
+            if _is_of_record(name) or here.get(name) == marks["here"]
+        }
+        self._write_index(left)  # first: what is in the index and not here is taken for removed by a command
+        unpushed = sorted(name for name in here if name not in left and not _is_of_record(name))
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names):
+                name = path.relative_to(self.folder).as_posix()
+                if name not in left and name not in _LOCAL_FILES and not _is_of_record(name):
+                    path.unlink(missing_ok=True)
+        if unpushed:
+            logger.warning(
+                "%d files in %s were not in the bucket yet and are removed: the record of people has changed "
+                "there, and they may be about somebody who was forgotten",
+                len(unpushed),
+                self.folder,
+            )
+        return left
 
     def push(self) -> None:
         """Take what changed here to the bucket, and remove there what was removed here.
@@ -228,6 +270,10 @@ def _is_shared(name: str) -> bool:
     last = name.rpartition("/")[2]
     is_temporary = last.startswith(".") and last.endswith(".tmp")
     return name not in _LOCAL_FILES and not is_temporary and not name.startswith(_LOCAL_FOLDERS)
+
+
+def _is_of_record(name: str) -> bool:
+    return name.startswith(f"{GOVERNANCE}/")
 
 
 def _mark(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import milp_ray.run_mirror as run_mirror
 from milp_ray.buckets import Bucket
 from milp_ray.cli import app
 from milp_ray.errors import MilpError
+from milp_ray.personalize.governance.consent import record_consent
+from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import run_store
 from milp_ray.run_mirror import GOVERNANCE, INDEX, Mirror
 from milp_ray.run_status import read_status, recorded
@@ -31,6 +34,10 @@ def uri(s3: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move_to(tmp_path / "here", monkeypatch)
+
+
+def withdraw(run: RunFolder, user_id: str) -> None:
+    record_consent(Record(run.path), user_id, "withdrawn", "the officer")
 
 
 def test_what_one_machine_leaves_another_finds(
@@ -124,6 +131,85 @@ def test_what_changes_between_the_opening_and_the_work_is_brought(
     move_to(tmp_path / "here", monkeypatch)
     with late.lock():
         assert late.chosen_file.read_text() == "newer"
+
+
+def test_what_is_brought_of_the_record_is_for_its_owner_alone(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(config_of(uri))
+    with run.lock():
+        withdraw(run, "ann-0001")
+    move_to(tmp_path / "there", monkeypatch)
+    found = RunFolder.open(uri).path / GOVERNANCE
+    assert found.stat().st_mode & 0o777 == 0o700
+    assert {path.name: path.stat().st_mode & 0o777 for path in found.iterdir()} == {
+        "key": 0o600,
+        "head": 0o600,
+        "records.jsonl": 0o600,
+    }
+    with RunFolder.at(uri).lock():
+        withdraw(RunFolder.at(uri), "bob-0002")
+    move_to(tmp_path / "here", monkeypatch)
+    assert (RunFolder.open(uri).path / GOVERNANCE).stat().st_mode & 0o777 == 0o700
+    assert Record(run.path).n_lines == 2
+
+
+def leave_unpushed(run: RunFolder) -> None:
+    """What a command had done that was killed before it took that to the bucket."""
+    run.scores_file.write_text("rows of ann-0001")
+    run.chosen_file.write_text("newer")
+    run.journal.unlink()
+    (run.study / "tune").mkdir()
+    (run.study / "tune" / "state").write_text("values of ann-0001")
+    (run.path / ".scores.parquet.7.tmp").write_text("half of the rows")
+
+
+def test_what_was_not_taken_there_does_not_come_back_after_somebody_was_forgotten(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder.create(config_of(uri))
+    with run.lock():
+        run.study.mkdir()
+        run.journal.write_text("one\n")
+        run.chosen_file.write_text("x")
+    move_to(tmp_path / "there", monkeypatch)
+    killed = RunFolder.open(uri)
+    leave_unpushed(killed)
+    move_to(tmp_path / "here", monkeypatch)
+    with run.lock():
+        withdraw(run, "ann-0001")
+    move_to(tmp_path / "there", monkeypatch)
+    with caplog.at_level("WARNING", "milp_ray"):
+        found = RunFolder.open(uri)
+    assert "2 files in" in caplog.text
+    assert found.path == killed.path
+    assert not found.scores_file.exists()
+    assert found.chosen_file.read_text() == "x"
+    assert found.journal.read_text() == "one\n"
+    assert not (found.study / "tune" / "state").exists()
+    assert not list(found.path.glob(".*.tmp"))
+    assert Record(found.path).n_lines == 1
+    with found.lock():
+        pass
+    move_to(tmp_path / "here", monkeypatch)
+    again = RunFolder.open(uri)
+    assert not again.scores_file.exists()
+    assert again.journal.read_text() == "one\n"
+
+
+def test_what_was_not_taken_there_stays_where_the_record_is_the_one_that_is_here(uri: str) -> None:
+    run = RunFolder.create(config_of(uri))
+    with run.lock():
+        run.study.mkdir()
+        run.journal.write_text("one\n")
+        index = shutil.copyfile(run.path / INDEX, run.path.parent / "index")
+        withdraw(run, "ann-0001")
+    shutil.copyfile(index, run.path / INDEX)  # as of a push that was killed before it noted what it did
+    leave_unpushed(run)
+    assert RunFolder.open(uri).scores_file.read_text() == "rows of ann-0001"
+    with run.lock():
+        pass
+    assert Bucket(uri).read(f"{Bucket(uri).root}/scores.parquet") == b"rows of ann-0001"
 
 
 def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri: str) -> None:
