@@ -2,7 +2,7 @@
 
 The copy is under ``$MILP_MIRRORS`` (``~/.cache/milp_ray/runs`` unless set). What is newer in the bucket is
 brought when a run is opened; what changed here is taken there every few seconds while a command holds the
-run, and at its end. A command that was killed loses nothing on the same
+run, and at its end; what is said of a person, at once. A command that was killed loses nothing on the same
 machine, unless the record of people changed in the bucket meanwhile: what was not taken there may be about
 somebody who was forgotten, and is removed. On another machine it loses what was not taken yet, at most
 :data:`PUSH_SECONDS`. Adapters have no copy: the store writes them to the bucket.
@@ -37,12 +37,15 @@ _MIRRORS = "MILP_MIRRORS"
 LOCK = ".lock"
 INDEX = ".mirror.json"  # what the bucket and the copy were like when they were last the same
 _HEAD = f"{GOVERNANCE}/head"  # changes with every line of the record
+_RECORD = (f"{GOVERNANCE}/records.jsonl", _HEAD, f"{GOVERNANCE}/key")  # as a reader may find them, one by one
 logger = logging.getLogger("milp_ray")
 
 # Of this machine alone: locks, temporary files, and Tune's own state, which nothing is resumed from.
 _LOCAL_FILES = (LOCK, INDEX, LEASE)
 _LOCAL_FOLDERS = (ADAPTERS, "study/tune")
 _OWNER_ALONE, _FOLDER_OF_OWNER = 0o600, 0o700
+
+_held: dict[Path, Mirror] = {}  # what this process holds, by the copy's folder
 
 
 def mirror_folder(uri: str) -> Path:
@@ -52,6 +55,17 @@ def mirror_folder(uri: str) -> Path:
     if not name:
         raise MilpError(f"{uri} names no run; write s3://BUCKET/RUNS/NAME")
     return Path(root) / hashlib.sha256(uri.encode("utf-8")).hexdigest()[:16] / name
+
+
+def push_now(folder: Path) -> None:
+    """Take what changed in a run's folder to its bucket, where this process holds such a run; else nothing.
+
+    Raises:
+        MilpError: the bucket cannot be written, or another machine works on the run.
+    """
+    mirror = _held.get(folder)
+    if mirror is not None:
+        mirror.push()
 
 
 class Mirror:
@@ -145,26 +159,26 @@ class Mirror:
     def push(self) -> None:
         """Take what changed here to the bucket, and remove there what was removed here.
 
-        The caller holds the run.
+        The caller holds the run. The record of people goes last: what it says was done is done there by then.
 
         Raises:
             MilpError: the bucket cannot be written, or another machine works on the run.
         """
         with self._pushing:
             index, here = self._index(), self._here()
+            removed = sorted(index.keys() - here.keys())
+            for name in removed:
+                self._lease.check()
+                self._bucket.delete_file(self._path(name))
+                del index[name]
             changed = [name for name, mark in here.items() if index.get(name, {}).get("here") != mark]
-            for name in changed:
+            for name in sorted(changed, key=_turn):
                 try:
                     content = (self.folder / name).read_bytes()
                 except FileNotFoundError:
                     continue  # replaced or removed meanwhile: the next push sees what became of it
                 self._lease.check()
                 self._bucket.write(self._path(name), content)
-            removed = sorted(index.keys() - here.keys())
-            for name in removed:
-                self._lease.check()
-                self._bucket.delete_file(self._path(name))
-                del index[name]
             if changed or removed:
                 there = self._there()
                 self._lease.check()  # what was listed is what this process wrote
@@ -187,9 +201,11 @@ class Mirror:
             stop = threading.Event()
             thread = threading.Thread(target=self._keep_pushing, args=(stop,), name="mirror", daemon=True)
             thread.start()
+            _held[self.folder] = self
             try:
                 yield
             finally:
+                del _held[self.folder]
                 stop.set()
                 thread.join()
                 self.push()
@@ -270,6 +286,11 @@ def _is_shared(name: str) -> bool:
     last = name.rpartition("/")[2]
     is_temporary = last.startswith(".") and last.endswith(".tmp")
     return name not in _LOCAL_FILES and not is_temporary and not name.startswith(_LOCAL_FOLDERS)
+
+
+def _turn(name: str) -> int:
+    """When a file is taken to the bucket: those of the record in their order, after all others."""
+    return _RECORD.index(name) if name in _RECORD else -1
 
 
 def _is_of_record(name: str) -> bool:

@@ -212,6 +212,57 @@ def test_what_was_not_taken_there_stays_where_the_record_is_the_one_that_is_here
     assert Bucket(uri).read(f"{Bucket(uri).root}/scores.parquet") == b"rows of ann-0001"
 
 
+def test_what_is_said_of_a_person_is_there_before_the_work_goes_on(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bucket = RunFolder.create(config_of(uri)), Bucket(uri)
+    written = []
+    write = Bucket.write
+
+    def noted(self: Bucket, path: str, content: bytes) -> None:
+        written.append(path.removeprefix(f"{bucket.root}/"))
+        write(self, path, content)
+
+    monkeypatch.setattr(Bucket, "write", noted)
+    monkeypatch.setattr(run_mirror, "PUSH_SECONDS", 1e6)
+    with run.lock():
+        run.chosen_file.write_text("x")
+        written.clear()
+        withdraw(run, "ann-0001")
+        path = f"{bucket.root}/{GOVERNANCE}/records.jsonl"
+        assert bucket.read(path) == Record(run.path).path.read_bytes()
+        # Each time what is there is whole for a reader, though the next object may never come.
+        files = [name.removeprefix(f"{GOVERNANCE}/") for name in written if name.startswith(GOVERNANCE)]
+        assert files == ["head", "key", "records.jsonl", "head"]
+        assert written.index("chosen.yaml") < written.index(f"{GOVERNANCE}/head")
+        record = Record(run.path)
+        record.append("consent", record.user_key("bob-0002"), "a file", state="absent", source="file")
+        assert bucket.read(path).count(b"\n") == 1
+    assert bucket.read(path).count(b"\n") == 2
+
+
+def test_nothing_is_signed_off_there_before_it_is_done_there(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bucket = RunFolder.create(config_of(uri)), Bucket(uri)
+    monkeypatch.setattr(run_mirror, "PUSH_SECONDS", 1e6)
+    with run.lock():
+        run.chosen_file.write_text("x")
+        withdraw(run, "ann-0001")
+        run.chosen_file.unlink()
+        record = Record(run.path)
+        with monkeypatch.context() as away:
+            away.setattr(Bucket, "delete_file", cannot_be_written)
+            with pytest.raises(MilpError, match="cannot be written"):
+                record.append("forgotten", record.user_key("ann-0001"), "the officer")
+        assert bucket.read(f"{bucket.root}/{GOVERNANCE}/records.jsonl").count(b"\n") == 1
+    assert bucket.read(f"{bucket.root}/{GOVERNANCE}/records.jsonl").count(b"\n") == 2
+
+
+def cannot_be_written(self: Bucket, path: str) -> None:
+    raise MilpError("the run cannot be written")
+
+
 def test_a_fresh_start_empties_the_bucket_but_for_what_must_not_be_forgotten(uri: str) -> None:
     config = config_of(uri)
     run = RunFolder.create(config)

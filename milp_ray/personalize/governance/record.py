@@ -29,7 +29,7 @@ from milp_ray.atomic_files import sync_folder, write_bytes
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.retention import now
 from milp_ray.personalize.store.names import hash_id
-from milp_ray.run_mirror import GOVERNANCE
+from milp_ray.run_mirror import GOVERNANCE, push_now
 
 KEY_BYTES = 32
 _OWNER_ALONE = 0o600
@@ -95,6 +95,7 @@ class Record:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.path = folder / GOVERNANCE / "records.jsonl"
         self._key_path = folder / GOVERNANCE / "key"
         self._head_path = folder / GOVERNANCE / "head"
@@ -141,15 +142,22 @@ class Record:
         except BaseException:
             self._key = b""  # nothing may be signed with a key that is not on the disk
             raise
+        push_now(self._folder)
 
     def append(self, event: str, user: str, by: str, **facts: Any) -> dict[str, Any]:
-        """Write one line, on the disk before this returns; the caller holds the run.
+        """Write one line, on the disk and in the run's bucket before this returns; the caller holds the run.
+
+        What the users' file says waits for what is taken to the bucket from time to time: there may be very
+        many such lines, and the next stage that reads the file writes any that were lost.
 
         Args:
             event: a kind that :class:`State` knows.
             user: as :meth:`user_key` gives it.
             by: who answers for it.
             facts: counts and names; never an id, a path of a user's, or a text.
+
+        Raises:
+            MilpError: the bucket cannot be written, or another machine works on the run; the line is here.
         """
         self.ensure_key()
         if self._head.n < self.n_lines:  # a crash came between a line and its head
@@ -174,6 +182,8 @@ class Record:
         self._take(line, len(content))
         self.n_cut_bytes = 0
         self._write_head()
+        if facts.get("source") != "file":
+            push_now(self._folder)
         return line
 
     # -------------------------------------------------------------------------------------- internals
