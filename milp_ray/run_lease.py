@@ -67,6 +67,7 @@ class Lease:
         self._check_free()
         self._write()
         self._check_free()  # another machine may have taken it in the same moment
+        self._lost = ""
         stop = threading.Event()
         is_main = threading.current_thread() is threading.main_thread()
         thread = threading.Thread(target=self._keep_renewing, args=(stop, is_main), name="lease", daemon=True)
@@ -96,10 +97,10 @@ class Lease:
                 self._lost = f"another process works on it (on {lease['host']})"
         if self._lost:
             raise LeaseLostError(
-                f"{self._bucket.shown} is no longer held by this process: {self._lost}, as this one stood "
-                f"still, or could not reach the bucket, for {_LEASE_SECONDS:.0f} s. Nothing more is taken "
-                "there; wait until no other process works on the run, then the same command goes on from "
-                "what is there"
+                f"{self._bucket.shown} is no longer held by this process: {self._lost}. A process that "
+                f"stands still, or cannot reach the bucket, for {_LEASE_SECONDS:.0f} s loses it. Nothing "
+                "more is taken there; wait until no other process works on the run, then the same command "
+                "goes on from what is there"
             )
 
     def holder(self) -> dict[str, Any] | None:
