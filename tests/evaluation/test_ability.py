@@ -147,9 +147,9 @@ def test_a_user_without_an_adapter_fails_alone(world: World, tmp_path: Path) -> 
 def test_forgetting_a_user_takes_the_row_away(world: World, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     world.measure(run.ability_file, "u-1", "u-12")
-    assert traces.tables(run, IdFinder("u-1"), "forgotten", dry_run=False).count == 1
+    assert traces.tables(run, IdFinder("u-1"), dry_run=False).count == 1
     assert read_table(run.ability_file, COLUMNS)["user_id"].to_pylist() == ["u-12"]
-    traces.tables(run, IdFinder("u-12"), "forgotten", dry_run=False)
+    traces.tables(run, IdFinder("u-12"), dry_run=False)
     assert ability_of(run.ability_file, world.config) is None
 
 

@@ -34,8 +34,8 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 def test_forgetting_a_user_takes_the_judgements_away(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_judgements(run.judgements_file, [judgement("u-1", 0, 1), judgement("u-12", 0, -1)])
-    removed = traces.tables(run, IdFinder("u-1"), "forgotten", dry_run=False)
+    removed = traces.tables(run, IdFinder("u-1"), dry_run=False)
     assert removed.count == 1
     assert read_judgements(run.judgements_file)["user_id"].to_pylist() == ["u-12"]
-    traces.tables(run, IdFinder("u-12"), "forgotten", dry_run=False)
+    traces.tables(run, IdFinder("u-12"), dry_run=False)
     assert win_rates(read_judgements(run.judgements_file), DRAWS) == []

@@ -228,8 +228,8 @@ def _file_steps(work: _Work, finder: IdFinder, pseudonym: str | None) -> list[St
         ("own files", partial(traces.own_files, run, finder, dry_run)),
         ("leakage audit", partial(traces.leakage_audit, run, finder, dry_run)),
         ("report", partial(traces.pages, run, dry_run)),
-        ("tables", partial(traces.tables, run, finder, pseudonym, dry_run)),
-        ("lines", partial(traces.lines, run, finder, pseudonym, dry_run)),
+        ("tables", partial(traces.tables, run, finder, dry_run, pseudonym)),
+        ("lines", partial(traces.lines, run, finder, dry_run, pseudonym)),
     ]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.personalize.store.manifest import MANIFEST
-from milp_ray.run_mirror import ADAPTERS, INDEX
-from milp_ray.run_paths import GOVERNANCE, RunPaths
+from milp_ray.run_mirror import ADAPTERS, GOVERNANCE, INDEX
+from milp_ray.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from milp_ray.personalize.governance.needles import Buffer

@@ -75,7 +75,7 @@ def temporary_files(run: RunFolder, dry_run: bool) -> Removed:
     return removed
 
 
-def tables(run: RunFolder, finder: IdFinder, pseudonym: str | None, dry_run: bool) -> Removed:
+def tables(run: RunFolder, finder: IdFinder, dry_run: bool, pseudonym: str | None = None) -> Removed:
     """Rows of Parquet files (scores, and parts of them) that are the user's, and what their metadata says.
 
     The pseudonym is for other users' rows that mention the id; ``None``: these stay. The search's trials are
@@ -90,7 +90,7 @@ def tables(run: RunFolder, finder: IdFinder, pseudonym: str | None, dry_run: boo
     return removed
 
 
-def lines(run: RunFolder, finder: IdFinder, pseudonym: str | None, dry_run: bool) -> Removed:
+def lines(run: RunFolder, finder: IdFinder, dry_run: bool, pseudonym: str | None = None) -> Removed:
     """Lines of JSONL files that are the user's; the search's journal is not among them.
 
     The pseudonym is for other users' lines that mention the id; ``None``: these stay.
