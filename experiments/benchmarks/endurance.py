@@ -169,7 +169,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as scratch, ray_session(RaySection(num_cpus=2, num_gpus=0)):
         found = long_study(Path(scratch) / "long", 30 if quick else 500)
-        slow = slow_fits(Path(scratch) / "slow", 1 if quick else 3, *((16, 8) if quick else (1024, 512)))
+        slow = slow_fits(Path(scratch) / "slow", 1 if quick else 3, *((16, 8) if quick else (16384, 4096)))
     print(f"long study   {found['n_trials']} trials in {found['seconds']:.0f} s, {found['duplicates']} twice")
     print(f"  journal    replayed in {found['replay_seconds']:.3f} s")
     print(f"  memory     {found['memory_mib']:.0f} MiB, {found['memory_growth']:+.1%} after the first fifth")
