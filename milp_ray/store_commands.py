@@ -1,4 +1,5 @@
-"""``milp-ray store``: the options of each command; what they do is in :mod:`milp_ray.store_view`.
+"""``milp-ray store``: the options of each command; what they do is in :mod:`milp_ray.store_view`
+and, where they change or export, in :mod:`milp_ray.store_changes`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -120,10 +121,10 @@ def store_gc(
     A run that is named is held meanwhile; where the store itself is named, nothing else may write to it. Exit
     code 3 where --expired meets an adapter that is damaged and does not say when its period ends.
     """
-    from milp_ray import store_view
+    from milp_ray import store_changes, store_view
 
     opened = store_view.opened(store, key_env, key_file)
-    code = store_view.print_collection(
+    code = store_changes.print_collection(
         opened, keep=keep, older_than_hours=older_than, expired=expired, dry_run=dry_run
     )
     raise typer.Exit(code)
@@ -146,10 +147,10 @@ def store_export(
     The scale is folded into the weights; for vLLM the rank becomes one that it knows. Exit code 3 where
     damaged adapters are left out.
     """
-    from milp_ray import store_view
+    from milp_ray import store_changes, store_view
 
     opened = store_view.opened(store, key_env, key_file)
-    raise typer.Exit(store_view.export(opened, to, user, format.value, check=check))
+    raise typer.Exit(store_changes.export(opened, to, user, format.value, check=check))
 
 
 @store_app.command("precision")
@@ -176,6 +177,6 @@ def store_rewrite(store: Target, key_env: KeyEnv = None, key_file: KeyFile = Non
     Current versions alone; `gc --keep 1` removes older ones. A run that is named is held meanwhile; where the
     store itself is named, nothing else may write to it. Exit code 3 where one is damaged.
     """
-    from milp_ray import store_view
+    from milp_ray import store_changes, store_view
 
-    raise typer.Exit(store_view.rewrite(store_view.opened(store, key_env, key_file)))
+    raise typer.Exit(store_changes.rewrite(store_view.opened(store, key_env, key_file)))

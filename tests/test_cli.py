@@ -113,6 +113,19 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command" in result.stderr
 
 
+def failed_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> Result:
+    """What ``milp-ray run`` makes of an error in a stage."""
+    from milp_ray.pipeline import stages
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "run_all", fail)
+    config = tmp_path / "c.yaml"
+    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
+    return call("run", config)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -124,15 +137,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 def test_an_interruption_and_a_mistake_in_a_stage_are_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, said: str
 ) -> None:
-    from milp_ray.pipeline import stages
-
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(stages, "run_all", fail)
-    config = tmp_path / "c.yaml"
-    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
-    result = call("run", config)
+    result = failed_run(monkeypatch, tmp_path, error)
     assert result.exit_code == code
     assert said in result.stderr
     assert "Traceback" not in result.output
@@ -174,15 +179,7 @@ def test_a_defect_of_the_program_tells_where_it_is_and_not_its_message_which_may
 def test_a_systems_error_that_was_not_foreseen_is_told_without_its_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: OSError, said: str
 ) -> None:
-    from milp_ray.pipeline import stages
-
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(stages, "run_all", fail)
-    config = tmp_path / "c.yaml"
-    config.write_text(f"name: a\noutput_dir: {tmp_path / 'runs'}", encoding="utf-8")
-    result = call("run", config)
+    result = failed_run(monkeypatch, tmp_path, error)
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code == 1
     assert said in result.stderr

@@ -9,8 +9,8 @@ stopping are simulated (comparison/simulation.py). Every finished run is kept un
 comparison that was interrupted goes on, and more seeds, problems or algorithms add to it. A run is made anew
 when what it was made from has changed: its settings, the table, the peer's version, or for ours the code of
 the search. Optuna is no dependency of the package: pip install optuna, or leave it out with --algorithms.
-What JAX compiles for samplers is kept there as well, and compiled once: Ax would need half a minute for that
-at every suggestion.
+What JAX compiles for samplers is kept there as well, and compiled once instead of at every suggestion of
+Ax's.
 
 Writes experiments/results/search/regret.png. The last line is one JSON object.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def run(tmp_path: Path) -> RunFolder:
 def splits(make_split: Any) -> list[UserSplit]:
     made = [make_split(f"u-{i}", n_turns=3, n_train=2, n_val=1, n_test=2) for i in range(3)]
     return [replace(split, profile="Keeps a turtle.") for split in made]
+
+
+@pytest.fixture
+def own_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for modules ``own_methods.…``."""
+    folder = tmp_path / "own_methods"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_methods", raising=False)
+    return folder
 
 
 def test_every_method_is_scored_on_every_user_and_told_with_its_costs(
@@ -128,20 +139,11 @@ def test_what_is_shared_is_trained_on_all_users_and_kept(
 
 
 def test_a_method_that_fails_is_named(
-    base: Any,
-    run: RunFolder,
-    splits: list[UserSplit],
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    base: Any, run: RunFolder, splits: list[UserSplit], settings: Settings, own_methods: Path
 ) -> None:
-    (tmp_path / "broken_methods").mkdir()
-    (tmp_path / "broken_methods" / "one.py").write_text(
-        "def fit(requests):\n    raise ValueError('secret')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    section = CompareSection(methods=("base", "broken_methods.one"), n_seeds=1)
-    with pytest.raises(MilpError, match=r"broken_methods\.one-0-0: ValueError") as error:
+    (own_methods / "broken.py").write_text("def fit(requests):\n    raise ValueError('secret')\n")
+    section = CompareSection(methods=("base", "own_methods.broken"), n_seeds=1)
+    with pytest.raises(MilpError, match=r"own_methods\.broken-0-0: ValueError") as error:
         side_by_side(run, splits, settings, section, pool=InlinePool(base))
     assert "secret" not in str(error.value)
 
@@ -236,19 +238,12 @@ def test_what_a_seed_could_not_read_is_not_taken_from_another_seed() -> None:
 
 
 def test_a_method_of_ones_own_is_scored_again_when_its_file_has_changed(
-    base: Any,
-    run: RunFolder,
-    splits: list[UserSplit],
-    settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    base: Any, run: RunFolder, splits: list[UserSplit], settings: Settings, own_methods: Path
 ) -> None:
-    (tmp_path / "own_methods").mkdir()
-    file = tmp_path / "own_methods" / "silent.py"
+    file = own_methods / "silent.py"
     code = "from milp_ray.methods.protocol import Answerer\n\n\n"
     code += "def fit(requests):\n    return [Answerer(one) for one in requests]\n"
     file.write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
     section = CompareSection(methods=("base", "own_methods.silent"), n_seeds=1)
     side_by_side(run, splits, settings, section, pool=InlinePool(base))
     same, changed = InlinePool(base), InlinePool(base)

@@ -10,6 +10,8 @@ from typing import Any
 
 from milp_ray.config import Config
 from milp_ray.evaluation.scores import COLUMNS, write_scores
+from milp_ray.personalize.governance.audit import audit_user
+from milp_ray.personalize.governance.forget import Forgotten, forget_user
 from milp_ray.personalize.store import AdapterStore, hash_id, run_store
 from milp_ray.rundir import RunFolder
 from milp_ray.training.adapters import Adapter
@@ -90,3 +92,18 @@ def make_governed(
 
 
 Events = Callable[..., list[dict[str, Any]]]
+
+
+def forget(it: Governed, user_id: str, **options: Any) -> Forgotten:
+    with it.run.lock():
+        return forget_user(it.run, it.config, it.store, user_id, by="the officer", **options)
+
+
+def audit(it: Governed, user_id: str) -> Any:
+    return audit_user(it.run, it.store, it.config.users, user_id)
+
+
+def files_of(folder: Path, *without: str) -> dict[str, bytes]:
+    """Every file with its bytes, less those that are anew after any change."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if not name.startswith(without)}

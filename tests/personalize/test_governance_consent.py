@@ -12,7 +12,7 @@ import pytest
 from governed_run import IDS, Governed, make_governed, user_line, write_users
 from typer.testing import CliRunner
 
-from milp_ray import store_view
+from milp_ray import store_changes, store_view
 from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config.personalize import PersonalizeSection
@@ -144,12 +144,12 @@ def test_who_may_not_be_served_is_not_exported(
 ) -> None:
     say(governed, IDS[0], "withdrawn")
     opened = store_view.opened(str(governed.run.path))
-    store_view.export(opened, tmp_path / "all", None, "peft")
+    store_changes.export(opened, tmp_path / "all", None, "peft")
     lines = (tmp_path / "all" / "index.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["user_id"] for line in lines) == sorted(IDS[1:])
     assert "1 users are left out" in capsys.readouterr().out
     with pytest.raises(NoConsentError):
-        store_view.export(opened, tmp_path / "one", [IDS[0]], "peft")
+        store_changes.export(opened, tmp_path / "one", [IDS[0]], "peft")
     assert not (tmp_path / "one").exists()
 
 

@@ -13,20 +13,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from governed_run import IDS, SECRET, Governed, make_governed, score_row, user_line, write_users
+from governed_run import (
+    IDS,
+    Governed,
+    audit,
+    files_of,
+    forget,
+    make_governed,
+    write_users,
+)
 
-from milp_ray.config_loader import override_config
 from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_scores, read_users_scored, write_scores
 from milp_ray.personalize.batch import StreamedSplits
-from milp_ray.personalize.governance import forget as forgetting
-from milp_ray.personalize.governance.audit import audit_forgotten, audit_user
+from milp_ray.personalize.governance.audit import audit_forgotten
 from milp_ray.personalize.governance.consent import Gate, NoSuchUserError
-from milp_ray.personalize.governance.forget import forget_items, forget_user
-from milp_ray.personalize.governance.items import find_user, items_of, resolve
+from milp_ray.personalize.governance.items import find_user
 from milp_ray.personalize.governance.record import Record
-from milp_ray.personalize.governance.stores import remember_store
-from milp_ray.personalize.store import AdapterStore, hash_id, run_store, survey
+from milp_ray.personalize.store import hash_id
 from milp_ray.pipeline.answering import generate
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
@@ -57,21 +61,6 @@ STEPS = [
 @pytest.fixture
 def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
     return make_governed(tmp_path, adapter, study_events(10, is_finished=True))
-
-
-def forget(it: Governed, user_id: str, **options: Any) -> forgetting.Forgotten:
-    with it.run.lock():
-        return forget_user(it.run, it.config, it.store, user_id, by="the officer", **options)
-
-
-def audit(it: Governed, user_id: str) -> Any:
-    return audit_user(it.run, it.store, it.config.users, user_id)
-
-
-def files_of(folder: Path, *without: str) -> dict[str, bytes]:
-    """Every file with its bytes, less those that are anew after any change."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in found.items() if not name.startswith(without)}
 
 
 @pytest.mark.parametrize("user_id", IDS)
@@ -138,83 +127,6 @@ def test_a_longer_id_that_begins_with_the_forgotten_one_is_another_user(governed
     assert governed.store.versions("u-17") == [1, 2]
     assert "u-17" in read_users_scored(governed.run.scores_file)
     assert "u-17" in governed.run.failed_file.read_text()
-
-
-# What a run's own files hold for other reasons: tags, methods, keys, names of files and of folders.
-NOT_PLAIN = ("user_id", "part-000000", "embedded")  # found where they stand, and left there
-WORDS = ("1", "milp", "reason", "E", "none", "x", "study", "report", "v1", "index", *NOT_PLAIN)
-
-
-@pytest.mark.parametrize("word", WORDS)
-def test_an_id_that_is_a_word_of_the_run_takes_nothing_of_the_others_away(
-    governed: Governed, word: str
-) -> None:
-    run = governed.run
-    rows = [{**score_row(user_id, n), "mentions": "1"} for user_id in IDS for n in range(3)]
-    write_scores(run.scores_file, rows, dict.fromkeys(IDS, "made from"))
-    (run.path / "summary.json").unlink()
-    (run.report / "index.html").rename(run.study / "index.html")
-    run.record_facts(base={"model": "embedded"})
-    changing = ("versions.json", "governance", ".scores")
-    before = files_of(run.path, *changing)
-    if word in NOT_PLAIN:
-        with pytest.raises(MilpError, match="not all could be removed"):
-            forget(governed, word)
-    else:
-        assert forget(governed, word).line == 2
-        assert audit_forgotten(run, governed.store).is_clean
-    assert files_of(run.path, *changing) == before
-    assert run.facts()["probe_users"] == list(IDS[:3])
-    assert run.facts()["base"] == {"model": "embedded"}
-
-
-@pytest.mark.parametrize("word", ["1", "milp", "reason"])
-def test_a_user_whose_id_is_a_word_of_the_run_is_forgotten_and_found_where_ids_stand(
-    governed: Governed, adapter: Adapter, word: str
-) -> None:
-    run, line = governed.run, json.dumps({"user_id": word, "error": "E", "reason": "no"}) + "\n"
-    others = run.failed_file.read_text()
-
-    def add() -> None:
-        governed.store.publish(word, adapter, {})
-        run.failed_file.write_text(line + others)
-        rows = [{**score_row(user_id, 0), "mentions": "1"} for user_id in (word, *IDS)]
-        write_scores(run.scores_file, rows, dict.fromkeys((word, *IDS), "f"))
-        run.record_facts(probe_users=[word, *IDS[:2]])
-
-    add()
-    result = forget(governed, word)
-    assert {removed.what: removed.count for removed in result.removed if removed.count} == {
-        "versions of the adapter": 1,
-        "half-written files": 1,
-        "pages and figures": 2,
-        "rows": 2,
-        "lines": 1,
-        "values in the search": 10 + 1,
-        "mentions": 1,
-        "hashes of all data": 1,
-    }
-    assert run.failed_file.read_text() == others
-    assert read_scores(run.scores_file)["user_id"].to_pylist() == list(IDS)
-    add()
-    for found in (audit(governed, word), audit_forgotten(run, governed.store)):
-        names = {Path(where).name for where, _ in found.found}
-        assert {"manifest.json", "failed.jsonl", "scores.parquet", "versions.json"} <= names
-
-
-def test_a_mention_in_what_is_another_users_gives_way_to_a_pseudonym(governed: Governed) -> None:
-    run = governed.run
-    rows = [{**score_row(user_id, 0), "mentions": IDS[0]} for user_id in IDS]
-    write_scores(run.scores_file, rows, dict.fromkeys(IDS, "f"))
-    reason = {"user_id": IDS[1], "error": "E", "reason": f"as {IDS[0]}"}
-    run.failed_file.write_text(json.dumps(reason) + "\n")
-    forget(governed, IDS[0])
-    kept = read_scores(run.scores_file)
-    assert kept["user_id"].to_pylist() == list(IDS[1:])
-    [mention] = set(kept["mentions"].to_pylist())
-    line = json.loads(run.failed_file.read_text())
-    assert mention.startswith("forgotten-")
-    assert line == {"user_id": IDS[1], "error": "E", "reason": mention}
 
 
 def test_a_forgotten_user_is_told_as_one_who_never_was(governed: Governed) -> None:
@@ -383,153 +295,3 @@ def test_a_run_that_is_at_work_is_not_touched(governed: Governed) -> None:
     with governed.run.lock(), pytest.raises(MilpError, match="another milp-ray process works on"):
         forget(governed, IDS[0])
     assert files_of(governed.run.path) == before
-
-
-def test_adapters_in_the_runs_own_folder_go_too_where_the_store_is_elsewhere(
-    tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]
-) -> None:
-    it = make_governed(tmp_path, adapter, study_events(4), store=str(tmp_path / "elsewhere"))
-    own = AdapterStore(it.run.adapters)
-    own.publish(IDS[0], adapter, {})
-    assert forget(it, IDS[0]).removed[0].count == 3
-    assert own.versions(IDS[0]) == it.store.versions(IDS[0]) == []
-    assert audit(it, IDS[0]).is_clean
-
-
-@pytest.fixture
-def moved(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    """A run whose adapters went to a store that its configuration no longer names."""
-    it = make_governed(tmp_path, adapter, study_events(4), store=str(tmp_path / "earlier"))
-    remember_store(it.run, it.store)
-    config = override_config(it.config, [f"personalize.store={tmp_path / 'now'}"])
-    run = RunFolder.create(config)
-    return Governed(run, config, run_store(run.store, config.personalize), it.users)
-
-
-@pytest.mark.parametrize("fresh", [False, True])
-def test_adapters_in_a_store_of_an_earlier_configuration_are_found_and_go_too(
-    moved: Governed, tmp_path: Path, fresh: bool
-) -> None:
-    if fresh:
-        RunFolder.create(moved.config, fresh=True)
-    earlier = AdapterStore(tmp_path / "earlier")
-    found = audit(moved, IDS[0]).found
-    assert any(Path(where).is_relative_to(tmp_path / "earlier") for where, _ in found)
-    assert forget(moved, IDS[0]).removed[0].count == 2
-    assert earlier.versions(IDS[0]) == []
-    assert earlier.versions(IDS[1]) == [1, 2]
-    assert audit(moved, IDS[0]).is_clean
-    earlier.publish(IDS[0], earlier.load(IDS[1]), {})
-    assert not audit_forgotten(moved.run, moved.store).is_clean
-
-
-def test_versions_with_a_forgotten_item_go_from_a_store_of_an_earlier_configuration(
-    moved: Governed, tmp_path: Path
-) -> None:
-    hashes = resolve(["history:0"], find_user(moved.config.users, 0, IDS[0]))
-    with moved.run.lock():
-        found = forget_items(moved.run, moved.config, moved.store, IDS[0], hashes, by="x")
-    assert found.removed[0].count == 2
-    assert AdapterStore(tmp_path / "earlier").versions(IDS[0]) == []
-
-
-def test_a_store_of_an_earlier_configuration_that_is_away_is_told_and_nothing_is_signed_off(
-    moved: Governed, tmp_path: Path
-) -> None:
-    away = (tmp_path / "earlier").rename(tmp_path / "unmounted")
-    for call in (forget, audit):
-        with pytest.raises(MilpError, match=r"earlier under an earlier configuration.*versions\.json"):
-            call(moved, IDS[0])
-    assert not Record(moved.run.path).state.forgotten
-    away.rename(tmp_path / "earlier")
-    assert forget(moved, IDS[0]).audit is not None
-
-
-def test_of_a_run_that_recorded_no_stores_the_configured_one_is_kept_in_mind(
-    tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]
-) -> None:
-    it = make_governed(tmp_path, adapter, study_events(4), store=str(tmp_path / "earlier"))
-    facts = it.run.facts()
-    del facts["stores"]
-    it.run.versions_file.write_text(json.dumps(facts))
-    run = RunFolder.create(override_config(it.config, ["personalize.store=null"]))
-    assert run.other_stores() == [str(tmp_path / "earlier")]
-    assert RunFolder.create(it.config).other_stores() == [str(tmp_path / "earlier")]
-
-
-# ------------------------------------------------------------------------------------------------- one item
-
-
-def test_forgetting_an_item_takes_away_what_was_made_with_it_and_leaves_it_out_from_then_on(
-    governed: Governed, adapter: Adapter
-) -> None:
-    user = find_user(governed.config.users, 0, IDS[0])
-    hashes = resolve(["history:0", "examples:1"], user)
-
-    def forget_them() -> forgetting.Forgotten:
-        with governed.run.lock():
-            return forget_items(governed.run, governed.config, governed.store, IDS[0], hashes, by="x")
-
-    assert forget_them().removed[0].count == 2
-    assert governed.store.versions(IDS[0]) == []
-    assert IDS[0] not in read_users_scored(governed.run.scores_file)
-    assert IDS[1] in read_users_scored(governed.run.scores_file)
-
-    from milp_ray.users.splits import split_user
-
-    assert user is not None
-    whole = split_user(user, governed.config.users.split)
-    left = Gate(Record(governed.run.path), "assumed").trimmed(whole)
-    assert [turn.text for turn in left.history] == [turn.text for turn in whole.history[1:]]
-    assert SECRET not in str(left)
-    assert len(left.train) == len(whole.train) - 1
-    assert (left.validation, left.test) == (whole.validation, whole.test)
-
-    governed.store.publish(IDS[0], adapter, {}, fingerprint="from the rest")
-    assert forget_them().was_forgotten
-    assert governed.store.has(IDS[0], "from the rest")
-
-
-def test_what_was_made_with_an_item_goes_also_where_it_was_stored_anew_in_between(governed: Governed) -> None:
-    hashes = resolve(["history:0"], find_user(governed.config.users, 0, IDS[0]))
-
-    def forget_it(tell: Callable[[str], None]) -> forgetting.Forgotten:
-        return forget_items(governed.run, governed.config, governed.store, IDS[0], hashes, by="x", tell=tell)
-
-    def stop_at_adapters(step: str) -> None:
-        if step == "adapters":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        forget_it(stop_at_adapters)
-    halved = AdapterStore(governed.store.uri, precision="bfloat16")
-    assert (IDS[0], 3) in list(survey.rewrite(halved))
-    forget_it(lambda step: None)
-    assert governed.store.versions(IDS[0]) == []
-
-
-def test_an_item_is_named_by_place_hash_or_file_and_a_wrong_name_is_refused(
-    governed: Governed, tmp_path: Path
-) -> None:
-    user = find_user(governed.config.users, 0, IDS[0])
-    assert user is not None
-    first, *_ = items_of(user)
-    listed = tmp_path / "items.txt"
-    listed.write_text(f"history:0\n\n{first.sha256[:10]}\nexamples:0\n")
-    assert resolve([f"@{listed}"], user) == [first.sha256, resolve(["examples:0"], user)[0]]
-    assert resolve([first.sha256], None) == [first.sha256]
-    for wrong in ("history:99", "turn:1", "", "abc", "0" * 10, "@/no/such/file"):
-        with pytest.raises(MilpError, match="item"):
-            resolve([wrong], user)
-
-
-def test_the_same_text_said_again_is_the_same_item(tmp_path: Path) -> None:
-    path = tmp_path / "u.jsonl"
-    twice = [{"text": "I am ill.", "time": f"2024-05-0{day}T00:00:00Z"} for day in (1, 2)]
-    write_users(path, {**user_line("a"), "history": [*twice, {"text": "I am ill.", "role": "assistant"}]})
-    from milp_ray.config.users import UsersSection
-
-    user = find_user(UsersSection(format="jsonl", paths=(path,)), 0, "a")
-    assert user is not None
-    first, second, other, *_ = items_of(user)
-    assert first.sha256 == second.sha256 != other.sha256

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from updated_user import more
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.cluster import RaySection
@@ -27,7 +28,6 @@ from milp_ray.personalize.provenance import Provenance
 from milp_ray.personalize.recipe import Recipe, fingerprint
 from milp_ray.personalize.store import AdapterStore, StoreUnavailableError
 from milp_ray.personalize.update import UpdateInterrupted, UpdateSummary, update, update_table
-from milp_ray.personalize.update.plan import training_data
 from milp_ray.personalize.update.worker import ABOVE_TOLERANCE
 from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
@@ -99,19 +99,6 @@ def go(
     return update(run, splits, recipe, section=section, personalize=WORKERS, ray=RaySection(), pool=pool)
 
 
-def more(split: UserSplit, *texts: str) -> UserSplit:
-    """The same user, who has said more, and whose examples have moved on by one."""
-    texts = texts or ("Now my dog is green.", "My oven is new.")
-    example = Example("What is the colour of my house?", "Your house is grey.")
-    return replace(
-        split,
-        history=(*split.history, *map(Turn, texts)),
-        train=(*split.train, split.validation[0], example),
-        validation=(*split.validation[1:], split.test[0]),
-        test=split.test[1:],
-    )
-
-
 def lines(run: RunFolder) -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in run.updates_file.read_text().splitlines()]
     return {line["user_id"]: line for line in found}
@@ -119,51 +106,6 @@ def lines(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 def counts(summary: UpdateSummary) -> dict[str, int]:
     return {outcome: n for outcome, n in summary.users.items() if n}
-
-
-# ---------------------------------------------------------------------------------------- what is new
-
-
-def test_what_is_new_is_told_by_hashes_and_nothing_can_be_read_from_them(make_split: Make) -> None:
-    split = make_split("u-1")
-    record = Provenance.of("recipe", split).to_dict()
-    assert split.history[0].text not in json.dumps(record)
-    assert record["salt"] != Provenance.of("recipe", split).to_dict()["salt"]
-    made_from = Provenance.from_meta({"made_from": record})
-    assert made_from is not None
-    now = more(split, "Now my dog is green.", split.history[0].text)
-    news = made_from.news(now)
-    assert [turn.text for turn in news.new_turns] == ["Now my dog is green.", split.history[0].text]
-    assert news.earlier_turns == split.history
-    assert news.earlier_examples == split.train
-    assert (news.n_gone, news.n_new) == (0, 3)
-    assert Provenance.from_meta({}) is None
-    assert Provenance.from_meta({"made_from": {**record, "history": "%"}}) is None
-
-
-def test_what_the_guard_measures_on_is_not_trained_on(make_split: Make) -> None:
-    split = make_split("u-1")
-    echo = split.validation[0].response
-    news = Provenance.of("recipe", split).news(more(split, "My oven is new.", echo))
-    assert {e.query for e in news.guard} == {e.query for e in split.validation}
-    assert split.validation[0] not in news.new_examples
-    assert [turn.text for turn in news.new_turns] == ["My oven is new."]
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
-def test_replay_adds_as_much_as_its_share_says_and_keeps_the_order(make_split: Make, share: float) -> None:
-    split = make_split("u-1", n_turns=40, n_train=20)
-    now = more(split)
-    news = Provenance.of("recipe", split).news(now)
-    alone = training_data(now, news, UpdateSection(data="new"), seed=1)
-    assert (alone.history, alone.train) == (news.new_turns, news.new_examples)
-    data = training_data(now, news, UpdateSection(replay_share=share), seed=1)
-    n_all = len(data.history) + len(data.train)
-    assert n_all - news.n_new == round(n_all * share)
-    assert data.history[-2:] == news.new_turns
-    places = [now.history.index(turn) for turn in data.history[:-2]]
-    assert sorted(now.history[i].text for i in places) == sorted(t.text for t in data.history[:-2])
-    assert data == training_data(now, news, UpdateSection(replay_share=share), seed=1)
 
 
 # --------------------------------------------------------------------------------------------- outcomes
