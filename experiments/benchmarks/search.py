@@ -22,6 +22,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -160,10 +161,21 @@ def all_runs(
                 if key not in known:
                     known[key] = record | run_one(problem, algorithm, seed, n)
                     append(cache, known[key])
+                    _drop_compiled()
                     share = known[key]["share"][-1]
                     print(f"seed {seed}  {problem_name:12s} {algorithm:20s} {share:.4f}", flush=True)
                 found.append(known[key])
     return found
+
+
+def _drop_compiled() -> None:
+    """Unload what JAX compiled for the run that ended.
+
+    Ax's SAAS model has code of its own for each number of trials, and after a few searches its mappings are
+    as many as a process may have.
+    """
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 def _key(record: dict[str, Any]) -> str:
