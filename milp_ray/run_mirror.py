@@ -35,6 +35,8 @@ GOVERNANCE = "governance"  # what must not be forgotten about people when a run 
 PUSH_SECONDS = 10.0
 _MIRRORS = "MILP_MIRRORS"
 LOCK = ".lock"
+VERSIONS = "versions.json"
+MARKER = "milp_ray"  # the key of it by which a run is known
 INDEX = ".mirror.json"  # what the bucket and the copy were like when they were last the same
 _HEAD = f"{GOVERNANCE}/head"  # changes with every line of the record
 _RECORD = (f"{GOVERNANCE}/records.jsonl", _HEAD, f"{GOVERNANCE}/key")  # as a reader may find them, one by one
@@ -55,6 +57,23 @@ def mirror_folder(uri: str) -> Path:
     if not name:
         raise MilpError(f"{uri} names no run; write s3://BUCKET/RUNS/NAME")
     return Path(root) / hashlib.sha256(uri.encode("utf-8")).hexdigest()[:16] / name
+
+
+def is_run(versions: str | bytes) -> bool:
+    """Whether what stands in a ``versions.json`` is of a run."""
+    try:
+        found = json.loads(versions)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and MARKER in found
+
+
+def is_run_in(bucket: Bucket) -> bool:
+    """Whether the root of a bucket's URI is a run. Raises ``MilpError`` where the bucket cannot be read."""
+    try:
+        return is_run(bucket.read(f"{bucket.root}/{VERSIONS}"))
+    except FileNotFoundError:
+        return False
 
 
 def push_now(folder: Path) -> None:

@@ -18,14 +18,11 @@ from milp_ray.buckets import child_uri, is_bucket_uri
 from milp_ray.errors import MilpError
 from milp_ray.held_file import held_file
 from milp_ray.resumption import differences
-from milp_ray.run_mirror import GOVERNANCE, INDEX, LOCK, Mirror
+from milp_ray.run_mirror import GOVERNANCE, INDEX, LOCK, MARKER, Mirror
 from milp_ray.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from milp_ray.config import Config
-
-
-_MARKER = "milp_ray"  # the key of versions.json by which a run folder is known
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class RunFolder(RunPaths):
 
     def is_run(self) -> bool:
         """Whether the folder was made by :meth:`create`."""
-        return _MARKER in self._read_json(self.versions_file)
+        return MARKER in self._read_json(self.versions_file)
 
     def config(self) -> Config:
         """The configuration of the run."""

@@ -24,7 +24,7 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="STORE",
-        help="A run folder, its configuration file, or where a store is (folder, s3://, gs://).",
+        help="A run folder, by path or URI, its configuration file, or where a store is.",
     ),
 ]
 KeyEnv = Annotated[

@@ -13,10 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from milp_ray.buckets import Bucket, is_bucket_uri
 from milp_ray.errors import MilpError
 from milp_ray.outcome import layers_text
 from milp_ray.personalize.store import AdapterStore, run_store, shown, survey
 from milp_ray.personalize.store.encryption import KeySource
+from milp_ray.run_mirror import is_run_in
 from milp_ray.rundir import RunFolder
 from milp_ray.table_console import table_console
 
@@ -41,7 +43,7 @@ def opened(target: str, key_env: str | None = None, key_file: Path | None = None
     """The store that a command names.
 
     Args:
-        target: a run folder, a configuration file, or a store's folder or URI.
+        target: a run folder, by path or URI, a configuration file, or a store's folder or URI.
         key_env: the variable with the key, in place of the configured one.
         key_file: the file with the key, in place of the configured one.
 
@@ -63,6 +65,9 @@ def opened(target: str, key_env: str | None = None, key_file: Path | None = None
         run = RunFolder.of(config)
     elif "://" not in target and RunFolder(path).is_run():
         run = RunFolder(path)
+        config = run.config()
+    elif is_bucket_uri(target) and is_run_in(Bucket(target, "store")):
+        run = RunFolder.at(target)
         config = run.config()
     elif "://" not in target and not path.is_dir():
         raise MilpError(

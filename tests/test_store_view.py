@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.bucket_runs import config_of, move_to
 from typer.testing import CliRunner, Result
 
+from milp_ray.buckets import Bucket
 from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config.personalize import PersonalizeSection
@@ -72,6 +74,27 @@ def test_a_sound_store_verifies_and_a_damaged_one_says_where(run: RunFolder) -> 
     found = json.loads(call("verify", run.path, "--json", code=3).output)
     assert (found["versions"], found["damaged"], len(found["problems"])) == (3, 1, 1)
     assert "all as they were published" in call("verify", run.path, "--user", "[bold]\x1b[31m").output
+
+
+def test_a_run_in_a_bucket_is_not_taken_for_an_empty_store(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move_to(tmp_path / "here", monkeypatch)
+    uri = f"s3://bucket/{tmp_path.name}/r?{s3}"
+    run = RunFolder.create(config_of(uri))
+    AdapterStore(run.store).publish("u-1", adapter(), {"steps": 7}, fingerprint="f")
+    assert "1 versions of 1 users" in call("verify", uri).output
+    assert "1 versions of 1 users" in call("verify", str(run.store)).output
+    with run.lock():
+        assert "another milp-ray process works on" in call("gc", uri, code=2).output
+    bucket = Bucket(str(run.store))
+    [info] = [
+        info
+        for info in bucket.list(bucket.root, recursive=True)
+        if info.base_name == "adapter_model.safetensors"
+    ]
+    bucket.write(info.path, bucket.read(info.path)[:-1])
+    assert "1 damaged" in call("verify", uri, code=3).output
 
 
 def test_old_versions_go_when_that_is_asked(run: RunFolder) -> None:
