@@ -110,7 +110,7 @@ class Mirror:
         of this machine holds the run nothing is brought: its copy is the newest, and its files are open.
 
         Raises:
-            MilpError: the bucket cannot be read.
+            MilpError: the bucket cannot be read, or what is there is no run.
         """
         if not self.folder.is_dir():
             self._bring()
@@ -119,8 +119,44 @@ class Mirror:
             if is_free:
                 self._bring()
 
+    def make_folder(self) -> None:
+        """Make the copy's folder where it is missing, for its owner alone."""
+        own = self.folder.parent
+        # (Where the copies of all runs go may be somebody else's folder: only what is made here is closed.)
+        own.parent.mkdir(mode=_FOLDER_OF_OWNER, parents=True, exist_ok=True)
+        own.mkdir(exist_ok=True)
+        own.chmod(_FOLDER_OF_OWNER)
+        self.folder.mkdir(exist_ok=True)
+
+    def _check_is_run(self) -> None:
+        """Look whether what the URI names is a run, before anything is brought.
+
+        A URI that stops short of the run's name is that of other runs with their adapters, and one of users'
+        files that of their histories. What an earlier run of the name left about people is let through.
+
+        Raises:
+            MilpError: it is none.
+        """
+        try:
+            if is_run((self.folder / VERSIONS).read_bytes()):
+                return  # as the copy says
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        if is_run_in(self._bucket):
+            return
+        names = {info.base_name for info in self._bucket.list(self._bucket.root)}
+        if others := sorted(names - {GOVERNANCE, LEASE, LOCK}):
+            raise MilpError(
+                f"{self._bucket.shown} is not a run folder: it has no {VERSIONS} of milp_ray, and holds "
+                f"{', '.join(others[:3])}{' and others' if len(others) > 3 else ''}; give a run as "
+                "s3://BUCKET/RUNS/NAME, or choose another name=… or output_dir=… for a new one"
+            )
+
     def _bring(self) -> None:
+        self._check_is_run()
         index, there = self._index(), self._there()
+        if there:
+            self.make_folder()
         if self.folder.is_dir() and self._record_changed(index, there):
             index = self._without_unpushed(index)
         if _HEAD in there:
@@ -239,7 +275,9 @@ class Mirror:
         Raises:
             MilpError: the bucket cannot be written, or another machine works on the run.
         """
-        for info in self._bucket.list(self._bucket.root):
+        there = self._bucket.list(self._bucket.root)
+        # What marks it as a run goes last, so that an interrupted removal can be repeated from anywhere.
+        for info in sorted(there, key=lambda info: info.base_name == VERSIONS):
             if info.base_name in keep or info.base_name == LEASE:
                 continue
             self._lease.check()
@@ -308,7 +346,9 @@ def _is_shared(name: str) -> bool:
 
 
 def _turn(name: str) -> int:
-    """When a file is taken to the bucket: those of the record in their order, after all others."""
+    """When a file is taken to the bucket: what marks a run first; the record last, in its order."""
+    if name == VERSIONS:
+        return -2
     return _RECORD.index(name) if name in _RECORD else -1
 
 

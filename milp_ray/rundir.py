@@ -34,7 +34,7 @@ class RunFolder(RunPaths):
         """A folder of this machine, or by URI one in a bucket, of which the copy here is brought up to date.
 
         Raises:
-            MilpError: the bucket cannot be read.
+            MilpError: the bucket cannot be read, or what is there is no run.
         """
         if not is_bucket_uri(place):
             return cls(Path(place))
@@ -90,6 +90,8 @@ class RunFolder(RunPaths):
             raise MilpError(
                 f"{run.path} exists and is no run folder of milp_ray; choose another name=… or output_dir=…"
             )
+        if run.uri is not None:
+            Mirror(run.uri).make_folder()
         run.path.mkdir(parents=True, exist_ok=True)
         # Held, so that nothing changes under a command that works on the run, nor what it records is lost.
         with run.lock():

@@ -292,6 +292,36 @@ def test_a_bucket_that_is_away_is_told_without_a_traceback(s3: str, monkeypatch:
         RunFolder.at(f"s3://bucket?{s3}")
 
 
+@pytest.mark.parametrize("place", ["runs", "users"])
+def test_what_is_no_run_is_refused_before_anything_of_it_is_here(
+    uri: str, tmp_path: Path, place: str
+) -> None:
+    root, options = uri.split("/r?")
+    bucket = Bucket(f"{root}/runs/r?{options}")
+    bucket.write(f"{bucket.root}/versions.json", b'{"milp_ray": "1.0"}')
+    bucket.write(f"{bucket.root}/adapters/ab/cd/x", b"an adapter")
+    users = Bucket(f"{root}/users?{options}")
+    bucket.write(f"{users.root}/users.jsonl", b'{"user_id": "ann-0001", "history": ["my pin is 4711"]}')
+    bucket.write(f"{users.root}/versions.json", b"[]")  # anybody may have a file of this name
+    mistyped = f"{root}/{place}?{options}"
+    for command in (["status", mistyped], ["generate", mistyped, "--user", "ann-0001", "hi"]):
+        called = CliRunner().invoke(app, command)
+        assert called.exit_code == 2
+        assert "is not a run folder" in called.output
+        assert options not in called.output
+    with pytest.raises(MilpError, match="choose another name"):
+        RunFolder.create(config_of(mistyped, name=place, output_dir=f"{root}?{options}"))
+    assert not list((tmp_path / "here").rglob("*"))
+
+
+def test_copies_are_for_their_owner_alone(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(config_of(uri))
+    move_to(tmp_path / "there" / "runs", monkeypatch)
+    for path in (run.path, RunFolder.open(uri).path):
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert path.parent.parent.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
