@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 import signal
 import socket
 import threading
@@ -35,12 +33,12 @@ import psutil
 
 from milp_ray.buckets import Bucket
 from milp_ray.errors import MilpError
+from milp_ray.this_process import this_process
 
 LEASE = "lease.json"
 RENEW_SECONDS = 10.0
 _LEASE_SECONDS = 60.0  # without renewal, after which another machine may take a run up
 _LENGTH = 512
-_PROCESS = secrets.token_hex(8)  # containers may be alike in their host's name and in the process's number
 logger = logging.getLogger("milp_ray")
 
 
@@ -93,7 +91,7 @@ class Lease:
             lease = self._read()
             if lease is None:
                 self._lost = "another process has worked on it"
-            elif _who(lease) != _me():
+            elif _who(lease) != this_process():
                 self._lost = f"another process works on it (on {lease['host']})"
         if self._lost:
             raise LeaseLostError(
@@ -114,7 +112,7 @@ class Lease:
 
     def _check_free(self) -> None:
         holder = self.holder()
-        if holder is not None and holder != _me():
+        if holder is not None and holder != this_process():
             raise MilpError(
                 f"another milp-ray process works on {self._bucket.shown} (on {holder['host']}); wait for it, "
                 f"or choose another name=…. Of a machine that was lost, the run is free after "
@@ -138,7 +136,7 @@ class Lease:
         try:
             lease = json.loads(self._bucket.read(self._path))
             return {
-                **{name: lease.get(name) for name in _me()},
+                **{name: lease.get(name) for name in this_process()},
                 "host": str(lease["host"]),
                 "pid": int(lease["pid"]),
                 "time": float(lease["time"]),
@@ -148,16 +146,12 @@ class Lease:
 
     def _write(self) -> None:
         # Always of one length: a reader asks for the length first, and may meet two versions.
-        text = json.dumps({**_me(), "time": time.time()}).ljust(_LENGTH)
+        text = json.dumps({**this_process(), "time": time.time()}).ljust(_LENGTH)
         self._bucket.write(self._path, text.encode("utf-8"))
 
 
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process": _PROCESS}
-
-
 def _who(lease: dict[str, Any]) -> dict[str, Any]:
-    return {name: lease[name] for name in _me()}
+    return {name: lease[name] for name in this_process()}
 
 
 def _interrupt_main_thread() -> None:

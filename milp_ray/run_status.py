@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from milp_ray import exit_codes
 from milp_ray.atomic_files import write_json
 from milp_ray.errors import MilpError
+from milp_ray.this_process import send_signal, this_process
 
 if TYPE_CHECKING:
     from milp_ray.rundir import RunFolder
@@ -47,6 +48,7 @@ class RunStatus:
     pid: int
     started: str
     updated: str
+    process: str | None = None  # by which it is told from others with its host's name and its number
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
@@ -60,8 +62,10 @@ class Recorder:
         self.failed: dict[str, int] = {}
         self._path = path
         now = _now()
-        host, pid = socket.gethostname(), os.getpid()
-        self._status = RunStatus("running", command, None, None, None, host, pid, now, now)
+        me = this_process()
+        self._status = RunStatus(
+            "running", command, None, None, None, me["host"], me["pid"], now, now, me["process"]
+        )
         self._write()
 
     def stage(self, name: str) -> None:
@@ -126,9 +130,7 @@ def read_status(run: RunFolder) -> RunStatus | None:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise MilpError(f"{run.status_file} cannot be read ({type(error).__name__}); remove it") from None
-    if status.state != "running":
-        return status
-    if run.is_held():
+    if status.state != "running" or _is_of(run.holder(), status):
         return status
     return replace(status, state="died", reason="its process is gone; the same command goes on")
 
@@ -137,7 +139,7 @@ def interrupt(run: RunFolder) -> None:
     """Ask the command that works on a run to end as by Ctrl-C.
 
     Raises:
-        MilpError: none does, or it does so on another machine.
+        MilpError: none does, or it is not this user's or this machine's to stop.
     """
     status = read_status(run)
     if status is None or status.state != "running":
@@ -148,7 +150,17 @@ def interrupt(run: RunFolder) -> None:
             f"{run.place} is worked on by {status.host}: stop it there, or give `milp-ray stop` the "
             "--address of the cluster"
         )
-    os.kill(status.pid, signal.SIGTERM)
+    holder = run.holder()
+    if holder is None or not _is_of(holder, status):
+        raise MilpError(f"nothing works on {run.place} any more: its last command has just ended")
+    if holder.get("began") is None:
+        raise MilpError(f"an older milp_ray works on {run.place}: stop process {status.pid} there")
+    send_signal(holder, signal.SIGTERM)
+
+
+def _is_of(holder: Mapping[str, Any] | None, status: RunStatus) -> bool:
+    """Whether who holds a run is whose status that is, and not a later command that records none."""
+    return holder is not None and holder.get("process") == status.process
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from milp_ray.atomic_files import write_json, write_text
 from milp_ray.buckets import child_uri, is_bucket_uri
 from milp_ray.errors import MilpError
-from milp_ray.held_file import held_file
+from milp_ray.held_file import held_file, last_holder
 from milp_ray.resumption import differences
 from milp_ray.run_mirror import GOVERNANCE, INDEX, LOCK, MARKER, Mirror
 from milp_ray.run_paths import RunPaths
@@ -54,13 +54,17 @@ class RunFolder(RunPaths):
 
     def is_held(self) -> bool:
         """Whether some process works on the run."""
+        return self.holder() is not None
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that works on the run, as it told of itself; ``None``: none does."""
         if self.uri is not None:
-            return Mirror(self.uri).holder() is not None
+            return Mirror(self.uri).holder()
         try:
             with self.lock():
-                return False
+                return None
         except MilpError:
-            return True
+            return last_holder(self.path / LOCK)
 
     # ------------------------------------------------------------------------------- making and opening
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.errors import MilpError
-from milp_ray.run_status import read_status, recorded
+from milp_ray.run_mirror import LOCK
+from milp_ray.run_status import interrupt, read_status, recorded
 from milp_ray.rundir import RunFolder
 
 SECRET = "my pin is 4711"
@@ -86,8 +92,8 @@ with run.lock(), recorded(run, "run") as status:
 """
 
 
-def working(run: RunFolder) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", WORKER, run.path], stdout=subprocess.PIPE, text=True)
+def working(run: RunFolder, what: str = WORKER) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", what, run.path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
     return process
@@ -104,6 +110,66 @@ def test_a_running_command_is_told_from_one_that_was_killed(run: RunFolder) -> N
     assert died is not None
     assert died.state == "died"
     assert "the same command goes on" in (died.reason or "")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from milp_ray.rundir import RunFolder
+with RunFolder.open(Path(sys.argv[1])).lock():
+    print("working", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_what_a_killed_command_left_stops_nobody_else(run: RunFolder) -> None:
+    process = working(run)
+    process.kill()
+    process.wait()
+    with subprocess.Popen(["sleep", "120"]) as bystander, working(run, HOLDER) as other:
+        # A number is given again sooner or later; what forgets or cleans up holds the run and has no status.
+        left = json.loads(run.status_file.read_text(encoding="utf-8"))
+        run.status_file.write_text(json.dumps({**left, "pid": bystander.pid}), encoding="utf-8")
+        status = read_status(run)
+        assert status is not None
+        assert status.state == "died"
+        with pytest.raises(MilpError, match="its last command has died"):
+            interrupt(run)
+        assert (bystander.poll(), other.poll()) == (None, None)
+        bystander.kill()
+        other.kill()
+
+
+def test_a_command_is_stopped_by_the_process_that_holds_its_run(run: RunFolder) -> None:
+    with working(run) as process:
+        holder = run.holder()
+        assert holder is not None
+        assert (holder["pid"], holder["host"]) == (process.pid, socket.gethostname())
+        interrupt(run)
+        assert process.wait(timeout=60) != 0
+    with pytest.raises(MilpError, match="its last command has stopped"):
+        interrupt(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"began": 1.0}, "is another one by now: nothing was stopped"),
+        ({"pid": 2**31 - 2}, "does not exist on this machine"),
+    ],
+)
+def test_a_process_that_is_not_the_one_meant_is_told_without_a_traceback(
+    run: RunFolder, change: dict[str, Any], said: str
+) -> None:
+    with subprocess.Popen(["sleep", "120"]) as bystander, working(run) as process:
+        holder = {**(run.holder() or {}), "pid": bystander.pid, **change}
+        (run.path / LOCK).write_text(json.dumps(holder), encoding="utf-8")
+        stopped = CliRunner().invoke(app, ["stop", str(run.path)])
+        assert stopped.exit_code == 2
+        assert said in stopped.output
+        assert (bystander.poll(), process.poll()) == (None, None)
+        bystander.kill()
+        process.kill()
 
 
 def test_a_request_to_terminate_is_an_interruption(run: RunFolder) -> None:
