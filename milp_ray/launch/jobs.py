@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ _RETRY_SECONDS = 2.0
 _START_SECONDS = 120.0  # that a head node may take to start all of its processes
 _STOP_SECONDS = 10.0  # that a job is given to end before it is left on the list
 _LONGEST_SILENCE_SECONDS = 600.0  # that a lost connection is waited for
+_LONGEST_WAIT_SECONDS = 300.0  # for a job to print something, before its state is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class JobState:
         if self.exit_code is not None:
             return self.exit_code
         return {"SUCCEEDED": 0, "STOPPED": exit_codes.INTERRUPTED}.get(self.state, exit_codes.BUG)
+
+
+def _to_stdout(text: str) -> None:
+    print(text, end="", flush=True)  # who reads it from a pipe sees it as it comes, too
 
 
 class Jobs:
@@ -139,11 +144,19 @@ class Jobs:
     def find(self, name: str) -> JobState | None:
         """A job by its run's name; ``None``: there is none."""
         try:
+            return self._look(name)
+        except RuntimeError as error:
+            raise MilpError(f"{self.shown} does not tell about {name} ({_first_line(error)})") from None
+
+    def _look(self, name: str) -> JobState | None:
+        """As :meth:`find`. Raises ``RuntimeError`` where the dashboard does not say."""
+        try:
             info = self._client.get_job_info(name)
         except RuntimeError as error:
-            if "does not exist" in str(error) or "404" in str(error):
+            # Ray has no classes for its errors: of a name that it does not know it says one of these.
+            if "does not exist" in str(error) or "status code 404" in str(error):
                 return None
-            raise MilpError(f"{self.shown} does not tell about {name} ({_first_line(error)})") from None
+            raise
         return JobState(info.status.value, info.message or "", info.driver_exit_code)
 
     def get(self, name: str) -> JobState:
@@ -152,7 +165,9 @@ class Jobs:
         Raises:
             MilpError: there is none.
         """
-        found = self.find(name)
+        return self._known(name, self.find(name))
+
+    def _known(self, name: str, found: JobState | None) -> JobState:
         if found is None:
             raise MilpError(f"there is no job {name!r} on {self.shown}; a job goes by its run's name")
         return found
@@ -167,31 +182,51 @@ class Jobs:
         self.get(name)
         return bool(self._client.stop_job(name))
 
-    def follow(self, name: str, write: Callable[[str], Any] = sys.stdout.write) -> JobState:
+    def follow(self, name: str, write: Callable[[str], Any] = _to_stdout) -> JobState:
         """Print what a job prints until it ends, across lost connections; nothing is printed twice.
 
+        Args:
+            name: of the run.
+            write: gets what is new, in pieces.
+
         Raises:
-            MilpError: the cluster was silent for ten minutes.
+            MilpError: there is no such job, or the cluster was silent for ten minutes.
+            OSError: ``write`` raised it.
         """
         from aiohttp import ClientError
 
         output = _Output(write)
-        heard = time.monotonic()
         while True:
-            try:
-                asyncio.run(self._tail(name, output))
-                state = self.get(name)
-                if state.has_ended:
-                    output.show(str(self._client.get_job_logs(name)), 0)
-                    return state
-                heard = time.monotonic()
-            except (OSError, RuntimeError, ClientError) as error:
-                if time.monotonic() - heard > _LONGEST_SILENCE_SECONDS:
-                    raise MilpError(
-                        f"{self.shown} has been silent for ten minutes ({type(error).__name__}); the job "
-                        f"may go on: `milp-ray logs {name} {self.option}` looks again"
-                    ) from None
+            lost: Exception | None = None
+            for ask in (self._listen, self._end_of):
+                try:
+                    ended = ask(name, output)
+                except (OSError, RuntimeError, ClientError) as error:
+                    if error is output.failure:
+                        raise
+                    lost = error
+                    continue
+                if ended is not None:
+                    return ended
+            if lost is not None and time.monotonic() - output.heard > _LONGEST_SILENCE_SECONDS:
+                raise MilpError(
+                    f"{self.shown} has been silent for ten minutes ({type(lost).__name__}); the job "
+                    f"may go on: `milp-ray logs {name} {self.option}` looks again"
+                )
             time.sleep(_RETRY_SECONDS)
+
+    def _listen(self, name: str, output: _Output) -> None:
+        """Print what is new until the stream ends, or has been silent for some minutes."""
+        asyncio.run(self._tail(name, output))
+
+    def _end_of(self, name: str, output: _Output) -> JobState | None:
+        """How the job has ended, with the rest of its output printed; ``None``: it goes on."""
+        state = self._known(name, self._look(name))
+        output.heard = time.monotonic()
+        if not state.has_ended:
+            return None
+        output.show(str(self._client.get_job_logs(name)), 0)
+        return state
 
     def observe(self, name: str, every: float, write: Callable[[str], Any]) -> JobState:
         """Have a job beside a run's print what its folder tells, line by line as JSON, until the run ends.
@@ -228,24 +263,41 @@ class Jobs:
     async def _tail(self, name: str, output: _Output) -> None:
         """Print what is new until the stream ends; it begins anew with every connection."""
         position = 0
-        async for text in self._client.tail_job_logs(name):
-            output.show(text, position)
-            position += len(text)
+        stream: Any = self._client.tail_job_logs(name)  # a generator, though Ray's annotation says less
+        async with aclosing(stream) as pieces:
+            while True:
+                try:
+                    # The other end may be gone without a word, or the job have nothing to say: which of the
+                    # two it is, asking for its state tells.
+                    async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+                        text = await anext(pieces)
+                except (StopAsyncIteration, TimeoutError):
+                    return
+                output.show(text, position)
+                position += len(text)
 
 
 class _Output:
     """A job's output, of which every character is written once, however often it comes."""
 
     def __init__(self, write: Callable[[str], Any]) -> None:
+        self.heard = time.monotonic()  # when the cluster last said something
+        self.failure: OSError | None = None  # of writing, which is no lost connection
         self._write = write
         self._n_written = 0
 
     def show(self, text: str, position: int) -> None:
         """Write what is new in a piece of the output that begins at ``position``."""
+        self.heard = time.monotonic()
         new = text[max(0, self._n_written - position) :]
-        if new:
+        if not new:
+            return
+        try:
             self._write(new)
-            self._n_written += len(new)
+        except OSError as error:
+            self.failure = error
+            raise
+        self._n_written += len(new)
 
 
 def check_paths(config: Config) -> None:
