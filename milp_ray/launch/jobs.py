@@ -304,14 +304,20 @@ def check_paths(config: Config) -> None:
     """Refuse what would lie in the job's own folder, which goes with the job.
 
     Raises:
-        MilpError: the run folder, users' files or a base are relative to a working directory.
+        MilpError: the run folder, users' files, a base, the store, its key or an earlier search are relative
+            to a working directory.
     """
-    relative = {}
-    if isinstance(config.output_dir, Path) and not config.output_dir.is_absolute():
-        relative["output_dir"] = str(config.output_dir)
-    for path in config.users.paths:
-        if isinstance(path, Path) and not path.is_absolute():
-            relative["users.paths"] = str(path)
+    store = config.personalize.store
+    places: list[tuple[str, Path | str | None]] = [
+        ("output_dir", config.output_dir),
+        *(("users.paths", path) for path in config.users.paths),
+        ("personalize.store", None if store is None or "://" in store else Path(store)),
+        ("personalize.encryption.key_file", config.personalize.encryption.key_file),
+        *(("search.warm_start", folder) for folder in config.search.warm_start),
+    ]
+    relative = {
+        key: str(place) for key, place in places if isinstance(place, Path) and not place.is_absolute()
+    }
     if config.base.model.startswith((".", "~")):
         relative["base.model"] = config.base.model
     if relative:

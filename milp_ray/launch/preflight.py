@@ -1,7 +1,7 @@
 """What cannot work on a cluster, told before any work begins.
 
-Every live node is asked for its versions and whether it sees a file that the driver has just written where
-the run's files go; what is found is compared with what the configuration asks for.
+Every live node is asked for its versions and whether it sees files that the driver has just written where
+the run's files and its adapters go; what is found is compared with what the configuration asks for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milp_ray.buckets import Bucket, is_bucket_uri
 from milp_ray.errors import MilpError
@@ -26,12 +26,12 @@ _SECONDS = 120.0  # that a node has to answer; it may have to start a process
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a node says of itself; ``sees_storage`` is whether it has the driver's file."""
+    """What a node says of itself; ``unseen`` are the places at which it does not see the driver's file."""
 
     name: str
     n_gpus: float
     versions: dict[str, str]
-    sees_storage: bool
+    unseen: tuple[str, ...] = ()
 
 
 def preflight(config: Config) -> list[Node]:
@@ -76,13 +76,13 @@ def problems_of(config: Config, nodes: Sequence[Node], own: dict[str, str]) -> l
         ]
         if differing:
             found.append(f"node {node.name} has {', '.join(differing)}: install the same on all nodes")
-    blind = [node.name for node in nodes if not node.sees_storage]
-    if blind:
-        found.append(
-            f"{config.output_dir} is not shared: {', '.join(blind)} does not see what the driver writes; "
-            "mount the same storage on all nodes and set output_dir to a folder on it, or to a bucket that "
-            "all may read (s3://BUCKET/…, gs://BUCKET/…)"
-        )
+    for setting, place in _places(config).items():
+        if blind := [node.name for node in nodes if place in node.unseen]:
+            found.append(
+                f"{setting}={place} is not shared: {', '.join(blind)} does not see what the driver writes; "
+                f"mount the same storage on all nodes and set {setting} to a folder on it, or to a bucket "
+                "that all may read (s3://BUCKET/…, gs://BUCKET/…)"
+            )
     return found
 
 
@@ -92,30 +92,32 @@ def nodes_of(config: Config) -> list[Node]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = f".preflight-{uuid.uuid4().hex}"
-    root = config.output_dir if isinstance(config.output_dir, str) else str(config.output_dir.absolute())
-    _leave(root, name)
+    roots = list(dict.fromkeys(_places(config).values()))
     look = ray.remote(num_cpus=0, max_retries=1)(_look)
     own = ray.get_runtime_context().get_node_id()
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != own)
     try:
+        for root in roots:
+            _leave(root, name)
         asked = [
             look.options(
                 name=f"preflight:{node['NodeManagerAddress']}",
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            ).remote(root, name)
+            ).remote(roots, name)
             for node in alive
         ]
         try:
-            answers: list[dict[str, Any]] = ray.get(asked, timeout=_SECONDS)
+            answers: list[tuple[dict[str, str], tuple[str, ...]]] = ray.get(asked, timeout=_SECONDS)
         except ray.exceptions.RayError as error:
             raise MilpError(
                 f"not every one of {len(alive)} nodes answered within {_SECONDS:.0f} s "
                 f"({type(error).__name__}); look at the cluster with `ray status`, and submit again"
             ) from None
     finally:
-        _remove(root, name)
+        for root in roots:
+            _remove(root, name)
     return [
-        Node(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), **answer)
+        Node(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), *answer)
         for node, answer in zip(alive, answers, strict=True)
     ]
 
@@ -131,8 +133,20 @@ def own_versions() -> dict[str, str]:
     return found
 
 
-def _look(root: str, name: str) -> dict[str, Any]:
-    return {"versions": own_versions(), "sees_storage": _sees(root, name)}
+def _places(config: Config) -> dict[str, str]:
+    """Where the run's files and its adapters go, by the setting that says so."""
+    from milp_ray.personalize.store.backend import local_path
+
+    root, store = config.output_dir, config.personalize.store
+    places = {"output_dir": root if isinstance(root, str) else str(root.absolute())}
+    if store is not None:
+        folder = local_path(store)
+        places["personalize.store"] = store if folder is None else str(folder.absolute())
+    return places
+
+
+def _look(roots: Sequence[str], name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    return own_versions(), tuple(root for root in roots if not _sees(root, name))
 
 
 def _leave(root: str, name: str) -> None:

@@ -11,13 +11,14 @@ from milp_ray.config import Config
 from milp_ray.config_loader import load_config
 from milp_ray.errors import MilpError
 from milp_ray.launch.jobs import JobState, _Output, check_paths
-from milp_ray.launch.preflight import Node, own_versions, problems_of
+from milp_ray.launch.preflight import Node, _leave, _look, _places, own_versions, problems_of
 
 OWN = {"python": "3.11", "ray": "2.60", "milp_ray": "1.0"}
-GOOD = Node("10.0.0.1", 4.0, OWN, sees_storage=True)
+GOOD = Node("10.0.0.1", 4.0, OWN)
 
 
 def config(path: Path, *settings: str) -> Config:
+    path.mkdir(exist_ok=True)
     file = path / "c.yaml"
     file.write_text(f"name: r\noutput_dir: {path}\n", encoding="utf-8")
     return load_config(file, list(settings))
@@ -30,8 +31,8 @@ def test_a_cluster_that_has_what_is_asked_for_is_fine(tmp_path: Path) -> None:
 
 def test_every_hindrance_is_told_with_what_to_do(tmp_path: Path) -> None:
     asked = config(tmp_path, "search.gpus_per_trial=8", "personalize.gpus_per_worker=1")
-    other = Node("10.0.0.2", 0.0, {**OWN, "ray": "2.55"}, sees_storage=False)
-    bare = Node("10.0.0.3", 0.0, {"python": "3.11"}, sees_storage=True)
+    other = Node("10.0.0.2", 0.0, {**OWN, "ray": "2.55"}, unseen=(str(tmp_path),))
+    bare = Node("10.0.0.3", 0.0, {"python": "3.11"})
     gpus, versions, missing, storage = problems_of(asked, [GOOD, other, bare], OWN)
     assert "search.gpus_per_trial is 8, but the cluster has 4 GPUs" in gpus
     assert "node 10.0.0.2 has ray 2.55 instead of 2.60: install the same" in versions
@@ -57,6 +58,9 @@ def test_own_versions_are_those_that_are_installed() -> None:
         (["output_dir=runs"], "output_dir=runs"),
         (["users.format=jsonl", "users.paths=[data/u.jsonl]"], "users.paths=data/u.jsonl"),
         (["base.model=./base"], "base.model=./base"),
+        (["personalize.store=adapters"], "personalize.store=adapters"),
+        (["personalize.encryption.key_file=keys/k"], "personalize.encryption.key_file=keys/k"),
+        (["search.warm_start=[/runs/a,runs/b]"], "search.warm_start=runs/b"),
     ],
 )
 def test_paths_that_would_go_with_the_job_are_refused(
@@ -69,7 +73,16 @@ def test_paths_that_would_go_with_the_job_are_refused(
 
 def test_uris_absolute_paths_and_model_ids_are_let_through(tmp_path: Path) -> None:
     paths = ["users.format=jsonl", "users.paths=[/data/u.jsonl,'s3://bucket/u.jsonl']"]
-    check_paths(config(tmp_path, *paths, "base.model=meta-llama/Llama-2-7b-hf"))
+    others = ["search.warm_start=[/runs/a]", "personalize.encryption.key_file=/keys/k"]
+    for store in ("s3://bucket/adapters", "/adapters", "file:///adapters"):
+        asked = [*paths, *others, f"personalize.store={store}", "base.model=meta-llama/Llama-2-7b-hf"]
+        check_paths(config(tmp_path, *asked))
+
+
+def test_a_store_that_not_all_nodes_share_is_told(tmp_path: Path) -> None:
+    asked = config(tmp_path, f"personalize.store={tmp_path / 'adapters'}")
+    [problem] = problems_of(asked, [GOOD, replace(GOOD, unseen=(str(tmp_path / "adapters"),))], OWN)
+    assert f"personalize.store={tmp_path / 'adapters'} is not shared: 10.0.0.1 does not see" in problem
 
 
 def test_output_that_comes_again_after_a_lost_connection_is_written_once() -> None:
@@ -86,3 +99,11 @@ def test_the_exit_code_is_the_commands_where_it_is_known() -> None:
     assert JobState("STOPPED", "", None).code == 130
     assert JobState("SUCCEEDED", "", 0).code == 0
     assert not JobState("PENDING", "", None).has_ended
+
+
+def test_a_node_says_where_it_does_not_see_the_drivers_file(tmp_path: Path) -> None:
+    places = _places(config(tmp_path / "runs", f"personalize.store=file://{tmp_path / 'adapters'}"))
+    assert list(places) == ["output_dir", "personalize.store"]
+    _leave(places["personalize.store"], "a-file")
+    assert (tmp_path / "adapters" / "a-file").exists()
+    assert _look(list(places.values()), "a-file") == (own_versions(), (str(tmp_path / "runs"),))
