@@ -22,6 +22,7 @@ from milp_ray.evaluation.bootstrap import interval
 from milp_ray.evaluation.metrics import perplexity
 from milp_ray.evaluation.table_file import read_table, write_table
 from milp_ray.personalize.batch import users_at_once
+from milp_ray.personalize.tally import count_reason
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def measure_ability(
         progress_file: where progress goes; ``None``: standard output.
 
     Returns:
-        How many users failed, by reason; without an adapter, for example.
+        How many users failed, by reason without its particulars; without an adapter, for example.
 
     Raises:
         MilpError: nobody's adapter could be measured.
@@ -127,7 +128,7 @@ def measure_ability(
             at_once=users_at_once(config.training),
         ):
             if outcome.failed:
-                reasons[str(outcome.reason)] += 1
+                count_reason(reasons, str(outcome.reason))
             else:
                 user_id, nll, n_tokens = outcome.value
                 found[user_id] = (nll, n_tokens)

@@ -20,6 +20,7 @@ from milp_ray.evaluation.human import SheetLine
 from milp_ray.evaluation.judgements import write_judgements
 from milp_ray.evaluation.judges.protocol import Judge, Question, choice_of
 from milp_ray.personalize.batch import users_at_once
+from milp_ray.personalize.tally import count_reason
 from milp_ray.progress import progress
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Judged:
 
     user_ids: frozenset[str]
     n_failed: int
-    failed_reasons: dict[str, int]
+    failed_reasons: dict[str, int]  # reasons without their particulars
     n_inapplicable: int  # users to whom one of the methods does not apply
     sheet: tuple[SheetLine, ...] = ()
 
@@ -130,7 +131,7 @@ def judge_users(
             ):
                 bar.advance()
                 if outcome.failed:
-                    reasons[str(outcome.reason)] += 1
+                    count_reason(reasons, str(outcome.reason))
                     continue
                 questions = _questions(asked[outcome.key], outcome.value, methods)
                 if questions is None:

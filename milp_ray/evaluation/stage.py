@@ -26,7 +26,7 @@ from milp_ray.evaluation.tasks import closed_questions
 from milp_ray.personalize.batch import users_at_once
 from milp_ray.personalize.recipe import Maker, Recipe
 from milp_ray.personalize.store import AdapterMissingError, AdapterStore, hash_id
-from milp_ray.personalize.tally import without_particulars
+from milp_ray.personalize.tally import count_reason
 from milp_ray.personalize.update.journal import refused_updates
 from milp_ray.progress import progress
 
@@ -274,7 +274,7 @@ class _Failures:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self.reasons[without_particulars(str(outcome.reason))] += 1
+        count_reason(self.reasons, str(outcome.reason))
 
 
 def _score(

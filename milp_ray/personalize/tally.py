@@ -62,6 +62,12 @@ def without_particulars(reason: str) -> str:
     return _PARTICULARS.sub("…", reason)
 
 
+def count_reason(known: Counter[str], reason: str) -> None:
+    """Count a user that failed: without particulars, and beyond :data:`MOST_REASONS` with all others."""
+    general = without_particulars(reason)
+    known[general if general in known or len(known) < MOST_REASONS else OTHER_REASONS] += 1
+
+
 class Tally:
     """Counts users as they end, writes down those that fail, and shows how far the batch is.
 
@@ -109,7 +115,7 @@ class Tally:
             place: as above.
         """
         self.summary.failed += 1
-        self._count_reason(reason)
+        count_reason(self.summary.reasons, reason)
         line: dict[str, Any] = {"user_id": user_id, "error": error, "reason": reason, "attempts": attempts}
         if place is not None:
             line["place"] = place
@@ -147,11 +153,6 @@ class Tally:
         if total is not None:
             self._expected = max(total, self.summary.n_users)
             self._bar.set_total(self._expected)
-
-    def _count_reason(self, reason: str) -> None:
-        general = without_particulars(reason)
-        known = self.summary.reasons
-        known[general if general in known or len(known) < MOST_REASONS else OTHER_REASONS] += 1
 
     def _tell_gauges(self) -> None:
         if self._gauges is None:

@@ -223,11 +223,19 @@ def _believed(row: FrontRow | None) -> dict[str, tuple[float, float]]:
 
 
 def failed_reasons(path: Path) -> dict[str, int]:
-    """How many users failed for each reason, the most frequent first; none where there is no file."""
+    """How many users failed for each reason, the most frequent first; none where there is no file.
+
+    Reasons are without what differs by user: the report goes to more people than the run's own files.
+    """
     if not path.is_file():
         return {}
+    from milp_ray.personalize.tally import count_reason
+
+    reasons: Counter[str] = Counter()
     with path.open(encoding="utf-8") as lines:
-        reasons = Counter(str(json.loads(line).get("reason")) for line in lines if line.strip())
+        for line in lines:
+            if line.strip():
+                count_reason(reasons, str(json.loads(line).get("reason")))
     return dict(reasons.most_common())
 
 

@@ -76,7 +76,7 @@ def render(content: ReportContent, figures: Mapping[str, str]) -> str:
         leakage_verdict=leakage_verdict(content.leakage) if content.leakage else "",
         costs=cost_sentences(content.study.status) if content.study else [],
         methods=[INFO[name] for name in comparison["methods"] if name in INFO] if comparison else [],
-        versions=_flat(content.versions),
+        versions=_flat(_without_people(content.versions)),
     )
 
 
@@ -254,6 +254,14 @@ def _cell(
         return Cell(text, "", strong)
     bounds = " to ".join(measure.show(cell[bound], signed=signed) for bound in ("low", "high"))
     return Cell(text, bounds, strong)
+
+
+def _without_people(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was made with, with the number of probe users in place of their ids."""
+    return {
+        name: len(value) if name == "probe_users" and isinstance(value, list) else value
+        for name, value in versions.items()
+    }
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.inline import InlinePool, use_inline_pool, write_chosen
+from support.inline import InlinePool, damage, use_inline_pool, write_chosen
 from typer.testing import CliRunner
 
 from milp_ray import cli
@@ -132,6 +132,16 @@ def test_a_long_text_is_read_in_pieces_and_every_token_counts_once(world: World)
     assert base.start_ids == ()
     assert sum(sequence.n_targets for sequence in sequences) == sum(lengths) + 1 - len(sequences)
     assert all(sequence.ids[: len(base.start_ids)] == base.start_ids for sequence in sequences)
+
+
+def test_reasons_are_counted_without_saying_whom_they_are_about(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch, "ann-1", "bob-2")
+    pool: Any = InlinePool(world.base)
+    file, asked = tmp_path / "ability.parquet", ["u-1", "ann-1", "bob-2"]
+    reasons = measure_ability(file, asked, TEXTS, world.config, pool=pool, store=world.store)
+    assert reasons == {"the adapter of user …, version … is damaged": 2}
 
 
 def test_a_user_without_an_adapter_fails_alone(world: World, tmp_path: Path) -> None:

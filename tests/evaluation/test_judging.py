@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.inline import InlinePool
+from support.inline import InlinePool, damage
 from support.judgements import PAIR
 
 from milp_ray.config.evaluation import EvaluationSection
@@ -99,6 +99,22 @@ def test_the_answers_are_those_that_evaluation_scores(
         assert [(r["rouge_l"], r["persona_f1"]) for r in own] == [
             (r["rouge_l"], r["persona_f1"]) for r in expected[place]
         ]
+
+
+def test_reasons_are_counted_without_saying_whom_they_are_about(
+    tmp_path: Path,
+    recipe: Recipe,
+    base: Any,
+    store: AdapterStore,
+    splits: list[UserSplit],
+    make_split: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damage(monkeypatch, "ann-1", "bob-2")
+    others = [make_split(name, n_turns=2, n_train=1, n_val=0, n_test=1) for name in ("ann-1", "bob-2")]
+    found = judged(tmp_path / "judgements.parquet", recipe, store, InlinePool(base), [*others, splits[0]])
+    assert found.failed_reasons == {"the adapter of user …, version … is damaged": 2}
+    assert found.n_failed == 2
 
 
 def test_a_user_without_an_adapter_fails_and_the_others_are_judged(

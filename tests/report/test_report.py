@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from milp_ray.config import Config
 from milp_ray.evaluation.scores import write_scores
+from milp_ray.personalize import tally
 from milp_ray.report.content import ReportContent, StudyContent, failed_reasons, study_content, summary_of
 from milp_ray.report.html import facts, findings, render
 from milp_ray.report.stage import write_page, write_report
@@ -208,6 +210,27 @@ def test_failures_are_counted_by_reason(tmp_path: Path) -> None:
     assert failed_reasons(path) == {}
     path.write_text("".join(json.dumps({"user_id": f"u{i}", "reason": "ab"[i > 0]}) + "\n" for i in range(3)))
     assert failed_reasons(path) == {"b": 2, "a": 1}
+
+
+def test_no_user_is_named_on_the_page(content: ReportContent, tmp_path: Path) -> None:
+    path = tmp_path / "failed.jsonl"
+    lines = [{"user_id": f"ann-{n}", "reason": f'user "ann-{n}" has no history of {n} turns'} for n in (1, 2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reasons = failed_reasons(path)
+    assert list(reasons.values()) == [2]
+    versions = {"probe_users": ["ann-1", "ann-2", "ann-3"], "seed": 7}
+    page = render(replace(content, failures={"personalize": reasons}, versions=versions), {})
+    assert "ann-" not in page
+    assert ["probe_users", "3"] in Page(page).rows
+
+
+def test_there_are_no_more_rows_of_reasons_than_anybody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "failed.jsonl"
+    words = ["".join(letters) for letters in product("abcdefgh", repeat=2)]
+    path.write_text("".join(json.dumps({"reason": word}) + "\n" for word in words))
+    reasons = failed_reasons(path)
+    assert len(reasons) == tally.MOST_REASONS + 1
+    assert sum(reasons.values()) == len(words)
 
 
 def test_a_run_folder_with_scores_alone_gets_summary_and_page(made: Any, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from milp_ray import telemetry
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.personalize import batch
 from milp_ray.personalize.pool import Outcome
+from milp_ray.personalize.store import AdapterStore, shown
+from milp_ray.personalize.store.faults import AdapterDamagedError
 from milp_ray.personalize.worker import UserWorker
 from milp_ray.rundir import RunFolder
 
@@ -60,3 +62,15 @@ def write_chosen(run: RunFolder) -> None:
         "objectives": {},
     }
     run.chosen_file.write_text(yaml.safe_dump({**chosen, "adapter_parameters": 1, "trial": 0}))
+
+
+def damage(monkeypatch: pytest.MonkeyPatch, *user_ids: str) -> None:
+    """Have the store find the adapters of some users damaged, with a message that says whose."""
+    load = AdapterStore.load
+
+    def loaded(store: AdapterStore, user_id: str, **how: Any) -> Any:
+        if user_id in user_ids:
+            raise AdapterDamagedError(f"the adapter of user {shown(user_id)}, version 3 is damaged")
+        return load(store, user_id, **how)
+
+    monkeypatch.setattr(AdapterStore, "load", loaded)
