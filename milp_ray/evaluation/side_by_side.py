@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from milp_ray.atomic_files import write_json
 from milp_ray.errors import MilpError
@@ -83,8 +83,17 @@ def side_by_side(
     section: CompareSection,
     *,
     pool: WorkerPool,
+    progress_file: TextIO | None = None,
 ) -> dict[str, Any]:
     """Fit, ask and score every method, and compare them.
+
+    Args:
+        run: whose ``compare`` folder the files go to.
+        splits: the users; those without test examples are left out.
+        settings: what the scores depend on.
+        section: which methods, and with how many seeds.
+        pool: open workers that hold the base.
+        progress_file: where progress goes; ``None``: standard output.
 
     Returns:
         What :func:`milp_ray.evaluation.compare.compare` returns, over scores that are means over the seeds
@@ -105,8 +114,8 @@ def side_by_side(
     folder = run.compare
     units = list(_units(folder, asked, settings, section))
     open_units = [unit for unit in units if _costs(folder, unit) is None]
-    _share_first(folder, open_units, asked, settings, pool)
-    with progress(STAGE, len(units), unit="units") as bar:
+    _share_first(folder, open_units, asked, settings, pool, progress_file)
+    with progress(STAGE, len(units), unit="units", file=progress_file) as bar:
         for _ in range(len(units) - len(open_units)):
             bar.advance(worked=False)
         work = partial(_score_units, settings)
@@ -156,12 +165,13 @@ def _share_first(
     splits: Sequence[UserSplit],
     settings: Settings,
     pool: WorkerPool,
+    progress_file: TextIO | None,
 ) -> None:
     """Train what methods train on all users together, where that is not there yet."""
     wanted = {unit.shared: unit for unit in units if unit.shared is not None and not unit.shared.is_dir()}
     if not wanted:
         return
-    with progress(f"{STAGE}: for all users", len(wanted), unit="methods") as bar:
+    with progress(f"{STAGE}: for all users", len(wanted), unit="methods", file=progress_file) as bar:
         work = partial(_share_units, settings, tuple(splits))
         for outcome in pool.map(
             work, wanted.values(), key=lambda unit: unit.name, size=lambda unit: unit.size, at_once=1

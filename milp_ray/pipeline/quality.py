@@ -38,7 +38,14 @@ def compare(run: RunFolder, config: Config, *, as_json: bool = False) -> None:
         recipe = work.recipe_of(config.compare.layout)
         started = time.perf_counter()
         settings = Settings(recipe, config.evaluation, config.methods)
-        found = side_by_side(run, work.splits, settings, config.compare, pool=work.pool)
+        found = side_by_side(
+            run,
+            work.splits,
+            settings,
+            config.compare,
+            pool=work.pool,
+            progress_file=sys.stderr if as_json else None,
+        )
         run.record_seconds(STAGE, time.perf_counter() - started)
         written = write_comparison(run.compare, found)
         if as_json:
