@@ -21,6 +21,7 @@ RESUMABLE = (
     "personalize",
     "update",
     "choice",
+    "compare",  # what is kept there has a digest by part, and tables are made from the parts asked for
     "evaluation.methods",
     "evaluation.n_bootstrap",
     "evaluation.confidence",

@@ -184,7 +184,7 @@ class RunFolder(RunPaths):
             raise MilpError(
                 f"{self.place} holds a run of a different configuration:\n"
                 + "\n".join(lines)
-                + "\nUse another name=…, or --fresh to delete that run and start over."
+                + "\nUse another name=…, or `milp-ray run CONFIG --fresh` to delete that run and start over."
             )
         return not found
 

@@ -67,7 +67,7 @@ def test_a_different_configuration_is_refused_and_its_keys_are_named(config: Con
     message = str(caught.value)
     assert "training.learning_rate: was 0.0005, now 0.1" in message
     assert "base.model: was 'embedded', now 'x'" in message
-    assert "--fresh" in message
+    assert "`milp-ray run CONFIG --fresh`" in message  # of the commands that refuse, only this one has it
     assert len(message.splitlines()) == 4
     assert RunFolder.open(config.output_dir / "a").config() == config
 
@@ -80,6 +80,7 @@ def test_a_different_configuration_is_refused_and_its_keys_are_named(config: Con
         "personalize.n_workers=3",
         "search.max_concurrent_trials=1",
         "choice.rule=best_loss",
+        "compare.n_seeds=7",
     ],
 )
 def test_what_no_finished_result_depends_on_may_differ(config: Config, override: str) -> None:

@@ -36,3 +36,21 @@ def test_standard_output_is_json_and_nothing_else(config: Path, pool: InlinePool
     found = compared(config)
     assert found["methods"] == ["base", "shared_adapter"]
     assert found["n_seeds"] == 1
+
+
+def test_other_methods_seeds_and_layouts_may_be_compared_on_the_same_run(
+    config: Path, pool: InlinePool
+) -> None:
+    first = compared(config)
+    pool.keys.clear()
+    again = compared(config, "compare.methods=[base,retrieval_recency]", "compare.n_seeds=2")
+    assert again["methods"] == ["base", "retrieval_recency"]
+    assert again["scores"].keys() == {"base", "retrieval_recency"}
+    assert again["scores"]["base"] == first["scores"]["base"]
+    assert not [key for key in pool.keys if key.startswith("base")]
+    other = compared(config, "compare.layout.rank=4", "compare.methods=[shared_adapter]")
+    alone = compared(config, "name=alone", "compare.layout.rank=4", "compare.methods=[shared_adapter]")
+    assert other["scores"] == alone["scores"]
+    pool.keys.clear()
+    assert compared(config)["scores"] == first["scores"]
+    assert [key for key in pool.keys if key.startswith("shared")]  # the other layout's took its place
