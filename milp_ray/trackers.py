@@ -156,9 +156,11 @@ class MLflow:
             self._client = MlflowClient(tracking_uri=uri)
             self._run_id = self._opened(run, experiment)
         except broken as error:
+            # (Its message may quote the request, and what authorised it.)
             raise MilpError(
-                f"MLflow at tracking.mlflow={uri} cannot be used ({type(error).__name__}: "
-                f"{str(error).splitlines()[0][:200]}); check the address, or leave tracking.mlflow out"
+                f"MLflow at tracking.mlflow={uri} cannot be used ({type(error).__name__}); check the "
+                "address, set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks who you "
+                "are, or leave tracking.mlflow out"
             ) from None
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -12,6 +12,7 @@ from tensorboardX.proto import event_pb2
 
 from milp_ray.config import Config
 from milp_ray.config.tracking import TrackingSection
+from milp_ray.config_loader import override_config
 from milp_ray.errors import MilpError
 from milp_ray.gauges import Gauges, read_gauges
 from milp_ray.memory.layout import CanonicalLayout
@@ -106,6 +107,23 @@ def test_a_server_that_does_not_answer_is_an_error_before_any_work(
         opened_trackers(TrackingSection(mlflow="http://127.0.0.1:9"), run),
     ):
         pass
+
+
+def test_a_password_is_neither_taken_in_the_uri_nor_told(
+    run: RunFolder, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for uri in ("http://ann:hunter2@127.0.0.1:9", "http://hunter2@127.0.0.1:9"):
+        with pytest.raises(MilpError, match="MLFLOW_TRACKING_PASSWORD") as refused:
+            override_config(Config(name="r"), [f"tracking.mlflow={uri}"])
+        assert "hunter2" not in str(refused.value)
+
+    def away(*args: object) -> None:
+        raise ConnectionError("GET with Authorization: Basic hunter2")
+
+    monkeypatch.setattr(MLflow, "_opened", away)
+    with pytest.raises(MilpError, match=r"cannot be used \(ConnectionError\)") as lost:
+        MLflow(run, store, "people")
+    assert "hunter2" not in str(lost.value)
 
 
 def test_an_mlflow_that_is_lost_costs_a_warning_and_not_the_run(
