@@ -46,6 +46,13 @@ def write_bytes(path: Path, content: bytes, *, mode: int | None = None) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Force a file that was written without to the disk, and that it is in its folder."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Force a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

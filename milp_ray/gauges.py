@@ -7,12 +7,13 @@ one tag, the run's name: never anything of a user. Ray exports each as ``ray_<na
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from milp_ray.atomic_files import replacing
+from milp_ray.atomic_files import replacing, sync_file
 from milp_ray.errors import MilpError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _PREFIX = "milp_"
 _TAG = "run"
 _SECONDS_BETWEEN_WRITES = 1.0
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+logger = logging.getLogger("milp_ray")
 
 
 class Gauges:
@@ -64,10 +66,10 @@ class Gauges:
         self._trackers = trackers
         self._tags = {_TAG: run.path.name}
         self._made: dict[str, Any] = {}
-        before = read_gauges(run)
-        self._values = {name: before[name] for name in before.keys() - set(_MOMENTARY)}  # without the prefix
-        self._step = 0
-        self._has_news = False
+        self._values = {  # without the prefix
+            name: value for name, value in _left_by_earlier(run).items() if name not in _MOMENTARY
+        }
+        self._news: dict[str, tuple[float, int]] = {}  # what the trackers have not yet: value and step
         self._written = -_SECONDS_BETWEEN_WRITES
 
     def __enter__(self) -> Gauges:
@@ -75,6 +77,8 @@ class Gauges:
 
     def __exit__(self, *_: object) -> None:
         self._write()
+        if self._run.gauges_file.is_file():
+            sync_file(self._run.gauges_file)
 
     def set(self, step: int, **values: float | None) -> None:
         """Set gauges by their names without the prefix, such as ``trials_running``; ``None`` sets none.
@@ -87,8 +91,7 @@ class Gauges:
         if unknown:
             raise ValueError(f"there is no gauge {', '.join(unknown)}; DESCRIPTIONS names them all")
         self._values |= known
-        self._step = step
-        self._has_news = True
+        self._news |= {name: (value, step) for name, value in known.items()}
         self._tell_ray(known)
         if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
             self._write()
@@ -116,16 +119,20 @@ class Gauges:
         return self._made[name]
 
     def _write(self) -> None:
-        if not self._has_news:
+        if not self._news:
             return
-        self._has_news = False
         now = datetime.now(UTC).strftime(_TIME)
         text = json.dumps({"time": now, "values": dict(sorted(self._values.items()))})
         # Whole or not at all, but not forced to the disk: Tune's controller may be waiting.
         with replacing(self._run.gauges_file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        for tracker in self._trackers:
-            tracker.log(self._values, self._step)
+        by_step: dict[int, dict[str, float]] = {}
+        for name, (value, step) in self._news.items():
+            by_step.setdefault(step, {})[name] = value
+        self._news = {}
+        for step, values in sorted(by_step.items()):
+            for tracker in self._trackers:
+                tracker.log(values, step)
         self._written = time.monotonic()
 
 
@@ -142,6 +149,15 @@ def read_gauges(run: RunFolder) -> dict[str, float]:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MilpError(f"{run.gauges_file} cannot be read ({type(error).__name__}); remove it") from None
+
+
+def _left_by_earlier(run: RunFolder) -> dict[str, float]:
+    """What earlier commands left; nothing of a damaged file, for whose sake no run is held up."""
+    try:
+        return read_gauges(run)
+    except MilpError:
+        logger.warning("%s was damaged: the numbers of earlier commands are lost", run.gauges_file)
+        return {}
 
 
 def _is_number(value: object) -> bool:
