@@ -32,8 +32,8 @@ def probe_users(splits: Sequence[UserSplit], n: int, seed: int) -> list[UserSpli
 def probes_of(work: Work) -> list[UserSplit] | None:
     """The probe users; those that the search began with, whoever else came or went since.
 
-    ``None``: the search is finished, and one of them was forgotten or has gone, wholly or in part. What it
-    found stays; nothing more can be measured on the same users.
+    ``None``: the search is finished, and one of them was forgotten or has gone, wholly or in part, or has
+    other data by now. What it found stays; nothing more can be measured on the same users.
 
     Raises:
         MilpError: so it is, and the search is not finished.
@@ -46,9 +46,16 @@ def probes_of(work: Work) -> list[UserSplit] | None:
     if state.header is None or not names:
         return probe_users(work.splits, search.n_probe_users, work.config.seed)
     n_gone = sum(name not in by_id or work.gate.is_trimmed(name) for name in names)
-    if not n_gone:
-        return [by_id[name] for name in names]
     n_ended = sum(trial.has_ended for trial in state.trials)
+    if not n_gone:
+        probes = [by_id[name] for name in names]
+        if state.finished is None or not _have_changed(work, probes):
+            return probes
+        work.say(
+            f"the search stays as it is, with {n_ended} trials: the data of users that it measured on have "
+            "changed since; --fresh searches again"
+        )
+        return None
     what = f"{n_gone} of the {len(names)} users that the search measured on were forgotten or have gone"
     if state.finished is None:
         raise MilpError(
@@ -57,3 +64,11 @@ def probes_of(work: Work) -> list[UserSplit] | None:
         )
     work.say(f"the search stays as it is, with {n_ended} trials: {what}")
     return None
+
+
+def _have_changed(work: Work, probes: Sequence[UserSplit]) -> bool:
+    from milp_ray.search.study import StudySettings, users_have_changed
+    from milp_ray.training.shapes import base_shapes
+
+    config = work.config
+    return users_have_changed(work.run.study, StudySettings.of(config), probes, base_shapes(config.base))

@@ -22,7 +22,7 @@ from milp_ray.memory.architecture import adapter_parameters
 from milp_ray.memory.space import SearchSpace
 from milp_ray.objectives import ADAPTER_PARAMETERS
 from milp_ray.search.conductor import Conductor, StudyProgress
-from milp_ray.search.journal import BY_USER, Journal, StudyState
+from milp_ray.search.journal import BY_USER, Journal, StudyState, read_study
 from milp_ray.search.measure import TrialTask, check_probe_users, trial_parts
 from milp_ray.search.results import StudyResult, study_result, write_trials
 from milp_ray.search.rungs import rung_epochs
@@ -263,6 +263,26 @@ def _begin(journal: Journal, header: dict[str, Any], earlier: Sequence[EarlierSt
         keep(journal.path.with_name(EARLIER_FILE), earlier)
     if found is None:
         journal.append("study_started", **header)
+
+
+def users_have_changed(
+    folder: Path, settings: StudySettings, splits: Sequence[UserSplit], shapes: FfnShapes
+) -> bool:
+    """Whether the study in ``folder`` was begun with other data of its probe users than these.
+
+    The settings are those of the study, as far as its journal tells. Arguments as of :func:`run_study`.
+
+    Raises:
+        MilpError: the journal is damaged.
+    """
+    found = read_study(folder / JOURNAL_FILE).header
+    if found is None:
+        return False
+    space = SearchSpace.for_base(settings.space, shapes)
+    task = trial_task(settings, splits)
+    header = _header(settings, space, shapes, task, _earlier(folder, settings, space))
+    # What the journal tells in words is told by whoever begins with other settings.
+    return [name for name in header if name in found and found[name] != header[name]] == ["digest"]
 
 
 def _describe_users(journal: Journal, splits: Sequence[UserSplit]) -> None:
