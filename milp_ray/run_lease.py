@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -106,7 +105,9 @@ class Lease:
         lease = self._read()
         if lease is None or time.time() - lease["time"] > _LEASE_SECONDS:
             return None
-        if lease["host"] == socket.gethostname() and not psutil.pid_exists(lease["pid"]):
+        # (A host's name does not tell machines apart: containers may share it, with processes of their own.)
+        here = this_process()["machine"]
+        if here and lease["machine"] == here and not psutil.pid_exists(lease["pid"]):
             return None
         return _who(lease)
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,13 +20,29 @@ _SECONDS_APART = 2.0
 
 
 def this_process() -> dict[str, Any]:
-    """This process, in plain types: its host and number, a random name, and when it began (Unix seconds)."""
+    """This process, in plain types.
+
+    Returns:
+        ``host``; ``machine``, within which process numbers mean the same, empty where the system does not
+        say; ``pid``; ``process``, a random name; and ``began``, in Unix seconds.
+    """
     return {
         "host": socket.gethostname(),
+        "machine": _machine(),
         "pid": os.getpid(),
         "process": _PROCESS,
         "began": _began(os.getpid()),
     }
+
+
+@cache
+def _machine() -> str:
+    """The system since its last start, and the namespace of process numbers in it: a container's own."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{started}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 @cache

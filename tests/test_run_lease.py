@@ -13,12 +13,14 @@ import pytest
 from support.bucket_runs import config_of, move_to
 
 import milp_ray.run_lease as run_lease
+import milp_ray.this_process as this_process_module
 from milp_ray.buckets import Bucket
 from milp_ray.errors import MilpError
 from milp_ray.run_lease import LEASE, LeaseLostError
 from milp_ray.run_mirror import Mirror
 from milp_ray.run_status import recorded
 from milp_ray.rundir import RunFolder
+from milp_ray.this_process import this_process
 
 
 @pytest.fixture
@@ -30,7 +32,8 @@ def uri(s3: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: py
 def write_lease(uri: str, **values: object) -> None:
     bucket = Bucket(uri)
     lease = {"host": socket.gethostname(), "pid": 1, "process": "another", "time": time.time(), **values}
-    bucket.write(f"{bucket.root}/{LEASE}", json.dumps(lease).encode())
+    # Of one length with all others, as a reader may meet two versions.
+    bucket.write(f"{bucket.root}/{LEASE}", json.dumps(lease).ljust(run_lease._LENGTH).encode())
 
 
 def read_lease(uri: str) -> dict[str, object]:
@@ -58,9 +61,23 @@ def test_two_machines_do_not_work_on_one_run(uri: str) -> None:
     assert not run.is_held()
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    write_lease(uri, pid=child.pid)  # of a process of this machine that was killed
+    write_lease(uri, pid=child.pid, machine=this_process()["machine"])  # of this machine, and was killed
     with run.lock():
         pass
+
+
+@pytest.mark.parametrize("machine", [None, "", "another boot-4026531836"])
+def test_a_container_with_the_same_hosts_name_is_another_machine(
+    uri: str, monkeypatch: pytest.MonkeyPatch, machine: str | None
+) -> None:
+    run = RunFolder.create(config_of(uri))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    write_lease(uri, pid=child.pid, machine=machine)  # that number is some living process's there
+    assert run.is_held()
+    if machine == "":  # as on a system that does not say which machine it is
+        monkeypatch.setattr(this_process_module, "_machine", lambda: "")
+        assert run.is_held()
 
 
 def test_who_lost_the_run_takes_nothing_there_and_leaves_the_other_its_lease(uri: str) -> None:
