@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from milp_ray import exit_codes
+from milp_ray.buckets import Bucket, is_bucket_uri
 from milp_ray.errors import MilpError
 
 
@@ -60,16 +61,37 @@ def local_copy(source: str) -> Path:
                 "URI that the node can read, such as s3://BUCKET/run.yaml"
             )
         return path
-    import fsspec
-
     name = hashlib.sha256(source.encode("utf-8")).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"milp_ray-{os.getuid()}-{name}.yaml"
+    path.write_bytes(_from_bucket(source) if is_bucket_uri(source) else _fetched(source))
+    return path
+
+
+def _from_bucket(uri: str) -> bytes:
+    bucket = Bucket(uri, "configuration")
     try:
-        with fsspec.open(source, "rb") as file:
-            path.write_bytes(file.read())
-    except (OSError, ValueError, ImportError) as error:
+        return bucket.read(bucket.root)
+    except FileNotFoundError:
         raise MilpError(
-            f"{source} cannot be read on this node ({type(error).__name__}); check the address, and what the "
+            f"there is no {bucket.shown}; copy the configuration there, or check the address"
+        ) from None
+
+
+def _fetched(uri: str) -> bytes:
+    """What lies at a URI of another kind, by the filesystem for it that is installed."""
+    import fsspec
+
+    try:
+        with fsspec.open(uri, "rb") as file:
+            return bytes(file.read())
+    except ImportError:
+        kind = uri.partition("://")[0]
+        raise MilpError(
+            f"{kind}:// cannot be read on this node: install the fsspec filesystem for {kind}:// there, or "
+            "give a path, s3://BUCKET/… or gs://BUCKET/…"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise MilpError(
+            f"{uri} cannot be read on this node ({type(error).__name__}); check the address, and what the "
             "node may read"
         ) from None
-    return path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from milp_ray.buckets import Bucket
 from milp_ray.config import Config
 from milp_ray.config_loader import dump_config, load_config
 from milp_ray.errors import MilpError
@@ -31,6 +32,25 @@ def test_it_becomes_milp_ray_run_on_the_nodes_cluster(file: Path) -> None:
 def test_a_uri_is_fetched(file: Path) -> None:
     command = run_command([f"file://{file}"])
     assert load_config(Path(command[4])) == load_config(file)
+
+
+def test_a_bucket_is_read_without_a_filesystem_of_fsspecs(
+    file: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # it is no dependency
+    uri = f"s3://bucket/configs/run.yaml?{s3}"
+    bucket = Bucket(uri)
+    bucket.write(bucket.root, file.read_bytes())
+    command = run_command([uri])
+    assert load_config(Path(command[4])) == load_config(file)
+    with pytest.raises(MilpError, match=r"there is no s3://bucket/configs/another\.yaml; copy"):
+        run_command([uri.replace("run.yaml", "another.yaml")])
+
+
+def test_a_filesystem_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(MilpError, match="install the fsspec filesystem for abfs://"):
+        run_command(["abfs://container/run.yaml"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["/nowhere/x.yaml"], ["memory://nowhere.yaml"]])
