@@ -64,12 +64,9 @@ class _Commands(TyperGroup):
 
 def _of_the_disk(error: Exception) -> str | None:
     """What to say where a disk is full, read-only or not ours; ``None`` of any other error."""
-    import errno
+    from milp_ray.errors import MilpError, is_of_the_disk
 
-    from milp_ray.errors import MilpError
-
-    ours = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-    if not isinstance(error, OSError) or error.errno not in ours:
+    if not isinstance(error, OSError) or not is_of_the_disk(error):
         return None
     # A stage that fails for this reason says more, though its last notes could not be written either.
     cause: BaseException | None = error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 _WITHHELD = "(its message is withheld: it may quote a user's text)"
 
 
@@ -22,6 +24,11 @@ def safe_traceback(error: BaseException) -> str:
         parts.append(f"{frames}{type(chain).__name__}: {said}")
         chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
     return "\n\nwhich came after:\n\n".join(parts)
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full, read-only or not ours, which the caller can mend."""
+    return error.errno in _OF_THE_DISK
 
 
 class MilpError(Exception):

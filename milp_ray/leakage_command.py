@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from milp_ray import exit_codes
 from milp_ray.arguments import AsJson
 from milp_ray.table_console import table_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-EXIT_LEAKS = 3
+EXIT_LEAKS = exit_codes.FOUND
 
 
 class Secrets(StrEnum):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from milp_ray import exit_codes
 from milp_ray.atomic_files import write_json
-from milp_ray.errors import MilpError
+from milp_ray.errors import MilpError, is_of_the_disk
 from milp_ray.this_process import send_signal, this_process
 
 if TYPE_CHECKING:
@@ -56,10 +56,16 @@ class RunStatus:
 
 
 class Recorder:
-    """Keeps the file up to date while a command works; ``failed``: how many users failed, by stage."""
+    """Keeps the file up to date while a command works.
+
+    Attributes:
+        failed: how many users failed, by stage.
+        found: what an audit found that must not be, in words; empty: nothing.
+    """
 
     def __init__(self, path: Path, command: str) -> None:
         self.failed: dict[str, int] = {}
+        self.found = ""
         self._path = path
         now = _now()
         me = this_process()
@@ -87,7 +93,8 @@ class Recorder:
 def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
     """Record a command that works on a run, from its begin to its end.
 
-    An end at which some users failed is a success with that exit code and reason.
+    An end at which some users failed, or an audit found something, is a success with that exit code and
+    reason.
 
     A request to terminate (SIGTERM, which is how clusters and job managers stop a process) becomes the
     interruption that Ctrl-C is, so that what is finished is kept and the run can go on later.
@@ -99,6 +106,8 @@ def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
             failed = ", ".join(f"{n} in {stage}" for stage, n in recorder.failed.items() if n)
             if failed:
                 recorder.ended("succeeded", exit_codes.SOME_FAILED, f"users failed: {failed}")
+            elif recorder.found:
+                recorder.ended("succeeded", exit_codes.FOUND, recorder.found)
             else:
                 recorder.ended("succeeded", 0)
         except KeyboardInterrupt as interrupted:
@@ -109,7 +118,10 @@ def recorded(run: RunFolder, command: str) -> Iterator[Recorder]:
             raise
         except OSError as error:
             said = os.strerror(error.errno) if error.errno else type(error).__name__
-            recorder.ended("failed", exit_codes.MISTAKE, said)
+            if is_of_the_disk(error):
+                recorder.ended("failed", exit_codes.MISTAKE, said)
+            else:
+                recorder.ended("failed", exit_codes.BUG, f"{said} (see the log)")
             raise
         except BaseException as error:
             # The message may quote a user; the class and the log's traceback say enough.

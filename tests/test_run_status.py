@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from milp_ray.cli import app
+from milp_ray import exit_codes
+from milp_ray.cli import _of_the_disk, app
 from milp_ray.config import Config
 from milp_ray.errors import MilpError
 from milp_ray.run_mirror import LOCK
@@ -58,6 +59,8 @@ def test_an_end_at_which_some_users_failed_says_how_many(run: RunFolder) -> None
     [
         (MilpError("no such base"), "failed", 2, "no such base"),
         (OSError(errno.ENOSPC, "x"), "failed", 2, os.strerror(errno.ENOSPC)),
+        (FileNotFoundError(errno.ENOENT, SECRET), "failed", 1, f"{os.strerror(errno.ENOENT)} (see the log)"),
+        (TimeoutError(SECRET), "failed", 1, "TimeoutError (see the log)"),
         (ValueError(SECRET), "failed", 1, "ValueError (see the log)"),
         (KeyboardInterrupt(), "stopped", 130, "interrupted"),
         (SystemExit(SECRET), "failed", 1, "SystemExit (see the log)"),
@@ -73,6 +76,8 @@ def test_a_command_that_ends_badly_says_why_and_quotes_nobody(
 
     with pytest.raises(type(error)):
         work()
+    if isinstance(error, OSError):  # as the command line tells it
+        assert (_of_the_disk(error) is not None) == (code == exit_codes.MISTAKE)
     found = read_status(run)
     assert found is not None
     assert (found.state, found.stage, found.exit_code, found.reason) == (state, "evaluate", code, reason)

@@ -170,4 +170,6 @@ def leakage(
             file=sys.stderr if quiet else None,
         )
         write_json(run.leakage_file, found)
+        if not found["isolated"]:
+            work.status.found = "users' adapters give other users' secrets away"
     return found

@@ -33,6 +33,7 @@ from milp_ray.pipeline.work import Work
 from milp_ray.report.content import ReportContent, summary_of
 from milp_ray.report.html import render
 from milp_ray.report.leakage_text import leakage_rows, leakage_table, leakage_verdict
+from milp_ray.run_status import read_status
 from milp_ray.rundir import RunFolder
 from milp_ray.training import generation, train
 from milp_ray.training.base import Base
@@ -303,3 +304,16 @@ def test_the_command_writes_the_audit_and_nothing_else(run: RunFolder) -> None:
     again = CliRunner().invoke(app, ["leakage", str(run.path), *arguments, "--json"])
     assert json.loads(again.stdout) == json.loads(run.leakage_file.read_text("utf-8"))
     assert again.exit_code == called.exit_code
+
+
+def test_a_leak_is_the_commands_exit_code_and_its_statuss(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bits, code in (([[5.0] * 4], 3), ([[1.0, 1.5, 1.0, 2.0]], 0)):
+        audit_found = result([found(bits)] * 4)
+        monkeypatch.setattr(leakage, "audit_leakage", lambda *_, told=audit_found, **__: told)
+        assert CliRunner().invoke(app, ["leakage", str(run.path)]).exit_code == code
+        status = read_status(run)
+        assert status is not None
+        assert (status.state, status.exit_code) == ("succeeded", code)
+        assert bool(status.reason) == bool(code)
