@@ -120,14 +120,12 @@ def known_base(section: BaseSection, dtype_bytes: int) -> KnownBase:
     return KnownBase(model, shape(config), "its own configuration", False)
 
 
-def cohort(config: Config, base: KnownBase, numbers: Numbers | None) -> Cohort:
-    """How much the users of ``config`` hold, counted, or as ``numbers`` say.
+def cohort(config: Config, base: KnownBase, numbers: Numbers | None, context: int) -> Cohort:
+    """How much the users of ``config`` hold, counted, or as ``numbers`` say; ``context`` as it is used.
 
     Raises:
-        MilpError: the files are not there, or hold nobody who could be trained on; training.max_length is
-            above the base's context.
+        MilpError: the files are not there, or hold nobody who could be trained on.
     """
-    context = _context_length(config, base.shape)
     if numbers is not None:
         return _invented(config, numbers, context)
     splits = _splits(config)
@@ -216,7 +214,12 @@ def _tokens(config: Config, base: KnownBase) -> tuple[TextTokens, str]:
     return CharacterTokens(), "guessed at four characters a token, for want of the base's tokenizer"
 
 
-def _context_length(config: Config, shape: ModelShape) -> int:
+def context_length(config: Config, shape: ModelShape) -> int:
+    """Tokens of the base's context, as far as the configuration has them used.
+
+    Raises:
+        MilpError: nothing states it, or it is longer than the base's or shorter than training.max_length.
+    """
     context = config.base.context_length or shape.context_length
     if context < 1:
         raise MilpError(

@@ -92,9 +92,14 @@ def nearest_layout(shape: ModelShape, ranks: Sequence[int], parameters: float) -
 
 
 def memory_curve(
-    shape: ModelShape, ranks: Sequence[int], *, longest_history: int, query_tokens: int
+    shape: ModelShape,
+    ranks: Sequence[int],
+    *,
+    longest_history: int,
+    query_tokens: int,
+    context_length: int,
 ) -> MemoryCurve:
-    """Our side of Figure 3: histories of 0 to ``longest_history`` tokens."""
+    """Our side of Figure 3: histories of 0 to ``longest_history`` tokens, of which a prompt holds some."""
     a_token = kv_bytes_a_token(shape)
     history = tuple(longest_history * i // (_N_POINTS - 1) for i in range(_N_POINTS))
     adapters = {
@@ -107,6 +112,6 @@ def memory_curve(
         prompted=tuple(a_token * (h + query_tokens) for h in history),
         parameterised={rank: size + a_token * query_tokens for rank, size in adapters.items()},
         equal_at={rank: size / a_token for rank, size in adapters.items()},
-        context_length=shape.context_length,
+        context_length=context_length,
         query_tokens=query_tokens,
     )

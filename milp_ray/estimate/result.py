@@ -20,7 +20,7 @@ from milp_ray.estimate.cost import (
     trial_cost,
     user_cost,
 )
-from milp_ray.estimate.inputs import Cohort, KnownBase, Numbers, cohort, known_base
+from milp_ray.estimate.inputs import Cohort, KnownBase, Numbers, cohort, context_length, known_base
 from milp_ray.estimate.paper import MemoryCurve, RankRow, memory_curve, rank_rows
 from milp_ray.memory.layout import spread
 from milp_ray.memory.space import SearchSpace
@@ -149,7 +149,8 @@ def make_estimate(config: Config, options: Options) -> Estimate:
     if options.measure:
         peak = measured_peak(on_gpu=of_device.is_gpu, dtype_bytes=dtype_bytes)
         of_device = device(_device_name(config, options), peak=peak, share=options.share)
-    users = cohort(config, base, options.numbers)
+    context = context_length(config, base.shape)
+    users = cohort(config, base, options.numbers, context)
     shape, deepspeed = base.shape, config.training.deepspeed
     space = SearchSpace.for_base(config.space, shape.ffn)
     drawn = placements(space, config.seed)
@@ -200,19 +201,20 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         forward_a_token=forward(shape, Tokens(1, row, 1)),
         training_a_token=training_step(shape, Tokens(1, row, 1), assumed),
         rank_rows=rank_rows(shape, config.space.ranks),
-        curve=_curve(config, base, users),
+        curve=_curve(config, base, users, context),
         precision=config.personalize.adapter_precision,
     )
 
 
-def _curve(config: Config, base: KnownBase, users: Cohort) -> MemoryCurve:
+def _curve(config: Config, base: KnownBase, users: Cohort, context: int) -> MemoryCurve:
     """Histories up to twice the context, so that its end is seen."""
     queries = users.batch.validation_queries
     return memory_curve(
         base.shape,
         config.space.ranks,
-        longest_history=2 * base.shape.context_length,
+        longest_history=2 * context,
         query_tokens=math.ceil(queries.prompt_tokens + queries.new_tokens),
+        context_length=context,
     )
 
 

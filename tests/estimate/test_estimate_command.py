@@ -49,6 +49,15 @@ def test_the_paper_s_base_needs_neither_weights_nor_network_nor_users(experiment
         assert said in result.output
 
 
+def test_the_context_is_the_configured_one(experiments: Path) -> None:
+    settings = ["base.context_length=1024", "training.max_length=null"]
+    config = load_config(experiments / "paper_llama2_7b.yaml", settings)
+    found = make_estimate(config, Options(numbers=Numbers(10)))
+    assert found.cohort.batch.largest.longest_row <= 1024
+    assert found.curve.context_length == 1024  # beyond which a prompt does not go
+    assert found.curve.history[-1] == 2048
+
+
 def test_a_race_for_each_user_is_counted_as_far_as_the_layouts_get(experiments: Path) -> None:
     paper = (experiments / "paper_llama2_7b.yaml", "--users", "10", "--json")
     alone, race = (
@@ -158,7 +167,7 @@ def test_users_without_a_tokenizer_are_guessed_and_it_is_said(experiments: Path,
         encoding="utf-8",
     )
     config = load_config(experiments / "paper_llama2_7b.yaml", [f"users.paths=[{users}]"])
-    found = cohort(config, known_base(config.base, 2), None)
+    found = cohort(config, known_base(config.base, 2), None, 4096)
     assert found.n_users == 2
     assert "guessed at four characters a token" in found.source
     assert found.batch.history_tokens == pytest.approx(100 + 5, abs=2), "the turn, and the fixed phrase"

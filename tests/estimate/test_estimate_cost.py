@@ -161,7 +161,7 @@ def test_no_rank_on_all_layers_gives_the_paper_s_figure() -> None:
 
 
 def test_a_prompt_grows_with_the_history_and_an_adapter_does_not() -> None:
-    curve = memory_curve(LLAMA_7B, (8, 96), longest_history=8192, query_tokens=100)
+    curve = memory_curve(LLAMA_7B, (8, 96), longest_history=8192, query_tokens=100, context_length=4096)
     a_token = 2 * 32 * 4096 * 2
     assert curve.history[0] == 0
     assert curve.history[-1] == 8192
