@@ -71,8 +71,9 @@ def load_base(section: BaseSection) -> Base:
     """Load the base that ``section`` names, frozen and in eval mode, from safetensors only.
 
     Raises:
-        MilpError: the folder or id is not there, has no safetensors weights, is no causal language model that
-            transformers knows, its tokenizer has no end token, or the device or context cannot be had.
+        MilpError: the folder or id is not there, has no safetensors weights or not all of the model's, is no
+            causal language model that transformers knows, its tokenizer has no end token, or the device or
+            context cannot be had.
     """
     import torch
     from torch import nn
@@ -85,9 +86,16 @@ def load_base(section: BaseSection) -> Base:
 
         config = _model_config(source, section.revision)
         ffn_spec(config, section.ffn_modules)  # an unknown architecture is refused before it is loaded
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=section.revision, config=config, dtype=dtype, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=section.revision,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
+        _check_complete(section.model, found)
         tokenizer = _tokenizer(source, section.revision)
     kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
     nn.Module.to(model, kept_on)
@@ -219,6 +227,26 @@ def _model_config(source: str, revision: str | None) -> PretrainedConfig:
     if config.model_type in _ENCODER_TYPES:
         config.is_decoder = True
     return config
+
+
+def _check_complete(model: str, found: dict[str, Any]) -> None:
+    """Refuse weights that transformers has drawn at random, in every process others, for want of stored ones.
+
+    ``found`` is its loading info; weights that are tied to a stored one are not in it.
+    """
+    if missing := sorted(found["missing_keys"]):
+        raise MilpError(
+            f"base.model {model!r} lacks {len(missing)} of the weights that its config.json asks for, the first "
+            f"of them {missing[0]!r}; use a causal language model that was saved whole, head included, and "
+            "whose config.json states the stored number of layers"
+        )
+    if unequal := sorted(found["mismatched_keys"]):
+        name, stored, asked = unequal[0]
+        raise MilpError(
+            f"base.model {model!r} holds {len(unequal)} weights of other sizes than its config.json states, the "
+            f"first of them {name!r}: {tuple(stored)} is stored, {tuple(asked)} is stated; use the config.json "
+            "that was saved with the weights"
+        )
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from milp_ray.config.base import BaseSection
+from milp_ray.data import EMBEDDED_BASE
 from milp_ray.errors import MilpError
 from milp_ray.training.base import load_base
 
@@ -66,6 +68,54 @@ def test_weights_that_are_not_safetensors_are_refused(tiny_llama_dir: Path, tmp_
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(MilpError, match=r"base\.model .* cannot be loaded"):
         load_base(BaseSection(model=str(folder), device="cpu"))
+
+
+def _folder_with(folder: Path, source: Path, **stated: object) -> BaseSection:
+    """A copy of a model's folder whose configuration states something else."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | stated))
+    return BaseSection(model=str(folder), device="cpu")
+
+
+def test_a_base_saved_without_its_head_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    section = _folder_with(tmp_path / "headless", tiny_llama_dir, tie_word_embeddings=False)
+    with pytest.raises(MilpError, match=r"lacks 1 of the weights .* 'lm_head\.weight'"):
+        load_base(section)
+
+
+def test_more_layers_than_are_stored_are_refused(tiny_gpt2_dir: Path, tmp_path: Path) -> None:
+    section = _folder_with(tmp_path / "deeper", tiny_gpt2_dir, n_layer=4)
+    with pytest.raises(MilpError, match=r"lacks 12 of the weights .* 'transformer\.h\.3\.attn\.c_attn"):
+        load_base(section)
+
+
+def test_weights_of_other_sizes_than_stated_are_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    section = _folder_with(tmp_path / "wider", tiny_llama_dir, intermediate_size=96)
+    with pytest.raises(MilpError, match=r"12 weights of other sizes .* \(32, 64\) is stored, \(32, 96\) is"):
+        load_base(section)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_found_where_it_is_stored_and_where_it_is_tied(tied: bool, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=2560,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(EMBEDDED_BASE / name, tmp_path)
+    base = load_base(BaseSection(model=str(tmp_path), device="cpu"))
+    assert torch.equal(base.model.get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
+def test_the_embedded_base_is_complete() -> None:
+    assert load_base(BaseSection(device="cpu")).n_layers > 0
 
 
 def test_a_context_beyond_the_models_is_refused(tiny_gpt2_dir: Path) -> None:
