@@ -328,8 +328,15 @@ def accelerator_choice(kind: str) -> Iterator[None]:
 @contextmanager
 def _worded_errors(model: str) -> Iterator[None]:
     """Turn transformers' ways of saying "cannot be loaded" into one that names the option."""
+    from safetensors import SafetensorError
+
     try:
         yield
+    except SafetensorError as error:
+        raise MilpError(
+            f"base.model {model!r}: a *.safetensors file of it is damaged or not whole ({error}); is it a Git LFS "
+            "pointer? Run `git lfs pull` in its folder, or fetch the files again"
+        ) from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MilpError(

@@ -41,16 +41,16 @@ def base_shapes(section: BaseSection) -> FfnShapes:
 
 def _in_headers(folder: Path, ffn_modules: tuple[str, ...] | None) -> FfnShapes | None:
     """Sizes as the headers of the weights' files state them; ``None`` where they do not settle it."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") not in KNOWN_MODEL_TYPES:
-        return None
-    spec = ffn_spec(SimpleNamespace(model_type=config["model_type"]), ffn_modules)  # type: ignore[arg-type]
     stated: dict[str, list[int]] = {}
     try:
+        model_type = _json_object((folder / "config.json").read_bytes()).get("model_type")
         for path in sorted(folder.glob("*.safetensors")):
             stated.update({name: entry["shape"] for name, entry in _header(path).items() if "shape" in entry})
-    except ValueError:  # a damaged file, which loading the base reports
+    except ValueError:  # a damaged file, which reading the configuration or loading the base reports
         return None
+    if model_type not in KNOWN_MODEL_TYPES:
+        return None
+    spec = ffn_spec(SimpleNamespace(model_type=model_type), ffn_modules)  # type: ignore[arg-type]
     layers: list[tuple[tuple[str, int, int], ...]] = []
     while (layer := _layer(spec, len(layers), stated)) is not None:
         layers.append(layer)
@@ -73,8 +73,21 @@ def _layer(
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: eight bytes of length, little-endian, then JSON."""
+    """The header of a safetensors file: eight bytes of length, little-endian, then JSON.
+
+    Raises:
+        ValueError: it is no such file; the pointer that Git LFS leaves in its place is none.
+    """
+    rest = path.stat().st_size - 8
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    return header
+        if length > rest:
+            raise ValueError(f"{path.name}: its header would be longer than the file")
+        return _json_object(file.read(length))
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("JSON, but no object")
+    return found
