@@ -26,7 +26,7 @@ from milp_ray.training.data import chunks, instruction_set, make_batch
 from milp_ray.training.fused import fused_operations
 from milp_ray.training.loss import target_nll
 from milp_ray.training.small_module import Schedule, train_module
-from milp_ray.training.soft import sequence_with_places, soft_nll
+from milp_ray.training.soft import room_beside, sequence_with_places, soft_nll
 
 if TYPE_CHECKING:
     from milp_ray.config.methods import UserEncoderSection
@@ -109,11 +109,14 @@ def load_shared(module: nn.Module, state: dict[str, Tensor]) -> None:
 def past_examples(requests: Sequence[FitRequest], n_soft: int) -> list[PastExample]:
     """Everybody's training examples, with ``n_soft`` places in each; validation and test examples are not
     among them.
+
+    Raises:
+        MilpError: the places leave no room in the base's context.
     """
     found = []
     for user, request in enumerate(requests):
         base = request.base
-        room = base.context_length - n_soft
+        room = room_beside(n_soft, base)
         own = instruction_set(request.split.train, base, request.prompt, max_length=room)
         for place, one in enumerate(own):
             found.append(PastExample(user, place, sequence_with_places(one, n_soft, base)))

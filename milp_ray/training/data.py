@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from milp_ray.config.prompt import PromptSection
+from milp_ray.errors import MilpError
 from milp_ray.training.text import history_context, memory_blocks, query_prompt, response_text
 from milp_ray.users.records import Example, UserSplit
 
@@ -113,8 +114,11 @@ def memory_set(
     Every block is a history document (:func:`~milp_ray.training.text.history_context`). The fixed phrase and
     the start token are context only: what is to be remembered is the turns. A block that is longer than
     ``max_length`` (one huge turn) goes on in further sequences without the phrase.
+
+    Raises:
+        MilpError: ``max_length`` leaves no room for a token and the one before it.
     """
-    room = max_length - len(base.start_ids)
+    room = _room(max_length, base)
     blocks = memory_blocks(
         split, prompt, count_tokens=base.count_tokens, max_tokens=room, block_turns=block_turns
     )
@@ -147,7 +151,11 @@ def instruction_set(
         prompt: the fixed phrases.
         max_length: most tokens of a sequence; see :func:`fit` for what is cut.
         contexts: a document before each question (:mod:`milp_ray.training.text`); ``None``: none.
+
+    Raises:
+        MilpError: ``max_length`` leaves no room for a token and the one before it.
     """
+    room = _room(max_length, base)
     before = contexts if contexts is not None else [""] * len(examples)
     prompts = [query_prompt(e.query, prompt, c) for e, c in zip(examples, before, strict=True)]
     responses = [response_text(e.response) for e in examples]
@@ -159,7 +167,7 @@ def instruction_set(
         # seam gets the response tokenised alone.
         joined = whole[: len(head)] == head
         tail = whole[len(head) :] if joined else base.tokenize([responses[i]])[0]
-        head, tail = fit(head, [*tail, base.eos_id], max_length - len(base.start_ids))
+        head, tail = fit(head, [*tail, base.eos_id], room)
         ids = (*base.start_ids, *head, *tail)
         sequences.append(Sequence(ids, len(ids) - len(tail), "instruction"))
     return sequences
@@ -168,7 +176,7 @@ def instruction_set(
 def fit(prompt: list[int], response: list[int], room: int) -> tuple[list[int], list[int]]:
     """Cut a pair to ``room`` tokens: the response keeps its first three quarters of ``room`` tokens at most
     (whatever the prompt, so that losses under different prompts are over the same tokens); the prompt keeps
-    its last tokens, as many as are left.
+    its last tokens, as many as are left. ``room`` is at least 2: a token of each.
     """
     response = response[: max(1, room - max(1, room // 4))]
     return cut_left(prompt, room - len(response)), response
@@ -176,7 +184,18 @@ def fit(prompt: list[int], response: list[int], room: int) -> tuple[list[int], l
 
 def cut_left(ids: list[int], room: int) -> list[int]:
     """The last ``room`` tokens: what is nearest to the answer stays."""
-    return ids[-room:] if len(ids) > room else ids
+    return ids[max(0, len(ids) - max(0, room)) :]
+
+
+def _room(max_length: int, base: TextTokens) -> int:
+    """Tokens of a sequence beside the start: at least one to be predicted and one to predict it from."""
+    least = len(base.start_ids) + 2
+    if max_length < least:
+        raise MilpError(
+            f"sequences of at most {max_length} tokens hold nothing to learn from on this base; let "
+            f"training.max_length and base.context_length be {least} or more"
+        )
+    return max_length - len(base.start_ids)
 
 
 def make_batches(sequences: SequenceOf[Sequence], indices: SequenceOf[int], base: Base) -> list[Batch]:

@@ -16,7 +16,14 @@ from milp_ray.training.flat_batch import Part, Texts, flat_batch, pieces_of, tog
 from milp_ray.training.flat_loss import FlatLoss
 from milp_ray.training.fused import fused_operations
 from milp_ray.training.seating import seated
-from milp_ray.training.soft import embeddings, n_soft_of, sequence_with_places, soft_nll, soft_of_each
+from milp_ray.training.soft import (
+    embeddings,
+    n_soft_of,
+    room_beside,
+    sequence_with_places,
+    soft_nll,
+    soft_of_each,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +73,8 @@ def response_losses(
         token included) and the number of those tokens.
 
     Raises:
-        MilpError: an adapter, a soft prompt or latents do not fit the base or each other.
+        MilpError: an adapter, a soft prompt or latents do not fit the base or each other, or a soft prompt
+            leaves no room in the context.
     """
     sequences = [_sequences(one, base, prompt) for one in wanted]
     soft = [soft_of_each(one.soft, len(one.examples), base) for one in wanted]
@@ -77,7 +85,7 @@ def response_losses(
 
 def _sequences(wanted: Wanted, base: Base, prompt: PromptSection) -> list[Sequence]:
     n_soft = n_soft_of(wanted.soft)
-    room = base.context_length - n_soft
+    room = room_beside(n_soft, base)
     found = instruction_set(wanted.examples, base, prompt, max_length=room, contexts=wanted.contexts)
     return [sequence_with_places(one, n_soft, base) for one in found] if n_soft else found
 

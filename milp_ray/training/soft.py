@@ -58,6 +58,22 @@ def n_soft_of(soft: Tensor | None) -> int:
     return 0 if soft is None else int(soft.shape[-2])
 
 
+def room_beside(n_soft: int, base: Base) -> int:
+    """Most tokens of a sequence, the start token included, that has ``n_soft`` places as well.
+
+    Raises:
+        MilpError: the places leave no room for a prompt and a response.
+    """
+    room, least = base.context_length - n_soft, len(base.start_ids) + 2
+    if room < least:
+        raise MilpError(
+            f"a soft prompt of {n_soft} vectors leaves no room for a prompt and a response in the base's "
+            f"context of {base.context_length} tokens; use at most {base.context_length - least} "
+            "(methods.user_encoder.n_soft)"
+        )
+    return room
+
+
 def with_places(ids: SequenceOf[int], n_soft: int, base: Base) -> list[int]:
     """Token ids with ``n_soft`` places behind the start token."""
     first = len(base.start_ids)

@@ -225,6 +225,14 @@ def test_what_is_shared_is_kept_in_files_and_answers_as_before(
     assert torch.equal(*found)
 
 
+def test_more_vectors_than_the_context_has_room_for_are_refused(
+    base: Base, make_split: Callable[..., UserSplit]
+) -> None:
+    requests = requests_on(base, [make_split("u-1")], n_soft=base.context_length)
+    with pytest.raises(MilpError, match=r"no room .* \(methods\.user_encoder\.n_soft\)"):
+        share("uelp", requests)
+
+
 def test_without_past_examples_of_anybody_the_base_answers(
     way: tuple[str, UelpSection], base: Base, make_split: Callable[..., UserSplit]
 ) -> None:

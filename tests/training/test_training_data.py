@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
+from milp_ray.errors import MilpError
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import (
     Sequence,
@@ -83,6 +87,37 @@ def test_the_kept_response_does_not_depend_on_the_prompt() -> None:
 def test_cutting_from_the_left_keeps_what_is_nearest_to_the_answer() -> None:
     assert cut_left([1, 2, 3, 4], 2) == [3, 4]
     assert cut_left([1, 2], 5) == [1, 2]
+
+
+@given(n_prompt=st.integers(0, 60), n_response=st.integers(1, 60), room=st.integers(2, 50))
+def test_a_pair_fits_the_room_and_keeps_some_of_both(n_prompt: int, n_response: int, room: int) -> None:
+    prompt, response = fit(list(range(n_prompt)), list(range(n_response)), room)
+    assert len(prompt) + len(response) <= room
+    assert response == list(range(len(response)))
+    assert len(response) >= 1
+    assert prompt == list(range(n_prompt - len(prompt), n_prompt))
+    assert len(prompt) >= min(1, n_prompt)
+
+
+def test_nothing_is_left_where_there_is_no_room() -> None:
+    assert cut_left([1, 2, 3], 0) == cut_left([1, 2, 3], -1) == []
+
+
+@pytest.mark.parametrize("start_ids", [(), (7,)])
+def test_a_length_without_room_for_a_token_and_the_one_before_it_is_refused(
+    start_ids: tuple[int, ...], base: Base
+) -> None:
+    base, least = replace(base, start_ids=start_ids), len(start_ids) + 2
+    examples, split = [Example("Which pet?", "A dog.")], UserSplit("u", None, (Turn("hi"),), (), (), ())
+    for length in range(1, least):
+        with pytest.raises(MilpError, match=rf"at most {length} tokens .* be {least} or more"):
+            instruction_set(examples, base, PROMPT, max_length=length)
+        with pytest.raises(MilpError, match=rf"at most {length} tokens .* be {least} or more"):
+            memory_set(split, base, PROMPT, max_length=length, block_turns=None)
+    made = instruction_set(examples, base, PROMPT, max_length=least)
+    made += memory_set(split, base, PROMPT, max_length=least, block_turns=None)
+    assert max(len(one.ids) for one in made) == least
+    assert all(1 <= one.target_from < len(one.ids) for one in made)
 
 
 def test_an_epoch_holds_every_sequence_once_in_either_order() -> None:

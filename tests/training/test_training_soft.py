@@ -142,3 +142,11 @@ def test_the_gradient_at_a_soft_prompt_is_the_slope_of_the_loss(base: Base) -> N
         slope = float(loss(soft + step) - loss(soft - step)) / 2e-2
     assert size > 1e-2
     assert slope == pytest.approx(size, rel=0.05)
+
+
+def test_a_soft_prompt_that_leaves_no_room_for_an_answer_is_refused(base: Base) -> None:
+    most = base.context_length - len(base.start_ids) - 2
+    [[(_, n_targets)]] = response_losses(base, [Wanted(EXAMPLES[:1], soft=noise(base, most, 0))], PROMPT)
+    assert n_targets == 1
+    with pytest.raises(MilpError, match=rf"no room for a prompt and a response .* at most {most} "):
+        response_losses(base, [Wanted(EXAMPLES[:1], soft=noise(base, most + 1, 0))], PROMPT)
