@@ -247,7 +247,7 @@ class Pack:
         """One optimizer step of every job that has a slot."""
         started = time.perf_counter()
         parts = [slot_job.next_part() for slot_job in self._active]
-        done = 0
+        done, before = 0, self._jobs_a_pass
         while done < len(parts):
             n = min(self._jobs_a_pass, len(parts) - done)
             jobs, some = self._active[done : done + n], parts[done : done + n]
@@ -256,6 +256,8 @@ class Pack:
             except torch.OutOfMemoryError:
                 self._jobs_a_pass = max(1, n // 2)
                 if n == 1:
+                    # It was this job that did not fit: of the others nothing was learnt.
+                    self._jobs_a_pass = before
                     del parts[done]
                     self._fail(self._active.pop(done), MilpError(_TOO_LARGE))
             else:

@@ -142,3 +142,24 @@ def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     monkeypatch.setattr(PackModule, "forward", full)
     with pytest.raises(MilpError, match=r"lower training\.batch_size"):
         train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
+
+
+def test_a_job_that_does_not_fit_alone_leaves_the_others_their_common_passes(
+    base: Base, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *jobs = mixed_jobs(base, make_split)
+    huge = replace(first, job_id="huge")
+    forward, sizes = PackModule.forward, []
+
+    def cramped(self: Any, batch: FlatBatch, *rest: Any) -> Tensor:
+        if any(segment.rack.layout == huge.layout for segment in batch.segments):
+            raise torch.OutOfMemoryError("as a GPU would say")
+        sizes.append(len(batch.segments))
+        return forward(self, batch, *rest)
+
+    monkeypatch.setattr(PackModule, "forward", cramped)
+    failed: dict[str, MilpError] = {}
+    results = train(base, [huge, *jobs], RECIPE, PROMPT, on_failure=failed.__setitem__)
+    assert list(failed) == ["huge"]
+    assert len(results) == len(jobs)
+    assert max(sizes) == RECIPE.pack_size
