@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Numbers of logits in a chunk: what stays in a core's cache, and enough to fill a GPU.
 _CHUNK = {"cpu": 2**18, "cuda": 2**26}
+# Rows of a chunk at least: with fewer, a large head is read from memory again for next to no work.
+_LEAST_ROWS = 64
 
 
 class FlatLoss:
@@ -35,7 +37,7 @@ class FlatLoss:
     def __call__(self, states: Tensor, labels: Tensor) -> Tensor:
         """(n_targets, hidden) and (n_targets,) → (n_targets,) float32, in nats."""
         if self._is_linear:
-            rows = max(1, self._chunk // self._head.weight.shape[0])
+            rows = max(_LEAST_ROWS, self._chunk // self._head.weight.shape[0])
             nll: Tensor = _LinearNll.apply(states, self._head.weight, self._head.bias, labels, rows)
             return nll
         return functional.cross_entropy(self._head(states).float(), labels, reduction="none")
