@@ -77,9 +77,9 @@ class FlatPrefix:
                 chosen.append(texts)
         if not chosen:
             return
-        states = self._below([Part(texts, tuple(range(len(texts))), None) for texts in chosen])
-        for texts, own in zip(chosen, states.split([t.starts[-1] for t in chosen]), strict=True):
-            texts.states = own
+        found = self._below([Part(texts, tuple(range(len(texts))), None) for texts in chosen])
+        for texts, own in zip(chosen, found, strict=True):
+            texts.states = torch.cat(own)  # storage of its own: it is freed when its job leaves
 
     def drop(self, texts: Texts) -> None:
         """The job has left its slot."""
@@ -93,20 +93,20 @@ class FlatPrefix:
         for part in parts:
             texts = part.texts
             if texts.states is None:
-                pieces.append(self._below([part]))
+                pieces += self._below([part])[0]
             else:
                 starts, lengths = texts.starts, texts.lengths
                 pieces += [texts.states[starts[i] : starts[i] + lengths[i]] for i in part.chosen]
         return torch.cat(pieces)
 
-    def _below(self, parts: SequenceOf[Part]) -> Tensor:
-        """(n_tokens, hidden) of the parts' sequences, one after the other."""
+    def _below(self, parts: SequenceOf[Part]) -> list[list[Tensor]]:
+        """(n_tokens, hidden) of each part's sequences, one after the other, in pieces: views of the passes'."""
         pieces = [
-            (None, Part(part.texts, piece, None))
-            for part in parts
+            (i, Part(part.texts, piece, None))
+            for i, part in enumerate(parts)
             for piece in pieces_of(part.texts, part.chosen, self._tokens_a_pass)
         ]
-        states = []
+        found: list[list[Tensor]] = [[] for _ in parts]
         layers: Any = self._base.model.get_submodule(self._base.spec.layers_path)
         behind = layers[self.first_layer].get_submodule(self._block.behind)
         handle = behind.register_forward_pre_hook(stop_here)
@@ -117,10 +117,12 @@ class FlatPrefix:
                     try:
                         self._view.hidden_states(batch.ids, batch.rows)
                     except ReachedError as reached:
-                        states.append(reached.states[0])
+                        own = reached.states[0].split([part.n_tokens for _, part in some])
+                        for (i, _), states in zip(some, own, strict=True):
+                            found[i].append(states)
         finally:
             handle.remove()
-        return torch.cat(states)
+        return found
 
     @contextmanager
     def aside(self) -> Iterator[None]:
