@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MEMORY, INSTRUCTION, JOINT = "memory", "instruction", "joint"
 PARTS = frozenset({MEMORY, INSTRUCTION})
+TOO_LARGE = (
+    "one job's batch alone does not fit the device's memory; lower training.batch_size or training.max_length"
+)
 
 
 @dataclass(frozen=True)

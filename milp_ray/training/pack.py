@@ -25,7 +25,7 @@ from milp_ray.training.checkpoint import Progress, checkpoint_at
 from milp_ray.training.distributed import Processes
 from milp_ray.training.flat import can_lie_flat
 from milp_ray.training.hooks import Ended, Hooks
-from milp_ray.training.job import plan_job
+from milp_ray.training.job import TOO_LARGE, plan_job
 from milp_ray.training.packed_base import PackedBase
 from milp_ray.training.slot_job import SlotJob
 from milp_ray.training.start import first_weights
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
     from milp_ray.training.job import Job
-
-_TOO_LARGE = (
-    "one job's batch alone does not fit the device's memory; lower training.batch_size or training.max_length"
-)
 
 
 def can_pack(base: Base, section: TrainingSection) -> bool:
@@ -259,7 +255,7 @@ class Pack:
                     # It was this job that did not fit: of the others nothing was learnt.
                     self._jobs_a_pass = before
                     del parts[done]
-                    self._fail(self._active.pop(done), MilpError(_TOO_LARGE))
+                    self._fail(self._active.pop(done), MilpError(TOO_LARGE))
             else:
                 for slot_job, nll in zip(jobs, sums, strict=True):
                     slot_job.epoch_nll += nll

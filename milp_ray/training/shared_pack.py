@@ -134,8 +134,9 @@ class SharedPack:
 
     def result_of(self, ended: Ended) -> JobResult:
         """What is handed out of a job that has come to its end."""
+        result = result_of(self._base, ended, self._section)
         CheckpointFile(self._folder, ended.job.job_id).remove()
-        return result_of(self._base, ended, self._section)
+        return result
 
     def submit(self, request: _Jobs | _Prompts) -> None:
         """Leave something for the thread."""

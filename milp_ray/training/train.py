@@ -25,7 +25,7 @@ from milp_ray.training.adapters import Adapter, adapter_config, injected, load_t
 from milp_ray.training.base import Base
 from milp_ray.training.checkpoint import KeptJobs, Progress, checkpoint_at
 from milp_ray.training.hooks import Ended, Hooks
-from milp_ray.training.job import Job, JobResult, PausedJob, check_job, plan_job
+from milp_ray.training.job import TOO_LARGE, Job, JobResult, PausedJob, check_job, plan_job
 from milp_ray.training.peaks import peak_rss_mib
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def train(
         section: the recipe.
         prompt: the fixed phrases around a user's texts.
         checkpoint_dir: where an unfinished job is kept after every epoch. A job that finds its own checkpoint
-            goes on from it and ends with the same bits; one that ends removes it. ``None``: nothing is kept.
+            goes on from it and ends with the same bits; one whose result was taken removes it. ``None``:
+            nothing is kept.
             :class:`~milp_ray.training.checkpoint.KeptJobs` keeps them in memory.
         on_progress: called with (job_id, steps done, steps of the whole job) after every optimizer step.
         on_epoch: called with (job_id, epochs done in the stage, the LoRA weights then) after every epoch; the
@@ -82,13 +83,14 @@ def train(
     found: dict[str, JobResult] = {}
 
     def ended(job: Ended) -> None:
-        if checkpoint_dir is not None:
-            checkpoint_at(checkpoint_dir, job.job.job_id).remove()
         result = result_of(base, job, section)
         if on_result is None:
             found[result.job_id] = result
         else:
             on_result(result)
+        # Last: where the result could not be taken, a further call goes on from the job's end.
+        if checkpoint_dir is not None:
+            checkpoint_at(checkpoint_dir, result.job_id).remove()
 
     hooks = Hooks(
         checkpoint_dir=checkpoint_dir,
@@ -195,7 +197,21 @@ def _train_all(
 
 
 def train_alone(base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks) -> Ended:
-    """One job with the base to itself; of the empty layout, the base as it is is measured."""
+    """One job with the base to itself; of the empty layout, the base as it is is measured.
+
+    Raises:
+        MilpError: the job does not fit this base or the device, or its training diverges.
+    """
+    import torch
+
+    try:
+        return _alone(base, job, section, prompt, hooks)
+    except torch.OutOfMemoryError:
+        error = MilpError(TOO_LARGE)
+    raise error  # out here: the device's error holds on to the pass that did not fit
+
+
+def _alone(base: Base, job: Job, section: TrainingSection, prompt: PromptSection, hooks: Hooks) -> Ended:
     start = time.perf_counter()
     if job.layout.is_empty:
         loss = _loss_of_base(base, job, section, prompt)

@@ -10,14 +10,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from support.jobs import BOTH, MakeSplit
+from support.jobs import BOTH, MakeSplit, make_job
 from support.packs import PROMPT, RECIPE, furthest, mixed_jobs, tensors_of
 from torch import Tensor
 
 from milp_ray.config.base import BaseSection
-from milp_ray.config.training import TrainingSection
+from milp_ray.config.training import DeepSpeedSection, TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.training import response_loss, stages
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.flat_batch import FlatBatch
 from milp_ray.training.job import Job, JobResult, plan_job
@@ -142,6 +143,24 @@ def test_a_job_that_does_not_fit_alone_is_an_error_that_says_what_to_lower(
     monkeypatch.setattr(PackModule, "forward", full)
     with pytest.raises(MilpError, match=r"lower training\.batch_size"):
         train(base, mixed_jobs(base, make_split), RECIPE, PROMPT)
+
+
+@pytest.mark.parametrize("bits", ["0101", "0000"])
+def test_a_job_outside_packs_that_does_not_fit_is_the_same_error(
+    bits: str, base: Base, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("as a GPU would say")
+
+    monkeypatch.setattr(stages.JobTraining, "run", full)
+    monkeypatch.setattr(response_loss, "response_losses", full)
+    failed: list[MilpError] = []
+    section = RECIPE.model_copy(update={"deepspeed": DeepSpeedSection(zero_stage=2)})
+    job = make_job(make_split(), bits)
+    train(base, [job], section, PROMPT, on_failure=lambda _, error: failed.append(error))
+    [error] = failed
+    assert "lower training.batch_size" in str(error)
+    assert error.__context__ is None, "the device's error would hold on to its memory"
 
 
 def test_a_job_that_does_not_fit_alone_leaves_the_others_their_common_passes(

@@ -105,6 +105,26 @@ def test_jobs_kept_in_memory_end_with_the_same_bits(
     assert not kept.found, "a finished job leaves no checkpoint"
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_result_that_could_not_be_taken_is_trained_for_once_only(
+    base: Base, make_split: MakeSplit, tmp_path: Path, zero_stage: int
+) -> None:
+    a_job, training = make_job(make_split()), section(deepspeed={"zero_stage": zero_stage})
+
+    def refuse(_: JobResult) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        train(base, [a_job], training, PROMPT, checkpoint_dir=tmp_path, on_result=refuse)
+    steps: list[int] = []
+    again = whole(
+        base, a_job, training, checkpoint_dir=tmp_path, on_progress=lambda _, done, __: steps.append(done)
+    )
+    assert steps == []
+    assert same(again, whole(base, a_job, training))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_job_that_fails_on_its_way_to_a_pause_leaves_the_others(base: Base, make_split: MakeSplit) -> None:
     jobs = [make_job(make_split(), job_id="fits"), make_job(make_split(), "01010", job_id="of five layers")]
     failed: list[str] = []
