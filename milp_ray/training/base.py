@@ -24,6 +24,7 @@ EMBEDDED = "embedded"
 # Encoders that transformers also builds as causal decoders, given ``is_decoder``.
 _ENCODER_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
 _DTYPES = ("float32", "bfloat16", "float16")
+_USE_DEVICES = "use 'auto', 'cpu', 'cuda' or 'cuda:1'"
 
 
 @dataclass
@@ -199,13 +200,21 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(name).type
+        asked = torch.device(name)
     except RuntimeError as error:
-        raise MilpError(
-            f"base.device {name!r} is no device; use 'auto', 'cpu', 'cuda' or 'cuda:1'"
-        ) from error
-    if kind == "cuda" and not torch.cuda.is_available():
+        raise MilpError(f"base.device {name!r} is no device; {_USE_DEVICES}") from error
+    if asked.type not in ("cpu", "cuda") or (asked.type == "cpu" and asked.index):
+        raise MilpError(f"base.device {name!r} is no device that a base can be trained on; {_USE_DEVICES}")
+    if asked.type == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
         raise MilpError(f"base.device is {name!r}, but torch sees no CUDA device; use 'cpu' or 'auto'")
+    n_devices = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= n_devices:
+        raise MilpError(
+            f"base.device is {name!r}, but the last CUDA device that torch sees is 'cuda:{n_devices - 1}'; use "
+            "that one, an earlier one, or 'auto'"
+        )
     return name
 
 

@@ -130,3 +130,21 @@ def test_a_shorter_context_may_be_asked_for(tiny_gpt2_dir: Path) -> None:
 def test_an_unknown_device_is_refused(tiny_llama_dir: Path) -> None:
     with pytest.raises(MilpError, match=r"base\.device 'gpu' is no device"):
         load_base(BaseSection(model=str(tiny_llama_dir), device="gpu"))
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu", "cpu:3"])
+def test_a_device_that_nothing_is_trained_on_is_refused(device: str, tiny_llama_dir: Path) -> None:
+    with pytest.raises(MilpError, match=rf"base\.device '{device}' .* use 'auto', 'cpu', 'cuda' or"):
+        load_base(BaseSection(model=str(tiny_llama_dir), device=device))
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(MilpError, match=r"base\.device is 'cuda:7', but the last .* is 'cuda:1'"):
+        load_base(BaseSection(model=str(tiny_llama_dir), device="cuda:7"))
+
+
+def test_the_first_cpu_is_the_cpu(tiny_llama_dir: Path) -> None:
+    base = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu:0"))
+    assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
