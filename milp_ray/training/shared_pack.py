@@ -62,12 +62,14 @@ class PackCaller:
     """One of those who share a pack; ``seconds`` are its part of the time that the pack has worked.
 
     A step's time is shared out by tokens, that of an answered batch by prompts. Every method waits for its
-    result and raises :class:`TakenOut` once this caller or the pack is closed.
+    result and raises :class:`TakenOut` once this caller or the pack is closed; only answers that are being
+    worked out at that moment still come.
     """
 
     def __init__(self, pack: SharedPack, name: str) -> None:
         self._pack, self._name = pack, name
         self.seconds = 0.0
+        self.is_closed = False  # the pack's to set, and to look at
         self.job_ids: set[str] = set()  # in the pack's own naming, of all that was asked for
 
     def train(self, jobs: Sequence[Job]) -> list[JobResult]:
@@ -125,6 +127,7 @@ class SharedPack:
         self._leaving: list[PackCaller] = []
         self._is_closed = False
         self._under_way: list[_Jobs] = []
+        self._asked: list[_Prompts] = []  # prompts in the thread's hands
         self._thread = threading.Thread(target=self._run, name="shared-pack", daemon=True)
         self._thread.start()
 
@@ -139,16 +142,23 @@ class SharedPack:
         return result
 
     def submit(self, request: _Jobs | _Prompts) -> None:
-        """Leave something for the thread."""
+        """Leave something for the thread.
+
+        Raises:
+            TakenOut: the pack or the caller is closed.
+        """
         with self._changed:
             if self._is_closed:
                 raise TakenOut("the pack was closed")
+            if request.caller.is_closed:
+                raise TakenOut("taken out of the pack")
             self._new.append(request)
             self._changed.notify_all()
 
     def take_out(self, caller: PackCaller) -> None:
         """Let the thread forget a caller."""
         with self._changed:
+            caller.is_closed = True
             self._leaving.append(caller)
             self._changed.notify_all()
 
@@ -175,8 +185,8 @@ class SharedPack:
     def _break_off(self, error: Exception) -> None:
         """Whatever was asked for ends with ``error``."""
         with self._changed:
-            requests = [*self._new, *self._under_way]
-            self._new, self._under_way = [], []
+            requests = [*self._new, *self._under_way, *self._asked]
+            self._new, self._under_way, self._asked = [], [], []
         for request in requests:
             _fail(request, error)
 
@@ -210,17 +220,19 @@ class SharedPack:
             leaving, self._leaving = self._leaving, []
         jobs = [request for request in new if isinstance(request, _Jobs)]
         self._under_way += jobs
+        self._asked = [request for request in new if isinstance(request, _Prompts)]
         for caller in leaving:
             self._let_go(pack, caller)
         # Where one job has failed its caller's others are not wanted either.
         for request in [request for request in self._under_way if request.future.done()]:
             pack.take_out({job.job_id for job in request.jobs})
             self._under_way.remove(request)
-        prompts = [request for request in new if isinstance(request, _Prompts)]
+        prompts = [request for request in self._asked if not request.future.done()]
         alone = [job for request in jobs for job in request.jobs if job.layout.is_empty]
         if prompts or alone:
             with pack.lent_base():
                 self._answer(prompts)
+                self._asked = []
                 self._measure_base(alone)
         for request in jobs:
             if request in self._under_way:
@@ -229,8 +241,9 @@ class SharedPack:
             pack.size = pack_size(self._base, pack.jobs, self._section, self._prompt, free_bytes=free_bytes)
 
     def _let_go(self, pack: Pack, caller: PackCaller) -> None:
-        for request in [request for request in self._under_way if request.caller is caller]:
-            _fail(request, TakenOut("taken out of the pack"))
+        for request in [*self._under_way, *self._asked]:
+            if request.caller is caller:
+                _fail(request, TakenOut("taken out of the pack"))
         pack.take_out(caller.job_ids)
         for job_id in caller.job_ids:
             CheckpointFile(self._folder, job_id).remove()

@@ -16,10 +16,11 @@ from milp_ray.config.training import TrainingSection
 from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
+from milp_ray.training.checkpoint import CheckpointFile
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.job import Job, JobResult
 from milp_ray.training.pack import Pack
-from milp_ray.training.shared_pack import SharedPack, TakenOut
+from milp_ray.training.shared_pack import SharedPack, TakenOut, _Prompts
 from milp_ray.training.train import train, train_until
 
 PROMPT = PromptSection()
@@ -161,6 +162,42 @@ def test_an_error_that_should_not_be_ends_everything_and_says_so(
     assert pack.is_broken
     with pytest.raises(TakenOut):
         pack.caller("b").train(jobs_of(0, make_split))
+
+
+def test_an_error_before_prompts_are_answered_reaches_who_asked(
+    shared: SharedPack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(self: CheckpointFile) -> None:
+        raise OSError("the folder cannot be read")
+
+    monkeypatch.setattr(CheckpointFile, "remove", stuck)
+    leaving = shared.caller("leaving")
+    leaving.job_ids.add("leaving/probe-0")
+    prompts = _Prompts(shared.caller("asking"), [Questions(["My"])], (2, 1))
+    with shared._changed:  # the thread finds both in one look
+        leaving.close()
+        shared.submit(prompts)
+    with pytest.raises(OSError, match="cannot be read"):
+        prompts.future.result()
+    shared.close()
+    assert shared.is_broken
+
+
+def test_a_caller_that_was_closed_asks_for_nothing_more(shared: SharedPack, make_split: Split) -> None:
+    closed, jobs = shared.caller("closed"), jobs_of(0, make_split)
+    prompts = _Prompts(closed, [Questions(["My"])], (2, 1))
+    with shared._changed:
+        shared.submit(prompts)
+        closed.close()
+    with pytest.raises(TakenOut):
+        prompts.future.result()
+    with pytest.raises(TakenOut):
+        closed.train(jobs)
+    with pytest.raises(TakenOut):
+        closed.train_until(jobs, 1)
+    with pytest.raises(TakenOut):
+        closed.answers([Questions(["My"])], max_new_tokens=2, batch_size=1)
+    assert len(shared.caller("open").train(jobs)) == 2
 
 
 def test_jobs_that_cannot_be_packed_are_refused(base: Base, tmp_path: Path) -> None:
