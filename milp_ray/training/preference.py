@@ -74,12 +74,6 @@ def train_preferences(base: Base, jobs: SequenceOf[PreferenceJob], recipe: Prefe
     ]
 
 
-def preference_margins(base: Base, adapter: Adapter | None, pairs: SequenceOf[Pair]) -> Tensor:
-    """Δ(chosen) − Δ(rejected) of each pair in nats, (n_pairs,); 0 without an adapter."""
-    change = _log_probabilities(base, adapter, pairs) - _log_probabilities(base, None, pairs)
-    return change[0] - change[1]
-
-
 class PreferenceLoss(nn.Module):
     """What DeepSpeed sees of a job: the LoRA weights, and a forward pass to the loss of some pairs.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import DpoSection, MethodsSection
@@ -29,9 +30,9 @@ from milp_ray.training.preference import (
     PreferenceJob,
     PreferenceLoss,
     PreferenceRecipe,
-    preference_margins,
     train_preferences,
 )
+from milp_ray.training.response_loss import losses_under
 from milp_ray.training.small_module import Schedule
 from milp_ray.users.records import Example, UserSplit
 
@@ -47,6 +48,14 @@ def any_base(request: pytest.FixtureRequest) -> Base:
 @pytest.fixture(scope="module")
 def base(tiny_llama_dir: Path) -> Base:
     return load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
+def preference_margins(base: Base, adapter: Adapter, pairs: Sequence[Pair]) -> Tensor:
+    """Δ(chosen) − Δ(rejected) of each pair in nats, (n_pairs,): 0 where the adapter changes nothing."""
+    sequences = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    under, without = losses_under(base, [adapter, None], [sequences, sequences])
+    change = torch.tensor([was - now for (now, _), (was, _) in zip(under, without, strict=True)])
+    return change[: len(pairs)] - change[len(pairs) :]
 
 
 def requests_on(base: Base, splits: Sequence[UserSplit]) -> list[FitRequest]:
