@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class LayoutCost:
-    """A layout's size, and what training under it takes on one device."""
+    """A layout's size, what training under it takes, and how many jobs fit a trial's part of a device."""
 
     placement: Placement
     parameters: int
@@ -161,19 +161,24 @@ def make_estimate(config: Config, options: Options) -> Estimate:
     assumed = _assumed(space, heaviest, options)
     shape.ffn.check_rank(assumed.rank)
     memory_bytes = of_device.memory or cpu_memory()
+    of_a_trial = _memory_of_process(searching, config.search.n_sharing, memory_bytes)
+    of_a_worker = _memory_of_process(making, 1, memory_bytes)
 
     def layout_cost(placement: Placement) -> LayoutCost:
         return LayoutCost(
             placement,
             shape.adapter_parameters(placement.rank, placement.n_lora_layers),
             training_memory(shape, users.batch, placement, deepspeed),
-            pack_size(shape, users.batch, placement, deepspeed, memory_bytes),
+            pack_size(shape, users.batch, placement, deepspeed, of_a_trial),
         )
 
-    at_once = 1
-    if in_packs(deepspeed):
-        found = pack_size(shape, users.batch, heaviest, deepspeed, memory_bytes)
-        at_once = config.training.pack_size or (max(1, found) if of_device.is_gpu else ON_CPU)
+    def at_once(budget_bytes: int) -> int:
+        """Jobs that a process trains together."""
+        if not in_packs(deepspeed):
+            return 1
+        found = pack_size(shape, users.batch, heaviest, deepspeed, budget_bytes)
+        return config.training.pack_size or (max(1, found) if of_device.is_gpu else ON_CPU)
+
     a_trial = trial_cost(
         shape,
         searching,
@@ -182,9 +187,10 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         n_probe_users=config.search.n_probe_users,
         batch_size=config.evaluation.batch_size,
         options=deepspeed,
-        at_once=at_once,
+        at_once=at_once(of_a_trial),
     )
-    a_user = user_cost(shape, making, users.batch, assumed, deepspeed, min(at_once, users.n_users))
+    together = min(at_once(of_a_worker), users.n_users)
+    a_user = user_cost(shape, making, users.batch, assumed, deepspeed, together)
     a_user = a_user.times(_times_trained(config))
     row = users.batch.largest.longest_row
     return Estimate(
@@ -204,6 +210,12 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         curve=_curve(config, base, users, context),
         precision=config.personalize.adapter_precision,
     )
+
+
+def _memory_of_process(machine: Machine, n_sharing: int, memory_bytes: int) -> int:
+    """Bytes of a device's memory for one process, whose base ``n_sharing`` workers share."""
+    part = machine.portion if machine.device.is_gpu else 1 / machine.n_workers
+    return int(memory_bytes * min(1.0, part * n_sharing))
 
 
 def _curve(config: Config, base: KnownBase, users: Cohort, context: int) -> MemoryCurve:

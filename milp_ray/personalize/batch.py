@@ -111,9 +111,8 @@ class StreamedSplits:
 
 def worker_pool(base: BaseSection, section: PersonalizeSection, ray: RaySection) -> WorkerPool:
     """A pool whose workers hold the base: for this stage and, left open, for the ones after it."""
-    return WorkerPool(
-        partial(load_worker_base, base), section=section, threads=ray.threads_per_worker, name="milp"
-    )
+    load = partial(load_worker_base, base, section.gpus_per_worker or 1.0)
+    return WorkerPool(load, section=section, threads=ray.threads_per_worker, name="milp")
 
 
 @contextmanager

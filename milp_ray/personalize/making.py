@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_TRIES = (0.5, 2.0)
 
 
-def load_worker_base(section: BaseSection) -> Base:
-    """Load the base in a worker; what training needs is imported while the worker starts, not by a user."""
+def load_worker_base(section: BaseSection, share: float) -> Base:
+    """Load the base in a worker, which has ``share`` of a GPU.
+
+    What training needs is imported while the worker starts, not by a user.
+    """
     from milp_ray.training.base import load_base
 
     import_module("milp_ray.training.train")
-    return load_base(section)
+    return load_base(section, share=share)
 
 
 def make_adapters(

@@ -43,6 +43,7 @@ class TrialTask:
     """What all trials of a study share; the probe users' ``splits`` hold no test examples.
 
     ``rungs`` are epochs, ascending and below the end of training (:mod:`milp_ray.search.rungs`).
+    ``gpu_share`` is the part of a GPU that a process of a trial has.
     """
 
     base: BaseSection
@@ -55,6 +56,7 @@ class TrialTask:
     splits: tuple[UserSplit, ...]
     threads: int = 1
     rungs: tuple[int, ...] = ()
+    gpu_share: float = 1.0
 
 
 def measure(base: Base, layout: CanonicalLayout, task: TrialTask) -> dict[str, Any]:

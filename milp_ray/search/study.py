@@ -196,6 +196,7 @@ def trial_task(settings: StudySettings, splits: Sequence[UserSplit]) -> TrialTas
         splits=tuple(replace(split, test=()) for split in splits),
         threads=settings.threads_per_worker,
         rungs=rung_epochs(settings.search.early_stopping, n_epochs),
+        gpu_share=min(1.0, settings.search.held_gpus) or 1.0,
     )
 
 

@@ -109,11 +109,11 @@ class MeasureLayout(tune.Trainable):
             return HostMeasurement(host, self.config["trial"], layout, len(self._task.rungs))
         if self._group is not None:
             return self._group.measurement(layout)
-        return Measurement(_base(self._task.base), layout, self._task)
+        return Measurement(_base(self._task.base, self._task.gpu_share), layout, self._task)
 
 
 @lru_cache(maxsize=1)
-def _base(section: BaseSection) -> Base:
+def _base(section: BaseSection, share: float) -> Base:
     from milp_ray.training.base import load_base
 
-    return load_base(section)
+    return load_base(section, share=share)

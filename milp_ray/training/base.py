@@ -14,6 +14,7 @@ from milp_ray.config.base import BaseSection
 from milp_ray.data import EMBEDDED_BASE
 from milp_ray.errors import MilpError
 from milp_ray.memory.architecture import FfnShapes, FfnSpec, ffn_shapes, ffn_spec
+from milp_ray.training.device import device_of, dtype_of, take_share
 from milp_ray.training.token_cache import TokenCache
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 # Encoders that transformers also builds as causal decoders, given ``is_decoder``.
 _ENCODER_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
-_DTYPES = ("float32", "bfloat16", "float16")
-_USE_DEVICES = "use 'auto', 'cpu', 'cuda' or 'cuda:1'"
 
 
 @dataclass
@@ -35,7 +34,8 @@ class Base:
     that the tokenizer puts before a text by itself (bos, or nothing). ``first_position`` is the position id
     of a sequence's first token (RoBERTa counts from its padding token + 1). ``pad_id`` fills up the rows of
     a batch; no real token sees it, so that any id serves. ``device`` is where the weights lie,
-    ``engine_device`` where an engine trains.
+    ``engine_device`` where an engine trains. ``device_share`` is the part of a GPU's memory that this process
+    may take.
     """
 
     model: PreTrainedModel
@@ -53,6 +53,7 @@ class Base:
     eos_id: int = 0
     pad_id: int = 0
     first_position: int = 0
+    device_share: float = 1.0
     tokens: TokenCache = field(default_factory=TokenCache, repr=False)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -68,20 +69,22 @@ class Base:
         return [len(ids) for ids in self.tokenize(texts)]
 
 
-def load_base(section: BaseSection) -> Base:
+def load_base(section: BaseSection, *, share: float = 1.0) -> Base:
     """Load the base that ``section`` names, frozen and in eval mode, from safetensors only.
+
+    ``share`` is the part of a GPU's memory that this process may take, from now on.
 
     Raises:
         MilpError: the folder or id is not there, has no safetensors weights or not all of the model's, is no
-            causal language model that transformers knows, its tokenizer has no end token, or the device or
-            context cannot be had.
+            causal language model that transformers knows, its tokenizer has no end token, the device or
+            context cannot be had, or the weights do not fit the device.
     """
     import torch
     from torch import nn
 
     source, model_id = _source(section)
-    device = _device(section.device)
-    dtype = _dtype(section.dtype, device)
+    device = device_of(section.device)
+    dtype = dtype_of(section.dtype, device)
     with accelerator_choice(torch.device(device).type), _quiet_loading(), _worded_errors(section.model):
         from transformers import AutoModelForCausalLM
 
@@ -99,9 +102,18 @@ def load_base(section: BaseSection) -> Base:
         _check_complete(section.model, found)
         tokenizer = _tokenizer(source, section.revision)
     kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
-    nn.Module.to(model, kept_on)
+    share = take_share(device, share)
+    try:
+        nn.Module.to(model, kept_on)
+    except torch.OutOfMemoryError as error:
+        raise MilpError(
+            f"base.model {section.model!r} does not fit the {share:.0%} of {device!r} that this process has; give "
+            "it a larger part of a GPU, or a base.dtype of fewer bytes"
+        ) from error
     engine_device = torch.device(device)
-    return base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
+    base = base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
+    base.device_share = share
+    return base
 
 
 def base_around(
@@ -192,41 +204,6 @@ def _source(section: BaseSection) -> tuple[str, str]:
             "in it (relative to the working directory), or a Hugging Face model id"
         )
     return section.model, section.model
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        asked = torch.device(name)
-    except RuntimeError as error:
-        raise MilpError(f"base.device {name!r} is no device; {_USE_DEVICES}") from error
-    if asked.type not in ("cpu", "cuda") or (asked.type == "cpu" and asked.index):
-        raise MilpError(f"base.device {name!r} is no device that a base can be trained on; {_USE_DEVICES}")
-    if asked.type == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise MilpError(f"base.device is {name!r}, but torch sees no CUDA device; use 'cpu' or 'auto'")
-    n_devices = torch.cuda.device_count()
-    if asked.index is not None and asked.index >= n_devices:
-        raise MilpError(
-            f"base.device is {name!r}, but the last CUDA device that torch sees is 'cuda:{n_devices - 1}'; use "
-            "that one, an earlier one, or 'auto'"
-        )
-    return name
-
-
-def _dtype(name: str, device: str) -> torch.dtype:
-    import torch
-
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
-    if name not in _DTYPES:
-        raise MilpError(f"base.dtype {name!r}: use 'auto' or one of {list(_DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _model_config(source: str, revision: str | None) -> PretrainedConfig:

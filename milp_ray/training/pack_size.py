@@ -52,13 +52,18 @@ def pack_size(
 
 
 def free_beside(base: Base) -> int:
-    """Bytes of the device's memory that nothing uses now; 0 on a CPU, where nobody asks."""
+    """Bytes of the device's memory that this process may still take; 0 on a CPU, where nobody asks.
+
+    They are free now, and within the process's share: others that share a GPU may not have begun yet.
+    """
     if base.device.type == "cpu":
         return 0
     import torch
 
-    free, _ = torch.cuda.mem_get_info(base.device)
-    return int(free + torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device))
+    free, total = torch.cuda.mem_get_info(base.device)
+    allocated = torch.cuda.memory_allocated(base.device)
+    unused = free + torch.cuda.memory_reserved(base.device) - allocated
+    return max(0, int(min(unused, base.device_share * total - allocated)))
 
 
 def slots_that_fit(

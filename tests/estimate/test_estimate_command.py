@@ -13,6 +13,8 @@ from milp_ray.cli import app
 from milp_ray.config import Config
 from milp_ray.config_loader import load_config
 from milp_ray.errors import MilpError
+from milp_ray.estimate import result
+from milp_ray.estimate.cost import Cost
 from milp_ray.estimate.inputs import Numbers, cohort, known_base
 from milp_ray.estimate.paper_view import size
 from milp_ray.estimate.result import Options, make_estimate
@@ -142,6 +144,39 @@ def test_workers_that_share_a_gpu_each_hold_a_base(experiments: Path) -> None:
         *("search.gpus_per_trial=0.1", "training.batch_size=64", "--users", "5"),
     )
     assert "The heaviest layout does not fit" in too_much.output
+
+
+def test_a_part_of_a_gpu_is_estimated_with_the_pack_that_fits_it(
+    experiments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: dict[str, int] = {}
+    costs = {name: getattr(result, f"{name}_cost") for name in ("trial", "user")}
+
+    def trial_cost(*rest: Any, **options: Any) -> Cost:
+        at_once["trial"] = options["at_once"]
+        return costs["trial"](*rest, **options)
+
+    def user_cost(*rest: Any) -> Cost:
+        at_once["user"] = rest[-1]
+        return costs["user"](*rest)
+
+    monkeypatch.setattr(result, "trial_cost", trial_cost)
+    monkeypatch.setattr(result, "user_cost", user_cost)
+
+    def estimated(*overrides: str) -> tuple[int, int, int]:
+        config = load_config(experiments / "paper_llama2_7b.yaml", ["training.batch_size=1", *overrides])
+        found = make_estimate(config, Options(numbers=Numbers(500), device="a100"))
+        return at_once["trial"], at_once["user"], found.heaviest.pack_size
+
+    whole, user, shown = estimated("personalize.gpus_per_worker=1")
+    assert whole == user == shown
+    half, user, shown = estimated("search.gpus_per_trial=0.5", "personalize.gpus_per_worker=1")
+    assert (half, user) == (shown, whole)
+    assert 1 <= half < whole
+    assert estimated("personalize.gpus_per_worker=0.5") == (whole, half, whole)
+    # Trials that share a process have its GPU together.
+    shared = estimated("search.trials_per_gpu=4", "search.gpus_per_trial=0", "personalize.gpus_per_worker=1")
+    assert shared == (whole, whole, whole)
 
 
 def test_a_folder_tells_its_own_sizes(tiny_gpt2_dir: Path, experiments: Path) -> None:

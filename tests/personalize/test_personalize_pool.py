@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from milp_ray.config.base import BaseSection
+from milp_ray.config.cluster import RaySection
 from milp_ray.config.personalize import PersonalizeSection
 from milp_ray.errors import MilpError
+from milp_ray.personalize.batch import worker_pool
 from milp_ray.personalize.hands import Queue
 from milp_ray.personalize.pool import Outcome, WorkerPool
 from milp_ray.personalize.worker import CannotGoOnError, PackFunction, UserWorker, safe_reason
@@ -275,3 +278,13 @@ def test_a_reason_names_the_line_of_the_package() -> None:
         reason = safe_reason(error)
     assert reason.startswith("TypeError at milp_ray/memory/layout.py:")
     assert SECRET not in reason
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0.0, 1.0), (0.25, 0.25), (1.0, 1.0)])
+def test_a_worker_loads_its_base_with_its_part_of_a_gpu(
+    gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr("milp_ray.training.base.load_base", lambda _, *, share: told.append(share))
+    worker_pool(BaseSection(), PersonalizeSection(gpus_per_worker=gpus), RaySection())._factory()
+    assert told == [share]

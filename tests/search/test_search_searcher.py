@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.search import Searcher
 
+from milp_ray.config import Config
 from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.search import SearchSection
@@ -24,6 +25,7 @@ from milp_ray.search.garbage import ShortCollections
 from milp_ray.search.journal import Journal, read_events, read_study
 from milp_ray.search.measure import TrialTask
 from milp_ray.search.searcher import ErrorReasons, FailureStops, KeepWorkers, LayoutSearcher, error_reason
+from milp_ray.search.study import StudySettings, trial_task
 from milp_ray.search.suggest import InlineProposer
 from milp_ray.search.trial import FAILED, MeasureLayout, TrialFailed
 from milp_ray.users.records import Turn, UserSplit
@@ -222,6 +224,23 @@ def test_an_error_that_a_retry_would_meet_again_is_a_result() -> None:
     result = trainable(SPLIT).step()
     assert "base.model" in result[FAILED]
     assert result["done"] is True
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0.0, 1.0), (0.25, 0.25), (2.0, 1.0)])
+def test_a_trial_loads_its_base_with_its_part_of_a_gpu(
+    gpus: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    def load(_: BaseSection, *, share: float) -> Any:
+        told.append(share)
+        raise MilpError("that is all")
+
+    monkeypatch.setattr("milp_ray.training.base.load_base", load)
+    config = Config.model_validate({"name": "part", "search": {"gpus_per_trial": gpus}})
+    task = trial_task(StudySettings.of(config), [SPLIT])
+    trainable(SPLIT, gpu_share=task.gpu_share).step()
+    assert told == [share]
 
 
 def test_any_other_error_is_raised_without_texts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from milp_ray.config.training import TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import chunks
+from milp_ray.training.device import take_share
 from milp_ray.training.job import Job, JobPlan, plan_job
 from milp_ray.training.memory_model import JobLoad, memory_of_pack
 from milp_ray.training.model_shape import shape_of_model
-from milp_ray.training.pack_size import pack_size, slots_that_fit
+from milp_ray.training.pack_size import free_beside, pack_size, slots_that_fit
 from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
 
@@ -114,3 +116,56 @@ def test_the_recipe_decides_where_it_says_a_size(base: Base, make_split: Split) 
     assert pack_size(base, jobs[:2], three, PROMPT) == 2, "no more slots than jobs"
     by_itself = pack_size(base, jobs, RECIPE, PROMPT)
     assert by_itself == (16 if base.device.type == "cpu" else 20), "twenty small jobs fit any GPU"
+
+
+# --------------------------------------------------------------------------------------- a part of a GPU
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, *, total: int, free: int, allocated: int = 0) -> None:
+    """A GPU as torch tells of it; ``allocated`` is this process's."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: allocated)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: allocated)
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Base:
+    """The embedded base, which says that it lies on a GPU."""
+    return replace(load_base(BaseSection(device="cpu")), device=torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("share", "free", "allocated", "expected"),
+    [
+        (1.0, 70, 5, 70),
+        (0.25, 70, 5, 15),  # what others have not taken yet is theirs all the same
+        (0.25, 6, 5, 6),  # somebody takes more than a share
+        (0.25, 70, 25, 0),
+    ],
+)
+def test_what_is_free_for_a_process_is_within_its_share(
+    share: float, free: int, allocated: int, expected: int, on_gpu: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(monkeypatch, total=80, free=free, allocated=allocated)
+    assert free_beside(replace(on_gpu, device_share=share)) == expected
+
+
+def test_a_quarter_of_a_gpu_gets_a_pack_of_its_size(
+    on_gpu: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, total = jobs_of(make_split, "00001111", 16, 200), 2**32
+    gpu(monkeypatch, total=total, free=total)
+    whole, quarter = (
+        pack_size(replace(on_gpu, device_share=share), jobs, RECIPE, PROMPT) for share in (1.0, 0.25)
+    )
+    assert 1 < quarter < whole < 200
+    assert quarter == slots_that_fit(on_gpu, jobs, RECIPE, PROMPT, free_bytes=total // 4)
+
+
+def test_a_share_is_a_limit_on_what_a_process_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+    assert [take_share("cuda", 0.25), take_share("cuda:1", 0.5)] == [0.25, 0.5]
+    assert limits == [(0.25, None), (0.5, 1)]
+    assert [take_share("cuda", 1.0), take_share("cuda", 2.0), take_share("cpu", 0.25)] == [1.0, 1.0, 1.0]
+    assert len(limits) == 2
