@@ -107,8 +107,8 @@ def load_base(section: BaseSection, *, share: float = 1.0) -> Base:
         nn.Module.to(model, kept_on)
     except torch.OutOfMemoryError as error:
         raise MilpError(
-            f"base.model {section.model!r} does not fit the {share:.0%} of {device!r} that this process has; give "
-            "it a larger part of a GPU, or a base.dtype of fewer bytes"
+            f"base.model {section.model!r} does not fit the {share:.0%} of {device!r} that this process has; "
+            "give it a larger part of a GPU, or a base.dtype of fewer bytes"
         ) from error
     engine_device = torch.device(device)
     base = base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
@@ -222,16 +222,16 @@ def _check_complete(model: str, found: dict[str, Any]) -> None:
     """
     if missing := sorted(found["missing_keys"]):
         raise MilpError(
-            f"base.model {model!r} lacks {len(missing)} of the weights that its config.json asks for, the first "
-            f"of them {missing[0]!r}; use a causal language model that was saved whole, head included, and "
-            "whose config.json states the stored number of layers"
+            f"base.model {model!r} lacks {len(missing)} of the weights that its config.json asks for, the "
+            f"first of them {missing[0]!r}; use a causal language model that was saved whole, head included, "
+            "and whose config.json states the stored number of layers"
         )
     if unequal := sorted(found["mismatched_keys"]):
         name, stored, asked = unequal[0]
         raise MilpError(
-            f"base.model {model!r} holds {len(unequal)} weights of other sizes than its config.json states, the "
-            f"first of them {name!r}: {tuple(stored)} is stored, {tuple(asked)} is stated; use the config.json "
-            "that was saved with the weights"
+            f"base.model {model!r} holds {len(unequal)} weights of other sizes than its config.json states, "
+            f"the first of them {name!r}: {tuple(stored)} is stored, {tuple(asked)} is stated; use the "
+            "config.json that was saved with the weights"
         )
 
 
@@ -320,8 +320,8 @@ def _worded_errors(model: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise MilpError(
-            f"base.model {model!r}: a *.safetensors file of it is damaged or not whole ({error}); is it a Git LFS "
-            "pointer? Run `git lfs pull` in its folder, or fetch the files again"
+            f"base.model {model!r}: a *.safetensors file of it is damaged or not whole ({error}); is it a "
+            "Git LFS pointer? Run `git lfs pull` in its folder, or fetch the files again"
         ) from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -36,8 +36,8 @@ def device_of(name: str) -> str:
     n_devices = torch.cuda.device_count()
     if asked.index is not None and asked.index >= n_devices:
         raise MilpError(
-            f"base.device is {name!r}, but the last CUDA device that torch sees is 'cuda:{n_devices - 1}'; use "
-            "that one, an earlier one, or 'auto'"
+            f"base.device is {name!r}, but the last CUDA device that torch sees is 'cuda:{n_devices - 1}'; "
+            "use that one, an earlier one, or 'auto'"
         )
     return name
 

@@ -56,7 +56,7 @@ def test_weights_that_are_cut_off_are_told_when_they_are_loaded(
         load_base(section)
 
 
-def test_a_git_lfs_pointer_is_told_with_how_to_fetch_the_weights(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_told_with_how_to_fetch_weights(tiny_llama_dir: Path, tmp_path: Path) -> None:
     section = _damaged(tiny_llama_dir, tmp_path / "pointer", "model.safetensors", _POINTER)
     assert shapes.base_shapes(section).n_layers == 4, "the configuration settles it"
     with pytest.raises(MilpError, match=r"Git LFS pointer\? Run `git lfs pull`"):
