@@ -71,15 +71,23 @@ class FlatPrefix:
         """Work out the states of jobs' sequences together, as far as there is room for them."""
         chosen: list[Texts] = []
         a_token = int(self._base.model.config.hidden_size) * self._base.dtype.itemsize
+        kept = self._kept
         for texts in several:
-            if self._kept + texts.starts[-1] * a_token <= self._most:
-                self._kept += texts.starts[-1] * a_token
+            if kept + texts.starts[-1] * a_token <= self._most:
+                kept += texts.starts[-1] * a_token
                 chosen.append(texts)
         if not chosen:
             return
-        found = self._below([Part(texts, tuple(range(len(texts))), None) for texts in chosen])
-        for texts, own in zip(chosen, found, strict=True):
-            texts.states = torch.cat(own)  # storage of its own: it is freed when its job leaves
+        try:
+            found = self._below([Part(texts, tuple(range(len(texts))), None) for texts in chosen])
+            # Each in storage of its own, which is freed when its job leaves.
+            states = [torch.cat(own) for own in found]
+        except torch.OutOfMemoryError:
+            self._most = self._kept  # there is no room for more than what is kept now
+            return
+        for texts, own_states in zip(chosen, states, strict=True):
+            texts.states = own_states
+        self._kept = kept
 
     def drop(self, texts: Texts) -> None:
         """The job has left its slot."""
@@ -100,7 +108,7 @@ class FlatPrefix:
         return torch.cat(pieces)
 
     def _below(self, parts: SequenceOf[Part]) -> list[list[Tensor]]:
-        """(n_tokens, hidden) of each part's sequences, one after the other, in pieces: views of the passes'."""
+        """(n_tokens, hidden) of each part's sequences, one after the other, in pieces that view passes."""
         pieces = [
             (i, Part(part.texts, piece, None))
             for i, part in enumerate(parts)

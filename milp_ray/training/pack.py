@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +25,7 @@ from milp_ray.training.distributed import Processes
 from milp_ray.training.flat import can_lie_flat
 from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import TOO_LARGE, plan_job
+from milp_ray.training.pack_queue import PackQueue, Waiting
 from milp_ray.training.packed_base import PackedBase
 from milp_ray.training.slot_job import SlotJob
 from milp_ray.training.start import first_weights
@@ -33,9 +33,9 @@ from milp_ray.training.start import first_weights
 if TYPE_CHECKING:
     from milp_ray.config.prompt import PromptSection
     from milp_ray.config.training import TrainingSection
-    from milp_ray.memory.layout import CanonicalLayout
     from milp_ray.training.base import Base
-    from milp_ray.training.job import Job
+    from milp_ray.training.job import Job, JobPlan
+    from milp_ray.training.rack import Rack
 
 
 def can_pack(base: Base, section: TrainingSection) -> bool:
@@ -108,8 +108,7 @@ class Pack:
         self._base, self._section, self._prompt, self._hooks = base, section, prompt, hooks
         self._on_ended, self._on_failure = on_ended, on_failure
         self.size = size
-        self._queue: list[tuple[Job, int | None]] = []
-        self._waiting: Counter[CanonicalLayout] = Counter()  # jobs that have a slot, too
+        self._queue = PackQueue()
         self._active: list[SlotJob] = []
         self._packed = PackedBase(base, section)
         self._jobs_a_pass = sys.maxsize
@@ -122,29 +121,43 @@ class Pack:
     @property
     def jobs(self) -> list[Job]:
         """The jobs that have a slot, and those that wait."""
-        return [*(slot_job.plan.job for slot_job in self._active), *(job for job, _ in self._queue)]
+        return [*(slot_job.plan.job for slot_job in self._active), *self._queue.jobs]
 
     def add(self, jobs: Iterable[Job], until_epoch: int | None = None) -> None:
         """Let jobs wait for slots, to be trained to their end or until ``until_epoch`` epochs are done."""
-        for job in jobs:
-            self._queue.append((job, until_epoch))
-            self._waiting[job.layout] += 1
+        self._queue.add(jobs, until_epoch)
 
     def take_out(self, job_ids: Collection[str]) -> None:
         """Forget jobs, wherever they are; nobody is told of them any more."""
-        for job, _ in self._queue:
-            self._waiting[job.layout] -= job.job_id in job_ids
-        self._queue = [entry for entry in self._queue if entry[0].job_id not in job_ids]
+        for job in self._queue.take_out(job_ids):
+            self._finished(job)
         for slot_job in [one for one in self._active if one.plan.job.job_id in job_ids]:
             self._active.remove(slot_job)
             self._leave(slot_job)
 
     @contextmanager
     def on_base(self, modules: Iterable[str]) -> Iterator[None]:
-        """Take hold of the base, whose maps ``modules`` may carry LoRA; a job must be waiting."""
-        first = self._queue[0][0].layout
-        with self._packed.held(modules, first, self._n_slots(first)):
+        """Take hold of the base, whose maps ``modules`` may carry LoRA; a job must be waiting.
+
+        Raises:
+            MilpError: the first job alone does not fit the device.
+        """
+        chosen = list(modules)
+        with ExitStack() as stack:
+            while not self._takes_hold(stack, chosen):
+                if self.size == 1:
+                    raise MilpError(TOO_LARGE)
+                self.size //= 2
             yield
+
+    def _takes_hold(self, stack: ExitStack, modules: list[str]) -> bool:
+        """Whether the base and the first rack fit the device."""
+        first = self._queue.first_layout()
+        try:
+            stack.enter_context(self._packed.held(modules, first, self._queue.n_slots(first, self.size)))
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def lent_base(self) -> AbstractContextManager[None]:
         """Between two steps, the base for other uses than the pack's: to generate, or to measure it alone."""
@@ -162,30 +175,35 @@ class Pack:
     def _fill(self) -> None:
         """Give free slots to the jobs that wait."""
         begun: list[SlotJob] = []
-        while len(self._active) + len(begun) < self.size and (found := self._next_waiting()) is not None:
+        while (n_seated := len(self._active) + len(begun)) < self.size:
+            found = self._queue.next(self._packed.racks, self.size)
+            if found is None:
+                break
             started = time.perf_counter()
-            job, until_epoch = found
             try:
-                slot_job = self._seat(job, until_epoch)
+                slot_job = self._seat(*found)
             except MilpError as error:
-                self._waiting[job.layout] -= 1
-                self._on_failure(job, error)
-                continue
-            slot_job.seconds += time.perf_counter() - started
-            begun.append(slot_job)
+                self._give_up(found[0], error)
+            except torch.OutOfMemoryError:
+                self._make_do(found, n_seated)
+            else:
+                slot_job.seconds += time.perf_counter() - started
+                begun.append(slot_job)
         self._run_below(begun)
         self._active += self._advance(begun)
         # Jobs of one rack next to each other, so that a rack's tokens are one stretch of the line.
         order = {id(rack): i for i, rack in enumerate(self._packed.racks.values())}
         self._active.sort(key=lambda j: (order[id(j.rack)], j.slot))
 
-    def _next_waiting(self) -> tuple[Job, int | None] | None:
-        """The first that waits and finds room in the rack of its layout."""
-        for i, (job, _) in enumerate(self._queue):
-            rack = self._packed.racks.get(job.layout)
-            if rack is None or rack.free:
-                return self._queue.pop(i)
-        return None
+    def _make_do(self, entry: Waiting, n_seated: int) -> None:
+        """There was no memory for a job's slot: it waits for those that have one, or gets a narrower rack."""
+        job, _ = entry
+        n_slots = n_seated or self._queue.n_slots(job.layout, self.size) // 2
+        if n_slots:
+            self.size = n_slots
+            self._queue.put_back(entry)
+        else:
+            self._give_up(job, MilpError(TOO_LARGE))
 
     def _run_below(self, begun: list[SlotJob]) -> None:
         """Run what lies below the lowest LoRA for jobs that begin; for all, where another layer is lowest."""
@@ -206,9 +224,16 @@ class Pack:
 
     def _seat(self, job: Job, until_epoch: int | None) -> SlotJob:
         plan = plan_job(job, self._base, self._section, self._prompt)
-        rack = self._packed.rack_for(job.layout, self._n_slots(job.layout))
+        rack = self._packed.rack_for(job.layout, self._queue.n_slots(job.layout, self.size))
         slot = rack.free.pop()
-        found = None
+        try:
+            return self._begin(plan, rack, slot, until_epoch)
+        except BaseException:
+            rack.free.append(slot)
+            raise
+
+    def _begin(self, plan: JobPlan, rack: Rack, slot: int, until_epoch: int | None) -> SlotJob:
+        job, found = plan.job, None
         if self._hooks.checkpoint_dir is not None:
             found = checkpoint_at(self._hooks.checkpoint_dir, job.job_id).read(plan.fingerprint)
         progress, tensors = found or (Progress(plan.fingerprint), {})
@@ -220,18 +245,20 @@ class Pack:
             slot_job.restore(tensors)
         return slot_job
 
-    def _n_slots(self, layout: CanonicalLayout) -> int:
-        """Of a new rack: as many as jobs of the layout could use."""
-        return max(1, min(self.size, self._waiting[layout]))
-
     def _leave(self, slot_job: SlotJob) -> None:
-        layout = slot_job.plan.job.layout
         slot_job.rack.free.append(slot_job.slot)
         for texts in slot_job.all_texts:
             self._packed.prefix.drop(texts)
-        self._waiting[layout] -= 1
-        if not self._waiting[layout]:
-            self._packed.drop_rack(layout)
+        self._finished(slot_job.plan.job)
+
+    def _finished(self, job: Job) -> None:
+        if self._queue.finished(job):
+            self._packed.drop_rack(job.layout)
+
+    def _give_up(self, job: Job, error: MilpError) -> None:
+        """A job that got no slot cannot go on."""
+        self._finished(job)
+        self._on_failure(job, error)
 
     def _fail(self, slot_job: SlotJob, error: MilpError) -> None:
         self._leave(slot_job)

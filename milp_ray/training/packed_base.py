@@ -43,7 +43,9 @@ class PackedBase:
     def __init__(self, base: Base, section: TrainingSection) -> None:
         self._base, self._section = base, section
         self.racks: dict[CanonicalLayout, Rack] = {}
+        self._unneeded: CanonicalLayout | None = None  # the last rack's layout, where no job has it any more
         self._view: FlatView | None = None  # while the base is held
+        self._tokens_a_pass = _TOKENS_A_PASS.get(base.device.type, 4096)
 
     @contextmanager
     def held(self, modules: Iterable[str], first: CanonicalLayout, n_slots: int) -> Iterator[None]:
@@ -83,12 +85,21 @@ class PackedBase:
             self._module.racks[layout.key] = rack.weights
             if len(self.racks) > 1:
                 self._optimizer.add(rack)
+            if self._unneeded is not None:
+                self._remove(self._unneeded)
+        self._unneeded = None
         return rack
 
     def drop_rack(self, layout: CanonicalLayout) -> None:
-        """No job needs a layout's rack; the last one stays, for DeepSpeed to step."""
+        """No job needs a layout's rack, if there is one; DeepSpeed needs one to step, and keeps the last."""
         if len(self.racks) > 1:
-            rack = self.racks.pop(layout)
+            self._remove(layout)
+        else:
+            self._unneeded = layout
+
+    def _remove(self, layout: CanonicalLayout) -> None:
+        rack = self.racks.pop(layout, None)
+        if rack is not None:
             del self._module.racks[layout.key]
             self._optimizer.remove(rack)
 
@@ -128,8 +139,21 @@ class PackedBase:
         return sums
 
     def mean_losses(self, parts: SequenceOf[Part]) -> list[float | None]:
-        """Mean loss of each part's targets in nats; ``None`` where there are none."""
-        most = self._tokens_a_pass
+        """Mean loss of each part's targets in nats; ``None`` where there are none.
+
+        Raises:
+            torch.OutOfMemoryError: not even one sequence fits the device.
+        """
+        longest = max((part.texts.lengths[i] for part in parts for i in part.chosen), default=0)
+        while self._tokens_a_pass > longest:
+            try:
+                return self._mean_losses(parts, self._tokens_a_pass)
+            except torch.OutOfMemoryError:
+                self._tokens_a_pass //= 2
+        return self._mean_losses(parts, longest)
+
+    def _mean_losses(self, parts: SequenceOf[Part], most: int) -> list[float | None]:
+        """In passes of at most ``most`` tokens, or of one sequence."""
         pieces = [
             (i, Part(part.texts, piece, part.segment))
             for i, part in enumerate(parts)
@@ -149,7 +173,3 @@ class PackedBase:
 
     def _batch(self, parts: SequenceOf[Part]) -> FlatBatch:
         return flat_batch(parts, self._base.device, self.prefix.states_of(parts))
-
-    @property
-    def _tokens_a_pass(self) -> int:
-        return _TOKENS_A_PASS.get(self._base.device.type, 4096)

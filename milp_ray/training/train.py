@@ -190,6 +190,9 @@ def _train_all(
         else:
             on_ended(ended)
     if together:
+        # Jobs of one layout after the other: each layout at work has a rack, whose slots take memory.
+        first = {job.layout: i for i, job in reversed(list(enumerate(together)))}
+        together.sort(key=lambda job: first[job.layout])
         size = pack_size(base, together, section, prompt)
         train_packed(
             base, together, section, prompt, hooks, pack_size=size, on_ended=on_ended, on_failure=failed
