@@ -177,7 +177,8 @@ def make_estimate(config: Config, options: Options) -> Estimate:
         if not in_packs(deepspeed):
             return 1
         found = pack_size(shape, users.batch, heaviest, deepspeed, budget_bytes)
-        return config.training.pack_size or (max(1, found) if of_device.is_gpu else ON_CPU)
+        most = found if of_device.is_gpu else min(found, ON_CPU)
+        return config.training.pack_size or max(1, most)
 
     a_trial = trial_cost(
         shape,

@@ -1,14 +1,17 @@
 """How many jobs are trained at once: as many as the device's memory holds, by the memory model.
 
-On a CPU more than a few jobs win nothing: a pass of some thousand tokens already fills the cores, and
-beyond that its activations leave the caches.
+On a CPU more than :data:`ON_CPU` jobs win nothing: a pass of some thousand tokens already fills the cores,
+and beyond that its activations leave the caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from milp_ray.errors import MilpError
+from milp_ray.training.host_memory import process_memory
 from milp_ray.training.job import plan_job
 from milp_ray.training.memory_model import JobLoad, largest_pack
 from milp_ray.training.model_shape import shape_of_model
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from milp_ray.config.prompt import PromptSection
     from milp_ray.config.training import TrainingSection
     from milp_ray.training.base import Base
-    from milp_ray.training.job import Job
+    from milp_ray.training.job import Job, JobPlan, Stage
 
 ON_CPU = 16
 _LOOKED_AT = 4  # of the largest jobs
@@ -42,24 +45,27 @@ def pack_size(
         prompt: the fixed phrases.
         free_bytes: :func:`free_beside` the base before any of the jobs was begun; ``None``: now.
     """
-    wanted = section.pack_size
-    if wanted is None and base.device.type == "cpu":
-        wanted = ON_CPU
-    if wanted is None:
+    most = len(jobs)
+    if section.pack_size is not None:
+        return min(section.pack_size, most)
+    if base.device.type == "cpu":
+        most = min(most, ON_CPU)
+    if most > 1:
         free = free_beside(base) if free_bytes is None else free_bytes
-        wanted = slots_that_fit(base, jobs, section, prompt, free_bytes=free)
-    return max(1, min(wanted, len(jobs)))
+        most = min(most, slots_that_fit(base, jobs, section, prompt, free_bytes=free))
+    return max(1, most)
 
 
 def free_beside(base: Base) -> int:
-    """Bytes of the device's memory that this process may still take; 0 on a CPU, where nobody asks.
+    """Bytes of the device's memory that this process may still take.
 
-    They are free now, and within the process's share: others that share a GPU may not have begun yet.
+    They are free now, and within the process's share: others that share the device may not have begun yet.
     """
-    if base.device.type == "cpu":
-        return 0
     import torch
 
+    if base.device.type == "cpu":
+        weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+        return max(0, process_memory(torch.get_num_threads()) - weights)
     free, total = torch.cuda.mem_get_info(base.device)
     allocated = torch.cuda.memory_allocated(base.device)
     unused = free + torch.cuda.memory_reserved(base.device) - allocated
@@ -71,7 +77,12 @@ def slots_that_fit(
 ) -> int:
     """Slots for the largest of ``jobs`` in what is free beside the base; 0 where not even one fits."""
     shape = shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize)
-    plans = [plan_job(job, base, section, prompt) for job in sorted(jobs, key=_size)[-_LOOKED_AT:]]
+    plans: list[JobPlan] = []
+    for job in sorted(jobs, key=_size)[-_LOOKED_AT:]:
+        with suppress(MilpError):  # of that job alone, which is told when it should get its slot
+            plans.append(plan_job(job, base, section, prompt))
+    if not plans:
+        return 1
     texts = [[*(s for stage in p.stages for s in stage.sequences), *p.validation] for p in plans]
     longest = max((len(sequence.ids) for own in texts for sequence in own), default=1)
     lowest = min(job.layout.layers[0] for job in jobs)
@@ -80,12 +91,18 @@ def slots_that_fit(
         rank=widest.layout.rank,
         n_lora_layers=len(widest.layout.layers),
         lowest_layer=lowest,
-        tokens_per_step=section.batch_size * section.gradient_accumulation * longest,
+        tokens_per_step=max((_largest_step(stage, section) for p in plans for stage in p.stages), default=0),
         targets_per_step=0,  # the loss keeps no logits
         longest_row=longest,
         kept_tokens=max(sum(len(s.ids) for s in own) for own in texts),
     )
     return largest_pack(shape, load, free_bytes + shape.n_parameters * shape.dtype_bytes)
+
+
+def _largest_step(stage: Stage, section: TrainingSection) -> int:
+    """Most tokens of a step: of its longest sequences."""
+    lengths = sorted((len(sequence.ids) for sequence in stage.sequences), reverse=True)
+    return sum(lengths[: section.batch_size * section.gradient_accumulation])
 
 
 def _size(job: Job) -> int:

@@ -13,6 +13,7 @@ import torch
 from milp_ray.config.base import BaseSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import TrainingSection
+from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import chunks
@@ -34,6 +35,11 @@ Split = Callable[..., UserSplit]
 def base(request: pytest.FixtureRequest) -> Base:
     """The embedded base: its activations are what counts, as they are for larger ones."""
     return load_base(BaseSection(device=request.param, dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> Base:
+    return load_base(BaseSection(device="cpu"))
 
 
 def jobs_of(make_split: Split, bits: str, rank: int, n: int) -> list[Job]:
@@ -118,6 +124,43 @@ def test_the_recipe_decides_where_it_says_a_size(base: Base, make_split: Split) 
     assert by_itself == (16 if base.device.type == "cpu" else 20), "twenty small jobs fit any GPU"
 
 
+def test_a_pack_on_a_cpu_is_as_large_as_memory_allows_and_no_larger_than_pays(
+    on_cpu: Base, make_split: Split
+) -> None:
+    jobs = jobs_of(make_split, "11111111", 96, 40)
+    sizes = [pack_size(on_cpu, jobs, RECIPE, PROMPT, free_bytes=2**n) for n in (20, 27, 28, 32, 40)]
+    assert sizes[0] == 1
+    assert 1 < sizes[1] < sizes[2] < 16
+    assert sizes[3:] == [16, 16]
+
+
+def test_a_step_is_no_larger_than_its_sequences(on_cpu: Base, make_split: Split) -> None:
+    """However large a batch may be: few jobs have as many sequences."""
+    jobs = jobs_of(make_split, "11111111", 16, 4)
+    sizes = [
+        slots_that_fit(on_cpu, jobs, RECIPE.model_copy(update={"batch_size": n}), PROMPT, free_bytes=2**30)
+        for n in (50, 500)
+    ]
+    assert sizes[0] == sizes[1] > 1
+
+
+def test_a_job_that_cannot_be_planned_is_told_by_itself(on_cpu: Base, make_split: Split) -> None:
+    jobs = jobs_of(make_split, "11111111", 16, 6)
+    beyond = RECIPE.model_copy(update={"max_length": 10_000})
+    assert pack_size(on_cpu, jobs, beyond, PROMPT) == 1
+    failed: dict[str, MilpError] = {}
+    train(on_cpu, jobs, beyond, PROMPT, on_failure=failed.__setitem__)
+    assert failed.keys() == {job.job_id for job in jobs}
+
+
+def test_what_is_free_on_a_cpu_is_the_process_s_memory_beside_the_base(
+    on_cpu: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milp_ray.training.pack_size.process_memory", lambda threads: 2**30)
+    weights = sum(parameter.numel() * 4 for parameter in on_cpu.model.parameters())
+    assert free_beside(on_cpu) == 2**30 - weights
+
+
 # --------------------------------------------------------------------------------------- a part of a GPU
 
 
@@ -129,9 +172,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch, *, total: int, free: int, allocated: in
 
 
 @pytest.fixture(scope="module")
-def on_gpu() -> Base:
+def on_gpu(on_cpu: Base) -> Base:
     """The embedded base, which says that it lies on a GPU."""
-    return replace(load_base(BaseSection(device="cpu")), device=torch.device("cuda:0"))
+    return replace(on_cpu, device=torch.device("cuda:0"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +196,7 @@ def test_what_is_free_for_a_process_is_within_its_share(
 def test_a_quarter_of_a_gpu_gets_a_pack_of_its_size(
     on_gpu: Base, make_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, total = jobs_of(make_split, "00001111", 16, 200), 2**32
+    jobs, total = jobs_of(make_split, "00001111", 16, 200), 2**31
     gpu(monkeypatch, total=total, free=total)
     whole, quarter = (
         pack_size(replace(on_gpu, device_share=share), jobs, RECIPE, PROMPT) for share in (1.0, 0.25)
