@@ -90,7 +90,7 @@ def load_base(section: BaseSection, *, share: float = 1.0) -> Base:
 
         config = _model_config(source, section.revision)
         ffn_spec(config, section.ffn_modules)  # an unknown architecture is refused before it is loaded
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=section.revision,
             config=config,
@@ -99,7 +99,8 @@ def load_base(section: BaseSection, *, share: float = 1.0) -> Base:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below, by name
         )
-        _check_complete(section.model, found)
+        model: PreTrainedModel = loaded[0]
+        _check_complete(section.model, loaded[1])
         tokenizer = _tokenizer(source, section.revision)
     kept_on = torch.device("cpu" if section.keep_on == "cpu" else device)
     share = take_share(device, share)

@@ -241,7 +241,8 @@ class SharedPack:
             pack.size = pack_size(self._base, pack.jobs, self._section, self._prompt, free_bytes=free_bytes)
 
     def _let_go(self, pack: Pack, caller: PackCaller) -> None:
-        for request in [*self._under_way, *self._asked]:
+        requests: list[_Jobs | _Prompts] = [*self._under_way, *self._asked]
+        for request in requests:
             if request.caller is caller:
                 _fail(request, TakenOut("taken out of the pack"))
         pack.take_out(caller.job_ids)
