@@ -111,7 +111,8 @@ def load_base(section: BaseSection, *, share: float = 1.0) -> Base:
             f"base.model {section.model!r} does not fit the {share:.0%} of {device!r} that this process has; "
             "give it a larger part of a GPU, or a base.dtype of fewer bytes"
         ) from error
-    engine_device = torch.device(device)
+    # Not "cuda" beside weights on "cuda:0": where the two differ, jobs are not packed.
+    engine_device = torch.device(device) if section.keep_on == "cpu" else None
     base = base_around(model, tokenizer, section, model_id=model_id, engine_device=engine_device)
     base.device_share = share
     return base

@@ -145,6 +145,19 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_llama_dir: Path, monkeypatch: p
         load_base(BaseSection(model=str(tiny_llama_dir), device="cuda:7"))
 
 
+def test_a_base_that_is_kept_nowhere_else_trains_where_its_weights_lie(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the very device, number included: jobs are packed only where the two are the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+    base = load_base(BaseSection(model=str(tiny_llama_dir), device="cuda"))
+    assert base.engine_device == base.device
+    aside = load_base(BaseSection(model=str(tiny_llama_dir), device="cuda", keep_on="cpu"))
+    assert aside.engine_device == torch.device("cuda")
+
+
 def test_the_first_cpu_is_the_cpu(tiny_llama_dir: Path) -> None:
     base = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu:0"))
     assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
