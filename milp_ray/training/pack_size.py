@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
 from milp_ray.training.host_memory import process_memory
 from milp_ray.training.job import plan_job
 from milp_ray.training.memory_model import JobLoad, largest_pack
-from milp_ray.training.model_shape import shape_of_model
+from milp_ray.training.model_shape import ModelShape, shape_of_model
 
 if TYPE_CHECKING:
     from milp_ray.config.prompt import PromptSection
@@ -32,7 +33,7 @@ def pack_size(
     section: TrainingSection,
     prompt: PromptSection,
     *,
-    free_bytes: int | None = None,
+    room: Room | None = None,
 ) -> int:
     """Slots for ``jobs`` (at least one): ``section.pack_size``, or as many as memory allows.
 
@@ -43,7 +44,7 @@ def pack_size(
         jobs: all jobs that may have slots at the same time.
         section: the recipe.
         prompt: the fixed phrases.
-        free_bytes: :func:`free_beside` the base before any of the jobs was begun; ``None``: now.
+        room: :func:`room_beside` the base before any of the jobs was begun; ``None``: now.
     """
     most = len(jobs)
     if section.pack_size is not None:
@@ -51,9 +52,23 @@ def pack_size(
     if base.device.type == "cpu":
         most = min(most, ON_CPU)
     if most > 1:
-        free = free_beside(base) if free_bytes is None else free_bytes
-        most = min(most, slots_that_fit(base, jobs, section, prompt, free_bytes=free))
+        most = min(most, slots_that_fit(base, jobs, section, prompt, room or room_beside(base)))
     return max(1, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The sizes of a base, and the bytes of its device's memory that are free beside it."""
+
+    shape: ModelShape
+    free_bytes: int
+
+
+def room_beside(base: Base) -> Room:
+    """Looked at while no pack has hold of the base: its maps are then not its own."""
+    return Room(
+        shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize), free_bytes=free_beside(base)
+    )
 
 
 def free_beside(base: Base) -> int:
@@ -73,10 +88,10 @@ def free_beside(base: Base) -> int:
 
 
 def slots_that_fit(
-    base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection, *, free_bytes: int
+    base: Base, jobs: SequenceOf[Job], section: TrainingSection, prompt: PromptSection, room: Room
 ) -> int:
-    """Slots for the largest of ``jobs`` in what is free beside the base; 0 where not even one fits."""
-    shape = shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize)
+    """Slots for the largest of ``jobs`` in the room beside the base; 0 where not even one fits."""
+    shape = room.shape
     plans: list[JobPlan] = []
     for job in sorted(jobs, key=_size)[-_LOOKED_AT:]:
         with suppress(MilpError):  # of that job alone, which is told when it should get its slot
@@ -96,7 +111,7 @@ def slots_that_fit(
         longest_row=longest,
         kept_tokens=max(sum(len(s.ids) for s in own) for own in texts),
     )
-    return largest_pack(shape, load, free_bytes + shape.n_parameters * shape.dtype_bytes)
+    return largest_pack(shape, load, room.free_bytes + shape.n_parameters * shape.dtype_bytes)
 
 
 def _largest_step(stage: Stage, section: TrainingSection) -> int:

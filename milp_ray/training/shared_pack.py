@@ -23,7 +23,7 @@ from milp_ray.training.generation import Questions, generate
 from milp_ray.training.hooks import Ended, Hooks
 from milp_ray.training.job import Job, JobResult, PausedJob
 from milp_ray.training.pack import Pack, can_pack
-from milp_ray.training.pack_size import free_beside, pack_size
+from milp_ray.training.pack_size import Room, pack_size, room_beside
 from milp_ray.training.train import paused_of, result_of, train_alone
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class SharedPack:
 
     def _work(self) -> None:
         """Wait for jobs and train until there are none; more may come all the while."""
-        free_bytes = free_beside(self._base)
+        room = room_beside(self._base)
         pack = Pack(
             self._base,
             self._section,
@@ -204,16 +204,16 @@ class SharedPack:
         )
         with self._changed:
             self._changed.wait_for(lambda: self._new or self._leaving or self._is_closed)
-        self._look_around(pack, free_bytes)
+        self._look_around(pack, room)
         if not pack.has_jobs:
             return
         all_layers = CanonicalLayout((True,) * self._base.n_layers, 1)  # who knows what comes
         with pack.on_base(target_modules(all_layers, self._base.spec)):
             while pack.has_jobs and not self._is_closed:
                 pack.step()
-                self._look_around(pack, free_bytes)
+                self._look_around(pack, room)
 
-    def _look_around(self, pack: Pack, free_bytes: int) -> None:
+    def _look_around(self, pack: Pack, room: Room) -> None:
         """Between two steps: whoever leaves goes, prompts are answered, and new jobs take their places."""
         with self._changed:
             new, self._new = self._new, []
@@ -238,7 +238,7 @@ class SharedPack:
             if request in self._under_way:
                 pack.add([job for job in request.jobs if not job.layout.is_empty], request.until_epoch)
         if jobs and pack.has_jobs:
-            pack.size = pack_size(self._base, pack.jobs, self._section, self._prompt, free_bytes=free_bytes)
+            pack.size = pack_size(self._base, pack.jobs, self._section, self._prompt, room=room)
 
     def _let_go(self, pack: Pack, caller: PackCaller) -> None:
         requests: list[_Jobs | _Prompts] = [*self._under_way, *self._asked]

@@ -21,7 +21,7 @@ from milp_ray.training.device import take_share
 from milp_ray.training.job import Job, JobPlan, plan_job
 from milp_ray.training.memory_model import JobLoad, memory_of_pack
 from milp_ray.training.model_shape import shape_of_model
-from milp_ray.training.pack_size import free_beside, pack_size, slots_that_fit
+from milp_ray.training.pack_size import Room, free_beside, pack_size, slots_that_fit
 from milp_ray.training.train import train
 from milp_ray.users.records import UserSplit
 
@@ -45,6 +45,10 @@ def on_cpu() -> Base:
 def jobs_of(make_split: Split, bits: str, rank: int, n: int) -> list[Job]:
     layout = CanonicalLayout(tuple(bit == "1" for bit in bits), rank)
     return [Job(str(i), make_split(f"u-{i}", n_turns=60, n_train=9), layout, BOTH, seed=i) for i in range(n)]
+
+
+def room_of(base: Base, free_bytes: int) -> Room:
+    return Room(shape_of_model(base.model, base.spec, dtype_bytes=base.dtype.itemsize), free_bytes)
 
 
 def bytes_taken(base: Base, jobs: list[Job], section: TrainingSection) -> int:
@@ -109,7 +113,7 @@ def test_a_pack_takes_what_the_memory_model_says(
 
 def test_slots_are_as_many_as_fit_beside_the_base(base: Base, make_split: Split) -> None:
     jobs = jobs_of(make_split, "00001111", 16, 5)
-    fitting = [slots_that_fit(base, jobs, RECIPE, PROMPT, free_bytes=2**n) for n in (22, 28, 29, 31)]
+    fitting = [slots_that_fit(base, jobs, RECIPE, PROMPT, room_of(base, 2**n)) for n in (22, 28, 29, 31)]
     assert fitting[0] == 0
     assert 1 <= fitting[1] < fitting[2] < fitting[3]
     assert fitting[3] == pytest.approx(8 * fitting[1], rel=0.5)
@@ -128,7 +132,9 @@ def test_a_pack_on_a_cpu_is_as_large_as_memory_allows_and_no_larger_than_pays(
     on_cpu: Base, make_split: Split
 ) -> None:
     jobs = jobs_of(make_split, "11111111", 96, 40)
-    sizes = [pack_size(on_cpu, jobs, RECIPE, PROMPT, free_bytes=2**n) for n in (20, 27, 28, 32, 40)]
+    sizes = [
+        pack_size(on_cpu, jobs, RECIPE, PROMPT, room=room_of(on_cpu, 2**n)) for n in (20, 27, 28, 32, 40)
+    ]
     assert sizes[0] == 1
     assert 1 < sizes[1] < sizes[2] < 16
     assert sizes[3:] == [16, 16]
@@ -138,7 +144,9 @@ def test_a_step_is_no_larger_than_its_sequences(on_cpu: Base, make_split: Split)
     """However large a batch may be: few jobs have as many sequences."""
     jobs = jobs_of(make_split, "11111111", 16, 4)
     sizes = [
-        slots_that_fit(on_cpu, jobs, RECIPE.model_copy(update={"batch_size": n}), PROMPT, free_bytes=2**30)
+        slots_that_fit(
+            on_cpu, jobs, RECIPE.model_copy(update={"batch_size": n}), PROMPT, room_of(on_cpu, 2**30)
+        )
         for n in (50, 500)
     ]
     assert sizes[0] == sizes[1] > 1
@@ -202,7 +210,7 @@ def test_a_quarter_of_a_gpu_gets_a_pack_of_its_size(
         pack_size(replace(on_gpu, device_share=share), jobs, RECIPE, PROMPT) for share in (1.0, 0.25)
     )
     assert 1 < quarter < whole < 200
-    assert quarter == slots_that_fit(on_gpu, jobs, RECIPE, PROMPT, free_bytes=total // 4)
+    assert quarter == slots_that_fit(on_gpu, jobs, RECIPE, PROMPT, room_of(on_gpu, total // 4))
 
 
 def test_a_share_is_a_limit_on_what_a_process_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
