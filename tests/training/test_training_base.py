@@ -158,6 +158,17 @@ def test_a_base_that_is_kept_nowhere_else_trains_where_its_weights_lie(
     assert aside.engine_device == torch.device("cuda")
 
 
+def test_weights_that_do_not_fit_the_device_are_told(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("as a GPU would say")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(MilpError, match=r"does not fit the 100% of 'cpu' .* larger part of a GPU"):
+        load_base(BaseSection(model=str(tiny_llama_dir), device="cpu"))
+
+
 def test_the_first_cpu_is_the_cpu(tiny_llama_dir: Path) -> None:
     base = load_base(BaseSection(model=str(tiny_llama_dir), device="cpu:0"))
     assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
