@@ -143,7 +143,12 @@ def search(
     scheduler = RungScheduler(1, SECTION, ("validation_loss", "rouge_l"), on_rung=rungs.append)
     folder = tmp_path_factory.mktemp("tune")
     layouts = [layout(i).to_dict() for i in range(len(LAYOUTS))]
-    with environment({"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}):
+    settings = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # one that Tune leaves behind swallows a later interruption
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+    with environment(settings):
         grid = tune.Tuner(
             tune.with_resources(tune.with_parameters(MeasureLayout, task=task), {"cpu": 1}),
             param_space={
