@@ -143,19 +143,23 @@ def all_runs(
     n_seeds: int,
     n_slow_seeds: int,
     n_trials: int,
-    n_slow_trials: int,
     cache: Path,
+    n_slow_trials: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Every run of the comparison, from the cache or made now; seed by seed, so that early ends are even."""
+    """Every run of the comparison, from the cache or made now; seed by seed, so that early ends are even.
+
+    Slow algorithms get ``n_slow_trials``, or as many as their entry says, and ``n_slow_seeds``.
+    """
     known = {_key(record): record for record in read_cache(cache)}
     found: list[dict[str, Any]] = []
     for seed in range(n_seeds):
         for problem_name in problems:
             problem = PROBLEMS[problem_name]()
             for algorithm in algorithms:
-                if seed >= n_slow_seeds and ENTRIES[algorithm].is_slow:
+                most = ENTRIES[algorithm].most_trials
+                if seed >= n_slow_seeds and most is not None:
                     continue
-                n = n_slow_trials if ENTRIES[algorithm].is_slow else n_trials
+                n = n_trials if most is None else min(n_trials, n_slow_trials or most)
                 record = identity(problem_name, algorithm, seed, n)
                 key = _key(record)
                 if key not in known:
@@ -194,7 +198,7 @@ def main() -> None:
     parser.add_argument("--slow-seeds", type=int, default=5, help="seeds of the algorithms that take minutes")
     parser.add_argument("--trials", type=int, default=64, help="trials a search")
     parser.add_argument(
-        "--slow-trials", type=int, default=32, help="trials of the algorithms that take minutes"
+        "--slow-trials", type=int, help="trials of the algorithms that take minutes (12 or 32 of each)"
     )
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="some of: %(default)s")
     parser.add_argument("--algorithms", default=",".join(ENTRIES), help="some of: %(default)s")
@@ -217,7 +221,7 @@ def main() -> None:
             n_seeds=n_seeds,
             n_slow_seeds=arguments.slow_seeds,
             n_trials=n_trials,
-            n_slow_trials=min(n_trials, arguments.slow_trials),
+            n_slow_trials=arguments.slow_trials,
             cache=arguments.cache,
         )
     )

@@ -224,3 +224,12 @@ def test_slow_algorithms_get_fewer_seeds_and_trials(
         ("random", 1, 5),
         ("random", 2, 5),
     ]
+    own = search.all_runs(
+        ["two_depths"],
+        ["random", "ax_default", "ax_saasbo"],
+        n_seeds=1,
+        n_slow_seeds=1,
+        n_trials=64,
+        cache=tmp_path / "runs.jsonl",
+    )
+    assert [len(r["share"]) for r in own] == [64, 32, 12]

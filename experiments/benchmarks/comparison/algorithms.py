@@ -208,14 +208,14 @@ class StockAx:
 class Entry:
     """One line of the comparison.
 
-    ``is_ours`` says whose it is; ``stops_early`` whether its trials are stopped at rungs; ``is_slow`` that
-    its suggestions take so long that fewer seeds and trials are run.
+    ``is_ours`` says whose it is; ``stops_early`` whether its trials are stopped at rungs; ``most_trials`` how
+    many a search has where its suggestions take so long that fewer, and fewer seeds, have to do.
     """
 
     make: Callable[[Problem, int], Algorithm]
     is_ours: bool = False
     stops_early: bool = False
-    is_slow: bool = False
+    most_trials: int | None = None
 
 
 ENTRIES: dict[str, Entry] = {
@@ -223,15 +223,15 @@ ENTRIES: dict[str, Entry] = {
     "optuna_nsga2": Entry(lambda problem, seed: Optuna(problem, seed, "nsga2")),
     "optuna_motpe": Entry(lambda problem, seed: Optuna(problem, seed, "tpe")),
     "optuna_gp": Entry(lambda problem, seed: Optuna(problem, seed, "gp")),
-    "ax_default": Entry(lambda problem, seed: StockAx(problem, seed, "fast"), is_slow=True),
-    "ax_saasbo": Entry(lambda problem, seed: StockAx(problem, seed, "quality"), is_slow=True),
+    "ax_default": Entry(lambda problem, seed: StockAx(problem, seed, "fast"), most_trials=32),
+    "ax_saasbo": Entry(lambda problem, seed: StockAx(problem, seed, "quality"), most_trials=12),
     "ours_map": Entry(lambda problem, seed: Ours(problem, seed, "map"), is_ours=True),
-    "ours_nuts": Entry(lambda problem, seed: Ours(problem, seed, "nuts"), is_ours=True, is_slow=True),
+    "ours_nuts": Entry(lambda problem, seed: Ours(problem, seed, "nuts"), is_ours=True, most_trials=32),
     "ours_map_stopping": Entry(
         lambda problem, seed: Ours(problem, seed, "map"), is_ours=True, stops_early=True
     ),
     "ours_nuts_stopping": Entry(
-        lambda problem, seed: Ours(problem, seed, "nuts"), is_ours=True, stops_early=True, is_slow=True
+        lambda problem, seed: Ours(problem, seed, "nuts"), is_ours=True, stops_early=True, most_trials=32
     ),
     # As a search of thousands of trials is.
     "ours_map_subset": Entry(

@@ -224,15 +224,17 @@ def draw(runs: Runs, n_trials: int, path: Path) -> Path:
     with styled():
         figure, axes = new_figure(10.0, 3.2 * len(runs) + 0.8, nrows=len(runs), ncols=2, squeeze=False)
         for row, (problem, algorithms) in zip(axes, runs.items(), strict=True):
-            counts = np.arange(1, n_trials + 1)
             each = [run["ended"] for name in algorithms for run in algorithms[name]]
             seconds = np.geomspace(min(ended[0] for ended in each), max(ended[-1] for ended in each), 120)
             for name in [name for name in ENTRIES if name in algorithms]:
+                own = algorithms[name]
                 if not ENTRIES[name].stops_early:  # a trial that is stopped is no whole trial
-                    shares = [[share_after(run, int(n)) for n in counts] for run in algorithms[name]]
+                    counts = np.arange(1, min(n_trials, *(len(run["share"]) for run in own)) + 1)
+                    shares = [[share_after(run, int(n)) for n in counts] for run in own]
                     _curve(row[0], name, counts, np.array(shares))
-                shares = [[share_at(run, float(s)) for s in seconds] for run in algorithms[name]]
-                _curve(row[1], name, seconds, np.array(shares))
+                while_run = seconds[seconds <= max(run["ended"][-1] for run in own)]
+                shares = [[share_at(run, float(s)) for s in while_run] for run in own]
+                _curve(row[1], name, while_run, np.array(shares))
             row[0].set(title=problem, xlabel="Trials", ylabel="Hypervolume regret (share)", yscale="log")
             row[1].set(title=" ", xlabel="Simulated seconds", xscale="log", yscale="log")
         handles = {line.get_label(): line for row in axes for ax in row for line in ax.get_lines()}
