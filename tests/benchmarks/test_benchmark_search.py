@@ -82,6 +82,10 @@ def test_a_peer_that_never_got_there_counts_with_the_end_of_its_run() -> None:
     numbers = summary.figures_of(runs, n_trials=2)
     assert numbers["time_to_95pct_hypervolume_ratio_vs_best_peer"] == pytest.approx(8.0)
     assert numbers["peers_never_reached"] == ["p"]
+    # Ax is given one trial alone: that its run ends soon says nothing.
+    runs["p"]["ax_saasbo"].append(run("ax_saasbo", 0, [0.3], 1.0))
+    shorter = summary.figures_of(runs, n_trials=2)
+    assert shorter["time_to_95pct_hypervolume_ratio_vs_best_peer"] == pytest.approx(8.0)
 
 
 def test_there_is_no_time_where_ours_never_got_there() -> None:

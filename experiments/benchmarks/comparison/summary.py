@@ -93,7 +93,8 @@ def figures_of(runs: Runs, n_trials: int) -> dict[str, Any]:
     time_to_95pct_hypervolume_ratio_vs_best_peer: the best peer's median simulated time to 95 % of the best
     hypervolume over ours, geometric mean over problems (above 1: ours is sooner); a peer whose median run
     never got there counts with the end of that run, which favours it, and the problem is listed under
-    peers_never_reached. A problem on which ours never got there has no such number.
+    peers_never_reached; not one that was given fewer trials than others. A problem on which ours never got
+    there has no such number.
     by_problem: of every algorithm; ``share_median_after`` has its median share after as many trials as any
     algorithm of the problem was run for, as far as its own go.
     early_stopping: by problem, median simulated seconds until the median final share without early stopping
@@ -134,8 +135,9 @@ def _of_problem(algorithms: Mapping[str, Sequence[Mapping[str, Any]]], n_trials:
         if not ENTRIES[name].is_ours
     }
     reached = [name for name in peers if math.isfinite(times[name])]
-    # A peer that got there counts before one whose run was merely short.
-    best = min((peers[name] for name in reached or peers), default=None)
+    # A peer that got there counts before one that did not, and no search that was merely given fewer trials.
+    whole = [name for name in peers if rows[name]["n_trials"] == max(counts)]
+    best = min((peers[name] for name in reached or whole), default=None)
     own = times.get(HEADLINE_IN_TIME, times.get(HEADLINE, math.inf))
     found["time_ratio_vs_best_peer"] = best / own if best is not None and math.isfinite(own) else None
     found["peers_never_reached"] = bool(peers) and not reached
