@@ -113,10 +113,9 @@ def ffn_spec(model_config: PretrainedConfig, override: tuple[str, ...] | None = 
         MilpError: the architecture is not known and ``override`` is None, or the named maps are not there.
     """
     model_type = str(model_config.model_type)
-    known = _KNOWN.get(model_type)
+    known = known_ffn_spec(model_type, override)
     if known is not None:
-        layers_path, modules = known
-        return FfnSpec(model_type, layers_path, override or modules, model_type in _CONV1D_TYPES)
+        return known
     if not override:
         raise MilpError(
             f"the feed-forward maps of a {model_type!r} model are not known; "
@@ -128,6 +127,14 @@ def ffn_spec(model_config: PretrainedConfig, override: tuple[str, ...] | None = 
     layers_path = _find_layers(model, int(model_config.num_hidden_layers), override)
     first = model.get_submodule(f"{layers_path}.0.{override[0]}")
     return FfnSpec(model_type, layers_path, tuple(override), type(first).__name__ == "Conv1D")
+
+
+def known_ffn_spec(model_type: str, override: tuple[str, ...] | None = None) -> FfnSpec | None:
+    """As :func:`ffn_spec`, from the architecture's name alone; ``None`` where it is not known."""
+    if model_type not in _KNOWN:
+        return None
+    layers_path, modules = _KNOWN[model_type]
+    return FfnSpec(model_type, layers_path, override or modules, model_type in _CONV1D_TYPES)
 
 
 def ffn_shapes(model: nn.Module, spec: FfnSpec) -> FfnShapes:

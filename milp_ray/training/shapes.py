@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.memory.architecture import (
-    KNOWN_MODEL_TYPES,
     FfnShapes,
     FfnSpec,
     ffn_shapes_of_config,
     ffn_spec,
+    known_ffn_spec,
 )
 from milp_ray.training.base import model_config, model_source
 
@@ -48,9 +47,9 @@ def _in_headers(folder: Path, ffn_modules: tuple[str, ...] | None) -> FfnShapes 
             stated.update({name: entry["shape"] for name, entry in _header(path).items() if "shape" in entry})
     except ValueError:  # a damaged file, which reading the configuration or loading the base reports
         return None
-    if model_type not in KNOWN_MODEL_TYPES:
+    spec = known_ffn_spec(str(model_type), ffn_modules)
+    if spec is None:
         return None
-    spec = ffn_spec(SimpleNamespace(model_type=model_type), ffn_modules)  # type: ignore[arg-type]
     layers: list[tuple[tuple[str, int, int], ...]] = []
     while (layer := _layer(spec, len(layers), stated)) is not None:
         layers.append(layer)

@@ -1,4 +1,4 @@
-"""What the store's tests share: a base, and adapters on it."""
+"""What the store's and the governance's tests share: a base, adapters on it, and a run with users."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.memory.lora import lora_config
 from milp_ray.training.adapters import Adapter, adapter_config, injected, read_tensors
 from milp_ray.training.base import Base, load_base
+
+if TYPE_CHECKING:
+    from governed_run import Governed
 
 sys.path.insert(0, str(Path(__file__).parent))  # governed_run, which several files use
 
@@ -44,3 +48,11 @@ def make_adapter() -> Callable[..., Adapter]:
 @pytest.fixture(scope="session")
 def adapter(base: Base, make_adapter: Callable[..., Adapter]) -> Adapter:
     return make_adapter(base, CanonicalLayout((False, True, False, True), rank=4))
+
+
+@pytest.fixture
+def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
+    """A run with a finished search, adapters, scores and a report of some users."""
+    from governed_run import make_governed
+
+    return make_governed(tmp_path, adapter, study_events(10, is_finished=True))

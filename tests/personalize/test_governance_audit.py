@@ -19,7 +19,7 @@ import markupsafe
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from governed_run import IDS, SECRET, Governed, make_governed, user_line, write_users
+from governed_run import IDS, SECRET, Governed, user_line, write_users
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,11 +199,6 @@ def test_what_cannot_be_decoded_is_told_and_is_not_clean(tmp_path: Path) -> None
     for broken in (gzip.compress(b"x" * 1000)[:-20], zipped("a", b"b" * 99)[:-30], b"PAR1 nothing PAR1"):
         scan = found_in(tmp_path, "f", broken, IdFinder(ID))
         assert [path.name for path, _ in scan.unread] == ["f"]
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(4))
 
 
 def test_texts_are_sought_where_the_users_file_still_has_them(governed: Governed) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from governed_run import IDS, Governed, make_governed, user_line, write_users
+from governed_run import IDS, Governed, user_line, write_users
 from typer.testing import CliRunner
 
 from milp_ray import store_changes, store_view
@@ -36,11 +36,6 @@ from milp_ray.training.adapters import Adapter
 from milp_ray.users.readers import LoadedUsers, read_users
 from milp_ray.users.records import User, UserSplit
 from milp_ray.users.splits import split_user
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(4))
 
 
 def say(it: Governed, user_id: str, state: Any) -> bool:

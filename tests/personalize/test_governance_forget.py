@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +17,6 @@ from governed_run import (
     audit,
     files_of,
     forget,
-    make_governed,
     write_users,
 )
 
@@ -35,7 +32,6 @@ from milp_ray.pipeline.answering import generate
 from milp_ray.rundir import RunFolder
 from milp_ray.search.journal import read_study
 from milp_ray.search.observations import observations, standard_errors
-from milp_ray.training.adapters import Adapter
 from milp_ray.users.problems import Problem
 from milp_ray.users.sources import named_files
 from milp_ray.users.stream import UserStream
@@ -56,11 +52,6 @@ STEPS = [
     "audit",
     "sign off",
 ]
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(10, is_finished=True))
 
 
 @pytest.mark.parametrize("user_id", IDS)

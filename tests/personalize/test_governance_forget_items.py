@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from governed_run import (
     IDS,
     SECRET,
     Governed,
-    make_governed,
     user_line,
     write_users,
 )
@@ -25,11 +23,6 @@ from milp_ray.personalize.governance.items import find_user, items_of, resolve
 from milp_ray.personalize.governance.record import Record
 from milp_ray.personalize.store import AdapterStore, survey
 from milp_ray.training.adapters import Adapter
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(10, is_finished=True))
 
 
 def test_forgetting_an_item_takes_away_what_was_made_with_it_and_leaves_it_out_from_then_on(

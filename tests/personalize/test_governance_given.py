@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from governed_run import IDS, Governed, make_governed, user_line, write_users
+from governed_run import IDS, Governed, user_line, write_users
 
 from milp_ray.errors import MilpError
 from milp_ray.personalize.governance.audit import audit_user
 from milp_ray.personalize.governance.forget import forget_user
 from milp_ray.personalize.governance.given import find_given, note_given
-from milp_ray.training.adapters import Adapter
 
 AWAY = "quatsch://somebody:password@host/users.jsonl?option=1"
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(4))
 
 
 def noted(it: Governed) -> list[str]:

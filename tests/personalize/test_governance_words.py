@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from governed_run import (
@@ -14,7 +12,6 @@ from governed_run import (
     audit,
     files_of,
     forget,
-    make_governed,
     score_row,
 )
 
@@ -22,12 +19,6 @@ from milp_ray.errors import MilpError
 from milp_ray.evaluation.scores import read_scores, write_scores
 from milp_ray.personalize.governance.audit import audit_forgotten
 from milp_ray.training.adapters import Adapter
-
-
-@pytest.fixture
-def governed(tmp_path: Path, adapter: Adapter, study_events: Callable[..., Any]) -> Governed:
-    return make_governed(tmp_path, adapter, study_events(10, is_finished=True))
-
 
 # What a run's own files hold for other reasons: tags, methods, keys, names of files and of folders.
 NOT_PLAIN = ("user_id", "part-000000", "embedded")  # found where they stand, and left there
