@@ -72,8 +72,11 @@ figure4: $(VENV)/.stamp-run ## what each method answers to the same user
 lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter beats a prompt
 	$(BIN)/python experiments/history_length.py
 
-plum: $(VENV)/.stamp-run ## conversations as questions and answers, against retrieval
-	$(BIN)/python experiments/plum_100_conversations.py
+plum: runs/yes_no_base/model.safetensors ## conversations as questions and answers, against retrieval
+	$(BIN)/python experiments/plum_100_conversations.py --seeds 1
+
+runs/yes_no_base/model.safetensors: | $(VENV)/.stamp-run
+	$(BIN)/python experiments/pretrain_yes_no.py
 
 forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
 	$(BIN)/python experiments/benchmarks/updating.py

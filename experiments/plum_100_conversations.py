@@ -1,17 +1,19 @@
 """PLUM at 100 conversations of a user, against retrieval: what is remembered, and what is made up.
 
-    .venv/bin/python experiments/plum_100_conversations.py           # some minutes on two cores
-    .venv/bin/python experiments/plum_100_conversations.py --quick   # under a minute; its numbers mean little
+    .venv/bin/python experiments/pretrain_yes_no.py                  # the base: forty minutes of one core
+    .venv/bin/python experiments/plum_100_conversations.py           # then: half an hour on two cores
+    .venv/bin/python experiments/plum_100_conversations.py --quick   # under a minute; says nothing
 
 Users of PersonaWorld with 200 turns, cut into 100 conversations of two. All that was said is asked for in
 frames that no training has seen, own facts also in wordings that no training has seen, each beside something
 related that the user never said. A yes/no question is answered by the likelier of the two answers. Open ones
 are PersonaWorld's held-out questions for the users' facts, answered by greedy generation.
 
-The embedded base has never read a question that is answered with yes or no. PLUM learns that from its own
-pairs. So that retrieval has its chance, too, it is also measured with an adapter that was taught the task on
-other users: their questions, behind the turns that BM25 finds for them. The recipe was chosen on the users of
-``--development``. General ability is the perplexity on documents of PersonaWorld about none of these users.
+The embedded base has never read a question that is answered with yes or no, and with it retrieval does not
+leave chance (``--base embedded``). So the base here is one that was taught such questions on other people.
+PLUM is trained in the paper's way, the data of a conversation discarded after it, and with pairs of earlier
+conversations beside each one's own. The recipe was chosen on the users of ``--development``. General ability
+is the perplexity on documents of PersonaWorld about none of these users.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
@@ -35,18 +38,14 @@ from milp_ray.evaluation.metrics import fact_accuracy
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.plum import train_adapters, world
 from milp_ray.methods.plum.conversations import conversations
-from milp_ray.methods.plum.qa import balanced
-from milp_ray.methods.plum.rule import RuleTeacher, Said, clauses_of
-from milp_ray.methods.plum.sequences import qa_sequences
+from milp_ray.methods.plum.rule import Said, clauses_of
 from milp_ray.methods.plum.world import Thing
 from milp_ray.methods.protocol import FitRequest, no_context, training_side
 from milp_ray.methods.retrieval import retrieved
 from milp_ray.training.data import Sequence as TokenSequence
 from milp_ray.training.generation import Questions, generate
-from milp_ray.training.job import Job, Stage
 from milp_ray.training.response_loss import Wanted, losses_under, response_losses
 from milp_ray.training.text import history_context, profile_context, query_prompt, response_text
-from milp_ray.training.train import train
 from milp_ray.users.persona_world import generate_users, pretraining_rng
 from milp_ray.users.persona_world.attributes import BY_NAME
 from milp_ray.users.persona_world.documents import Document, draw_document
@@ -59,23 +58,23 @@ if TYPE_CHECKING:
     from milp_ray.training.base import Base
 
 PROMPT = PromptSection()
-TASK_SEED, DEVELOPMENT_SEED, TEST_SEED = 81, 82, 83  # of users
+DEVELOPMENT_SEED, TEST_SEED = 82, 83  # of users
 HELD_OUT_FRAMES = (
     "Can you say whether I said that {clause}?",
     "I wonder whether I said that {clause}.",
     "Please remind me whether I said that {clause}.",
 )
 # The tokenizer of the embedded base has no tokens for "Yes" and "No", and its pretraining had no use of them.
-PLUM = PlumSection(
-    yes="You said so.", no="You did not say so.", questions_per_statement=2, epochs=10, question_weight=0.0
-)
+YES, NO = "You said so.", "You did not say so."
+PLUM = PlumSection(yes=YES, no=NO, questions_per_statement=6, epochs=5, question_weight=0.0, own_texts=4)
+# Besides the paper's way, by which the data of a conversation is discarded after it.
+WITH_EARLIER = PLUM.model_copy(update={"earlier_pairs": 256, "epochs": 2, "own_texts": 32})
 RECIPE = TrainingSection(
-    learning_rate=3e-3, batch_size=4, lora_alpha=LoraAlphaSection(rule="sqrt", value=8.0)
+    learning_rate=1.5e-3, batch_size=16, lora_alpha=LoraAlphaSection(rule="sqrt", value=8.0)
 )
-LAYOUT = CanonicalLayout((False,) * 4 + (True,) * 4, 32)
-TASK_RECIPE = RECIPE.model_copy(update={"learning_rate": 1e-2, "batch_size": 16})
-TASK_LAYOUT = CanonicalLayout((True,) * 8, 32)
-K = 4  # turns that BM25 puts before a question
+LAYOUT = CanonicalLayout((True,) * 8, 32)
+BASE = Path("runs/yes_no_base")  # what pretrain_yes_no.py makes
+K = 2  # turns that BM25 puts before a question
 MOST_NEW_TOKENS = 24
 AGES = ((1, 10), (11, 25), (26, 50), (51, 100))
 # Pretraining read some hundred thousand documents, counted from 0.
@@ -89,14 +88,11 @@ class Size:
     n_users: int
     n_seeds: int
     n_turns: int
-    task_users: int
-    task_pairs: int
-    task_epochs: int
     n_documents: int
 
 
-FULL = Size(3, 3, 200, 8, 2400, 2, 64)
-QUICK = Size(1, 1, 8, 1, 16, 1, 4)
+FULL = Size(3, 3, 200, 64)
+QUICK = Size(1, 1, 8, 4)
 
 
 @dataclass(frozen=True)
@@ -180,25 +176,6 @@ def request_of(base: Base, split: UserSplit, seed: int, plum: PlumSection) -> Fi
     )
 
 
-def taught(base: Base, size: Size) -> Adapter | None:
-    """An adapter with which the base answers from retrieved turns, learnt on other users."""
-    rng = Random(TASK_SEED)
-    sequences: list[TokenSequence] = []
-    for split in users(TASK_SEED, size.task_users, size.n_turns):
-        context = retrieved(request_of(base, split, 0, PLUM), "bm25")
-        written = RuleTeacher(1).pairs(conversations(split.history, PLUM.conversation), seed=0)
-        pairs = balanced([pair for own in written for pair in own], rng)
-        pairs = rng.sample(pairs, min(len(pairs), size.task_pairs // size.task_users))
-        contexts = [context(pair.question, MOST_NEW_TOKENS) for pair in pairs]
-        length = base.context_length
-        sequences += qa_sequences(pairs, base, PROMPT, PLUM, max_length=length, contexts=contexts)
-    nobody = UserSplit("everybody", None, (), (), (), ())
-    stages = (Stage("task", tuple(sequences), size.task_epochs),)
-    job = Job("task", nobody, TASK_LAYOUT, frozenset({"instruction"}), 0, stages=stages)
-    [result] = train(base, [job], TASK_RECIPE, PROMPT)
-    return result.adapter
-
-
 # --------------------------------------------------------------------------------------------- measuring
 
 
@@ -274,19 +251,20 @@ def _mean(values: Sequence[float]) -> float:
 # -------------------------------------------------------------------------------------------- experiment
 
 
-def one_seed(
-    base: Base, splits: Sequence[UserSplit], task: Adapter | None, seed: int, size: Size
-) -> dict[str, dict[str, float]]:
+def one_seed(base: Base, splits: Sequence[UserSplit], seed: int, size: Size) -> dict[str, dict[str, float]]:
     """Every way of answering with one seed of training and questions."""
-    requests = [request_of(base, split, seed, PLUM) for split in splits]
-    positive = PLUM.model_copy(update={"negatives": False})
-    without = [request_of(base, split, seed, positive) for split in splits]
+
+    def adapters(plum: PlumSection) -> list[Way]:
+        requests = [request_of(base, split, seed, plum) for split in splits]
+        return [Way(adapter) for adapter in train_adapters(requests)]
+
+    asked = [request_of(base, split, seed, PLUM) for split in splits]
     ways = {
         "base, nothing known": [Way() for _ in splits],
-        f"BM25, {K} turns": [Way(context=retrieved(request, "bm25")) for request in requests],
-        "BM25, task taught": [Way(task, retrieved(request, "bm25")) for request in requests],
-        "PLUM": [Way(adapter) for adapter in train_adapters(requests)],
-        "PLUM, no negatives": [Way(adapter) for adapter in train_adapters(without)],
+        f"BM25, {K} turns": [Way(context=retrieved(request, "bm25")) for request in asked],
+        "PLUM": adapters(PLUM),
+        "PLUM, earlier pairs": adapters(WITH_EARLIER),
+        "PLUM, no negatives": adapters(PLUM.model_copy(update={"negatives": False})),
     }
     [before] = perplexities(base, [None], size.n_documents)
     found = {}
@@ -321,6 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test")
     parser.add_argument("--development", action="store_true", help="the users that the recipe was chosen on")
+    parser.add_argument("--base", help=f"default: {BASE}; of --quick the embedded one")
     parser.add_argument("--users", type=int, help="how many")
     parser.add_argument("--seeds", type=int, help="how many")
     args = parser.parse_args()
@@ -329,11 +308,14 @@ def main() -> None:
     started = time.perf_counter()
     size = QUICK if args.quick else FULL
     size = replace(size, n_users=args.users or size.n_users, n_seeds=args.seeds or size.n_seeds)
-    base = load_base(BaseSection(device="cpu"))
+    if not (args.base or args.quick or BASE.exists()):
+        parser.error(
+            f"there is no {BASE}; make it with experiments/pretrain_yes_no.py, or say --base embedded"
+        )
+    base = load_base(BaseSection(model=args.base or ("embedded" if args.quick else str(BASE)), device="cpu"))
     splits = users(DEVELOPMENT_SEED if args.development else TEST_SEED, size.n_users, size.n_turns)
-    task = taught(base, size)
     [perplexity] = perplexities(base, [None], size.n_documents)
-    by_seed = [one_seed(base, splits, task, seed, size) for seed in range(size.n_seeds)]
+    by_seed = [one_seed(base, splits, seed, size) for seed in range(size.n_seeds)]
     found = {
         way: {name: [run[way][name] for run in by_seed] for name in row} for way, row in by_seed[0].items()
     }

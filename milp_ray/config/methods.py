@@ -191,6 +191,10 @@ class PlumSection(Section):
     negatives: bool = True  # without them the answer to everything becomes yes
     epochs: PositiveInt = 10  # of each conversation
     learning_rate: PositiveFloat | None = None  # None: that of training
+    # Pairs of earlier conversations that each one is trained on with; 0: they are discarded, as in the paper.
+    earlier_pairs: NonNegativeInt = 0
+    # Texts of the base's own that each one is trained on with, so that it unlearns less of the world.
+    own_texts: NonNegativeInt = 0
     # How much each token of a part counts in the loss.
     instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0
     question_weight: Annotated[float, Field(ge=0.0)] = 0.1

@@ -9,7 +9,10 @@ differently. The answer to a query is given without any history in the prompt.
 
 Where it departs from the paper: there a large language model is the teacher; here the teacher can be chosen,
 one by rule being the default, and the layout is the one that the other methods have.
-A user's past examples are not used, only their history.
+A user's past examples are not used, only their history. Two settings, both off by default, are no part of
+the paper: each conversation may be trained on together with some pairs of earlier ones (experience replay,
+Chaudhry et al. 2019, arXiv 1902.10486) and with texts that the base writes by itself (pseudo-rehearsal,
+Robins 1995, doi 10.1080/09540099550039318).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from milp_ray.methods.plum.teacher import Teacher
     from milp_ray.methods.protocol import FitRequest, Personalizer
     from milp_ray.training.adapters import Adapter
+    from milp_ray.training.data import Sequence as TokenSequence
     from milp_ray.training.job import Job, Stage
 
 
@@ -53,7 +57,8 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
         return []
     one = requests[0]
     teacher = teacher_of(one.methods.plum.teacher, one.methods.plum.questions_per_statement)
-    jobs = {i: job for i, request in enumerate(requests) if (job := _job(str(i), request, teacher))}
+    own = _own_texts(one)
+    jobs = {i: job for i, request in enumerate(requests) if (job := _job(str(i), request, teacher, own))}
     n_asked = sum(bool(request.split.history) and not request.layout.is_empty for request in requests)
     kind = one.methods.plum.teacher.kind
     if n_asked and not jobs and kind != "rule":  # a rule finds nothing only where nothing is said
@@ -66,35 +71,61 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
     return [adapters.get(i) for i in range(len(requests))]
 
 
-def stages_of(request: FitRequest, teacher: Teacher) -> tuple[Stage, ...]:
-    """A user's conversations as stages, oldest first; those about which nothing is asked are left out."""
+def stages_of(
+    request: FitRequest, teacher: Teacher, own_texts: Sequence[TokenSequence] = ()
+) -> tuple[Stage, ...]:
+    """A user's conversations as stages, oldest first; those about which nothing is asked are left out.
+
+    Each has, besides its own pairs, as many of the earlier ones' and of ``own_texts`` as the section says.
+    """
     from milp_ray.training.job import Stage
 
     section = request.methods.plum
     cut = conversations(request.split.history, section.conversation)
     written = teacher.pairs(cut, request.seed)
     limit = request.training.max_length or request.base.context_length
-    stages = []
+    stages: list[Stage] = []
+    earlier: list[TokenSequence] = []
     for conversation, pairs in zip(cut, written, strict=True):
-        kept = _chosen(pairs, section.negatives, Random(f"{request.seed}/{conversation.number}"))
-        sequences = qa_sequences(kept, request.base, request.prompt, section, max_length=limit)
+        rng = Random(f"{request.seed}/{conversation.number}")
+        kept = _chosen(pairs, section.negatives, rng)
+        own = qa_sequences(kept, request.base, request.prompt, section, max_length=limit)
+        if not own:
+            continue
+        beside = _drawn(earlier, section.earlier_pairs, rng) + _drawn(own_texts, section.own_texts, rng)
         # The order of sequences is drawn by the stage's name, so that each has one of its own.
-        stages.append(Stage(f"conversation {conversation.number}", tuple(sequences), section.epochs))
-    return tuple(stage for stage in stages if stage.sequences)
+        stages.append(Stage(f"conversation {conversation.number}", (*own, *beside), section.epochs))
+        earlier += own
+    return tuple(stages)
+
+
+def _drawn(some: Sequence[TokenSequence], n: int, rng: Random) -> list[TokenSequence]:
+    return rng.sample(some, min(n, len(some)))
+
+
+def _own_texts(request: FitRequest) -> list[TokenSequence]:
+    """What the base writes by itself, where it is to be trained on, for all users."""
+    if not request.methods.plum.own_texts:
+        return []
+    from milp_ray.methods.plum.own_texts import written_by_itself
+
+    return written_by_itself(request.base, request.seed)
 
 
 def _chosen(pairs: Sequence[QAPair], negatives: bool, rng: Random) -> list[QAPair]:
     return balanced(pairs, rng) if negatives else positive_only(pairs)
 
 
-def _job(job_id: str, request: FitRequest, teacher: Teacher) -> Job | None:
+def _job(
+    job_id: str, request: FitRequest, teacher: Teacher, own_texts: Sequence[TokenSequence]
+) -> Job | None:
     from dataclasses import replace
 
     from milp_ray.training.job import INSTRUCTION, Job
 
     if request.layout.is_empty or not request.split.history:
         return None
-    stages = stages_of(request, teacher)
+    stages = stages_of(request, teacher, own_texts)
     if not stages:
         return None
     # Validation examples are about the end of the history, and no stage may choose by them.

@@ -152,17 +152,20 @@ class Said:
 
 def clauses_of(conversation: Conversation) -> list[str]:
     """The sentences of the user's own turns, without openings and final stops; questions are left out."""
+    return [
+        clause for turn in conversation.turns if turn.role == "user" for clause in clauses_of_text(turn.text)
+    ]
+
+
+def clauses_of_text(text: str) -> list[str]:
+    """The sentences of a turn, as :func:`clauses_of` has them."""
     found = []
-    for turn in conversation.turns:
-        if turn.role != "user":
+    for sentence in map(str.strip, _SENTENCE.findall(text)):
+        if sentence.endswith("?") or not content_words(sentence):
             continue
-        for sentence in _SENTENCE.findall(turn.text):
-            text = sentence.strip()
-            if text.endswith("?") or not content_words(text):
-                continue
-            clause = " ".join(world.without_opening(text).rstrip(".!").split()[:_MOST_WORDS])
-            if clause:  # an opening may be all that there is: "Honestly, ..."
-                found.append(clause)
+        clause = " ".join(world.without_opening(sentence).rstrip(".!").split()[:_MOST_WORDS])
+        if clause:  # an opening may be all that there is: "Honestly, ..."
+            found.append(clause)
     return found
 
 

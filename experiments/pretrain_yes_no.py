@@ -1,0 +1,280 @@
+"""Teach the embedded base to say whether something was said: the base of PLUM's experiment.
+
+    .venv/bin/python experiments/pretrain_yes_no.py    # about forty minutes on one core
+
+The embedded base has never read a question that is answered with yes or no, and neither a user's pairs nor
+retrieved turns are enough to learn it from. Here it reads a few turns of people of the pretraining
+population and questions whether one of them says this or that, easy ones first: what was not said is about
+something else altogether. Then it is another value of the same kind, then what was said is asked for in
+other words, and last in up to 32 turns. Every second step it reads pretraining's documents as well, so that
+it does not forget them. Writes a model directory (safetensors) to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from plum_100_conversations import NO, PROMPT, YES
+from pretrain_tiny import Stream, learning_rate, save, weighted_loss
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from milp_ray.config.base import BaseSection
+from milp_ray.methods.plum import world
+from milp_ray.methods.plum.rule import YES_NO_FRAMES, Said, clauses_of_text
+from milp_ray.methods.plum.world import Thing
+from milp_ray.training.base import load_base
+from milp_ray.training.text import history_context, query_prompt, response_text
+from milp_ray.users.persona_world import pretraining_rng
+from milp_ray.users.persona_world.persona import draw_history, draw_persona
+from milp_ray.users.records import Turn
+
+HISTORY_TURNS = 60  # of which a few are read, as retrieval would choose them
+FIRST_DOCUMENT = 5 * 10**8  # pretraining read some hundred thousand, counted from 0
+NEXT_LEVEL_ACCURACY, LEVEL_STEPS = 0.9, 25  # the mean over so many steps of a level
+# Of the answer's tokens one decides; the others have to be likely, too, for the answers to be compared.
+OTHER_TOKENS_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Level:
+    """What is asked: about how many turns, and which share of the questions is hard.
+
+    ``beside``: of the negative ones are about something related to what was said, the others about a topic
+    that does not occur. ``reworded``: of the positive ones are in other words. ``nothing``: of the contexts
+    are empty, so that all answers are no.
+    """
+
+    n_turns: tuple[int, ...]
+    beside: float = 0.0
+    reworded: float = 0.0
+    nothing: float = 0.0
+
+
+LEVELS = (
+    Level((1,)),
+    Level((1,), beside=0.75),
+    Level((1,), beside=0.75, reworded=0.5, nothing=0.05),
+    Level((1, 1, 2, 2, 4, 4, 4, 8, 16, 32), beside=0.75, reworded=0.5, nothing=0.05),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Turns and questions about them, each with whether it is answered with yes."""
+
+    turns: tuple[str, ...]
+    questions: tuple[tuple[str, bool], ...]
+
+
+def draw_asked(level: Level, rng: Random, n_questions: int = 8) -> Asked:
+    """Some turns of a person of the pretraining population, and questions whether this or that was said."""
+    history = draw_history(draw_persona(rng), HISTORY_TURNS, rng, "pretraining")
+    n_turns = 0 if rng.random() < level.nothing else rng.choice(level.n_turns)
+    turns = tuple(history[i] for i in sorted(rng.sample(range(len(history)), n_turns)))
+    said, clauses = Said(), [clause for text in turns for clause in clauses_of_text(text)]
+    for clause in clauses:
+        said.add(clause)
+    questions = []
+    for is_said in (rng.random() < 0.5 for _ in range(n_questions)):
+        clause = _said(clauses, level, rng) if is_said and clauses else _not_said(clauses, said, level, rng)
+        if clause is not None:
+            questions.append((rng.choice(YES_NO_FRAMES).format(clause=clause), is_said and bool(clauses)))
+    return Asked(turns, tuple(questions))
+
+
+def _said(clauses: Sequence[str], level: Level, rng: Random) -> str:
+    clause = rng.choice(clauses)
+    if rng.random() < level.reworded:
+        return rng.choice(world.wordings(rng.choice(world.things_of(clause))))
+    return clause
+
+
+def _not_said(clauses: Sequence[str], said: Said, level: Level, rng: Random) -> str | None:
+    """What was not said; ``None`` where nothing suitable is found."""
+    if clauses and rng.random() < level.beside:
+        thing = rng.choice(world.things_of(rng.choice(clauses)))
+        others = said.untold_beside(thing, rng)
+        return rng.choice(world.wordings(others[0])) if others else None
+    [text, *_] = draw_history(draw_persona(rng), 1, rng, "pretraining")
+    topics = {thing.topic for clause in clauses for thing in world.things_of(clause)}
+    for clause in clauses_of_text(text):
+        things = world.things_of(clause)
+        if not any(thing.topic in topics for thing in things):
+            return rng.choice(_own_or_other(things, rng)) if level.nothing else clause
+    return None
+
+
+def _own_or_other(things: Sequence[Thing], rng: Random) -> list[str]:
+    """Wordings of the things, or of something related: what nobody said may be anything."""
+    thing = things[0]
+    return world.wordings(rng.choice([thing, *world.related(thing, rng)]))
+
+
+@dataclass
+class Batch:
+    """Several contexts (rows) with their questions, none of which sees another.
+
+    ``ids``, ``positions``: rows × length. ``mask``: rows × 1 × length × length, added to attention scores.
+    ``rows``, ``places``, ``targets``, ``decides``: of each token of an answer, where it is predicted, which
+    it is, and whether it tells the answers apart.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    places: torch.Tensor
+    targets: torch.Tensor
+    decides: torch.Tensor
+
+
+@dataclass
+class _Row:
+    ids: list[int]
+    positions: list[int]
+    segments: list[int]  # 0: the context, that all see
+    answers: list[tuple[int, int, bool]]  # where a token is predicted, which, and whether it decides
+
+
+class Questions:
+    """Batches of about ``tokens`` tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens: int, max_length: int) -> None:
+        self._tokenizer, self._tokens, self._max_length = tokenizer, tokens, max_length
+        self._answers = {is_yes: self._ids(response_text(YES if is_yes else NO)) for is_yes in (True, False)}
+        pairs = zip(self._answers[True], self._answers[False], strict=False)
+        self._decides = next(i for i, (a, b) in enumerate(pairs) if a != b)
+        self._numbers = itertools.count()
+
+    @property
+    def choices(self) -> tuple[int, int]:
+        """The tokens that tell yes and no apart."""
+        return self._answers[True][self._decides], self._answers[False][self._decides]
+
+    def batches(self, level: Level) -> Iterator[Batch]:
+        """Batches without end."""
+        rows: list[_Row] = []
+        while True:
+            row = self._row(draw_asked(level, pretraining_rng(FIRST_DOCUMENT + next(self._numbers))))
+            if not row.answers or len(row.ids) > self._max_length:
+                continue
+            longest = max(len(one.ids) for one in [*rows, row])
+            if rows and (len(rows) + 1) * longest > self._tokens:
+                yield _batch(rows)
+                rows = []
+            rows.append(row)
+
+    def _row(self, asked: Asked) -> _Row:
+        context = history_context([Turn(text) for text in asked.turns], PROMPT)
+        ids = [self._tokenizer.bos_token_id, *self._ids(context)]
+        row = _Row(ids, list(range(len(ids))), [0] * len(ids), [])
+        n_context = len(ids)
+        for number, (question, is_yes) in enumerate(asked.questions, 1):
+            answer = [*self._answers[is_yes], self._tokenizer.eos_token_id]
+            row.ids += self._ids(query_prompt(question, PROMPT))
+            row.answers += [
+                (len(row.ids) - 1 + i, token, i == self._decides) for i, token in enumerate(answer)
+            ]
+            row.ids += answer[:-1]
+            n_more = len(row.ids) - len(row.positions)
+            row.positions += range(n_context, n_context + n_more)
+            row.segments += [number] * n_more
+        return row
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _batch(rows: Sequence[_Row]) -> Batch:
+    length = max(len(row.ids) for row in rows)
+    ids, positions, segments = (
+        torch.tensor([part + [fill] * (length - len(part)) for part in parts])
+        for parts, fill in (
+            ([row.ids for row in rows], 0),
+            ([row.positions for row in rows], 0),
+            ([row.segments for row in rows], -1),
+        )
+    )
+    seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    seen &= torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    answers = [(number, *answer) for number, row in enumerate(rows) for answer in row.answers]
+    number, places, targets, decides = map(torch.tensor, zip(*answers, strict=True))
+    return Batch(ids, positions, mask[:, None], number, places, targets, decides)
+
+
+def answer_loss(
+    model: LlamaForCausalLM, batch: Batch, choices: tuple[int, int]
+) -> tuple[torch.Tensor, float]:
+    """Cross-entropy of the answers' tokens, and the share of questions whose right answer is the likelier."""
+    hidden = model.model(
+        input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    logits = model.lm_head(hidden[batch.rows, batch.places])
+    losses = cross_entropy(logits, batch.targets, reduction="none")
+    loss = losses[batch.decides].mean() + OTHER_TOKENS_WEIGHT * losses[~batch.decides].mean()
+    yes, no = logits[batch.decides][:, choices].unbind(1)
+    right = (yes > no) == (batch.targets[batch.decides] == choices[0])
+    return loss, right.float().mean().item()
+
+
+def teach(args: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    base = load_base(BaseSection(device="cpu"))
+    model, tokenizer = base.model.float().train().requires_grad_(True), base.tokenizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    questions = Questions(tokenizer, args.batch_tokens, base.context_length)
+    documents = Stream(tokenizer, args.batch_tokens // 2, base.context_length, first=FIRST_DOCUMENT * 2)
+    level, batches = 0, questions.batches(LEVELS[0])
+    right: list[float] = []
+    started = time.perf_counter()
+    for step in range(args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr, 50, 0.3)
+        loss, accuracy = answer_loss(model, next(batches), questions.choices)
+        loss.backward()
+        if step % 2 == 0:
+            weighted_loss(model, documents.batch(2))[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        right.append(accuracy)
+        mean = sum(right[-LEVEL_STEPS:]) / LEVEL_STEPS
+        if (step + 1) % LEVEL_STEPS == 0:
+            seconds = time.perf_counter() - started
+            print(
+                f"step {step + 1}/{args.steps} level {level} right {100 * mean:.1f} % {seconds:.0f} s",
+                flush=True,
+            )
+        if level < len(LEVELS) - 1 and len(right) >= LEVEL_STEPS and mean > NEXT_LEVEL_ACCURACY:
+            level, right = level + 1, []
+            batches = questions.batches(LEVELS[level])
+    save(model.eval(), tokenizer, args.out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/yes_no_base"))
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    teach(args)
+
+
+if __name__ == "__main__":
+    main()
