@@ -73,7 +73,7 @@ lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter be
 	$(BIN)/python experiments/history_length.py
 
 plum: runs/yes_no_base/model.safetensors ## conversations as questions and answers, against retrieval
-	$(BIN)/python experiments/plum_100_conversations.py --seeds 1
+	$(BIN)/python experiments/plum_100_conversations.py --users 2 --seeds 1
 
 runs/yes_no_base/model.safetensors: | $(VENV)/.stamp-run
 	$(BIN)/python experiments/pretrain_yes_no.py

@@ -1,7 +1,7 @@
 """PLUM at 100 conversations of a user, against retrieval: what is remembered, and what is made up.
 
     .venv/bin/python experiments/pretrain_yes_no.py                  # the base: forty minutes of one core
-    .venv/bin/python experiments/plum_100_conversations.py           # then: half an hour on two cores
+    .venv/bin/python experiments/plum_100_conversations.py           # then: three users, three seeds
     .venv/bin/python experiments/plum_100_conversations.py --quick   # under a minute; says nothing
 
 Users of PersonaWorld with 200 turns, cut into 100 conversations of two. All that was said is asked for in
