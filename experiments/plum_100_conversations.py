@@ -255,6 +255,8 @@ def one_seed(base: Base, splits: Sequence[UserSplit], seed: int, size: Size) -> 
     """Every way of answering with one seed of training and questions."""
 
     def adapters(plum: PlumSection) -> list[Way]:
+        if size.n_turns < FULL.n_turns:
+            plum = plum.model_copy(update={"own_texts": 0})  # to write them takes longer than all else
         requests = [request_of(base, split, seed, plum) for split in splits]
         return [Way(adapter) for adapter in train_adapters(requests)]
 
