@@ -2,12 +2,11 @@
 
     .venv/bin/python experiments/pretrain_yes_no.py    # about forty minutes on one core
 
-The embedded base has never read a question that is answered with yes or no, and neither a user's pairs nor
-retrieved turns are enough to learn it from. Here it reads a few turns of people of the pretraining
-population and questions whether one of them says this or that, easy ones first: what was not said is about
-something else altogether. Then it is another value of the same kind, then what was said is asked for in
-other words, and last in up to 32 turns. Every second step it reads pretraining's documents as well, so that
-it does not forget them. Writes a model directory (safetensors) to ``--out``.
+The embedded base has never read a question that is answered with yes or no. Here it reads a few turns of
+people of the pretraining population and questions whether one of them says this or that, easy ones first:
+what was not said is about something else altogether. Then it is another value of the same kind, then what
+was said is asked for in other words, and last in up to 32 turns. Every second step it reads pretraining's
+documents as well, so that it does not forget them. Writes a model directory (safetensors) to ``--out``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from plum_100_conversations import NO, PROMPT, YES
+from plum_questions import NO, PROMPT, YES
 from pretrain_tiny import Stream, learning_rate, save, weighted_loss
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,7 +28,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from milp_ray.config.base import BaseSection
 from milp_ray.methods.plum import world
 from milp_ray.methods.plum.rule import YES_NO_FRAMES, Said, clauses_of_text
-from milp_ray.methods.plum.world import Thing
 from milp_ray.training.base import load_base
 from milp_ray.training.text import history_context, query_prompt, response_text
 from milp_ray.users.persona_world import pretraining_rng
@@ -83,10 +81,11 @@ def draw_asked(level: Level, rng: Random, n_questions: int = 8) -> Asked:
     for clause in clauses:
         said.add(clause)
     questions = []
-    for is_said in (rng.random() < 0.5 for _ in range(n_questions)):
-        clause = _said(clauses, level, rng) if is_said and clauses else _not_said(clauses, said, level, rng)
+    for _ in range(n_questions):
+        is_said = rng.random() < 0.5 and bool(clauses)
+        clause = _said(clauses, level, rng) if is_said else _not_said(clauses, said, level, rng)
         if clause is not None:
-            questions.append((rng.choice(YES_NO_FRAMES).format(clause=clause), is_said and bool(clauses)))
+            questions.append((rng.choice(YES_NO_FRAMES).format(clause=clause), is_said))
     return Asked(turns, tuple(questions))
 
 
@@ -106,16 +105,13 @@ def _not_said(clauses: Sequence[str], said: Said, level: Level, rng: Random) -> 
     [text, *_] = draw_history(draw_persona(rng), 1, rng, "pretraining")
     topics = {thing.topic for clause in clauses for thing in world.things_of(clause)}
     for clause in clauses_of_text(text):
-        things = world.things_of(clause)
-        if not any(thing.topic in topics for thing in things):
-            return rng.choice(_own_or_other(things, rng)) if level.nothing else clause
+        thing, *more = world.things_of(clause)
+        if topics.isdisjoint(one.topic for one in (thing, *more)):
+            if not level.reworded:
+                return clause
+            # What nobody said may be anything: the thing itself, or something related.
+            return rng.choice(world.wordings(rng.choice([thing, *world.related(thing, rng)])))
     return None
-
-
-def _own_or_other(things: Sequence[Thing], rng: Random) -> list[str]:
-    """Wordings of the things, or of something related: what nobody said may be anything."""
-    thing = things[0]
-    return world.wordings(rng.choice([thing, *world.related(thing, rng)]))
 
 
 @dataclass

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-
-from plum_100_conversations import HELD_OUT_FRAMES, NO, PROMPT, YES
+from plum_questions import HELD_OUT_FRAMES, NO, PROMPT, YES
 from pretrain_yes_no import LEVELS, Asked, Questions, answer_loss, draw_asked
 
 from milp_ray.config.base import BaseSection

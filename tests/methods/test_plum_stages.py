@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import MethodsSection, PlumSection
@@ -90,10 +92,38 @@ def test_the_bases_own_texts_are_a_function_of_the_seed_alone(tiny: Base) -> Non
     assert written_by_itself(tiny, seed=2, n_texts=3) != first
     for text in first:
         assert text.ids[: len(tiny.start_ids)] == tiny.start_ids
-        assert 1 < len(text.ids) <= min(own_texts.LENGTH, tiny.context_length)
-        n_start = max(1, len(tiny.start_ids))  # where the base has no start token, an end token stands first
-        assert tiny.eos_id not in text.ids[n_start:-1]
+        assert len(text.ids) == min(own_texts.LENGTH, tiny.context_length)
         assert text.target_from == 1
+
+
+def test_a_bases_own_generation_configuration_is_not_asked(
+    tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = written_by_itself(tiny, seed=1, n_texts=3)
+    sharpened = GenerationConfig(
+        temperature=0.1, top_p=0.5, repetition_penalty=2.0, eos_token_id=before[0].ids[-2]
+    )
+    monkeypatch.setattr(tiny.model, "generation_config", sharpened)
+    assert written_by_itself(tiny, seed=1, n_texts=3) == before
+    assert tiny.model.generation_config is sharpened
+
+
+def test_no_more_texts_are_written_than_a_user_draws(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def written(base: Base, seed: int, n_texts: int) -> list[Sequence]:
+        asked.append(n_texts)
+        return written_by_itself(base, seed, n_texts)
+
+    monkeypatch.setattr(own_texts, "written_by_itself", written)
+    request = request_of(tiny, own_texts=2)
+    other = replace(request, split=replace(request.split, history=request.split.history[:1]))
+    train_adapters([other, request])
+    monkeypatch.setattr(own_texts, "MOST_TEXTS", 4)
+    train_adapters([other, request])
+    assert asked == [2 * len(SAID), 4]
+    train_adapters([request_of(tiny)])
+    assert asked[2:] == [0]
 
 
 def test_what_the_base_writes_by_itself_is_likely_to_it(embedded: Base) -> None:
@@ -106,7 +136,7 @@ def test_what_the_base_writes_by_itself_is_likely_to_it(embedded: Base) -> None:
 def test_with_texts_of_its_own_the_base_unlearns_less(
     embedded: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_texts, "N_TEXTS", 12)
+    monkeypatch.setattr(own_texts, "MOST_TEXTS", 12)
     held = written_by_itself(embedded, seed=9, n_texts=6)
     adapters = [
         adapter for n in (0, 6) for adapter in train_adapters([request_of(embedded, own_texts=n, epochs=10)])

@@ -57,7 +57,7 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
         return []
     one = requests[0]
     teacher = teacher_of(one.methods.plum.teacher, one.methods.plum.questions_per_statement)
-    own = _own_texts(one)
+    own = _own_texts(requests)
     jobs = {i: job for i, request in enumerate(requests) if (job := _job(str(i), request, teacher, own))}
     n_asked = sum(bool(request.split.history) and not request.layout.is_empty for request in requests)
     kind = one.methods.plum.teacher.kind
@@ -103,13 +103,14 @@ def _drawn(some: Sequence[TokenSequence], n: int, rng: Random) -> list[TokenSequ
     return rng.sample(some, min(n, len(some)))
 
 
-def _own_texts(request: FitRequest) -> list[TokenSequence]:
-    """What the base writes by itself, where it is to be trained on, for all users."""
-    if not request.methods.plum.own_texts:
-        return []
-    from milp_ray.methods.plum.own_texts import written_by_itself
+def _own_texts(requests: Sequence[FitRequest]) -> list[TokenSequence]:
+    """What the base writes by itself, where it is to be trained on, for all users: no more than one needs."""
+    from milp_ray.methods.plum import own_texts
 
-    return written_by_itself(request.base, request.seed)
+    section = requests[0].methods.plum
+    stages = max(len(conversations(one.split.history, section.conversation)) for one in requests)
+    n_texts = min(own_texts.MOST_TEXTS, section.own_texts * stages)
+    return own_texts.written_by_itself(requests[0].base, requests[0].seed, n_texts)
 
 
 def _chosen(pairs: Sequence[QAPair], negatives: bool, rng: Random) -> list[QAPair]:

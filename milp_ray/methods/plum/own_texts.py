@@ -1,56 +1,65 @@
 """Texts that the base writes by itself: what it knows of the world, without any data (Robins 1995).
 
 Trained on beside a user's pairs they hold the adapted base to what the base alone says: the cross-entropy on
-samples of a distribution is least where the distribution is kept.
+samples of a distribution is least where the distribution is kept. A text goes on past an end token, as the
+rows do that bases are pretrained on: what comes after one is to be kept as well.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from milp_ray.training.data import Sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from milp_ray.training.base import Base
 
-N_TEXTS = 128
-LENGTH = 256  # tokens
+MOST_TEXTS = 1024  # of which every conversation draws some
+LENGTH = 384  # tokens
 _AT_ONCE = 64
 
 
-def written_by_itself(base: Base, seed: int, n_texts: int | None = None) -> list[Sequence]:
-    """``n_texts`` samples of at most ``LENGTH`` tokens from the base's distribution; every token is a target.
+def written_by_itself(base: Base, seed: int, n_texts: int) -> list[Sequence]:
+    """``n_texts`` samples of ``LENGTH`` tokens from the base's distribution; every token is a target.
 
     Args:
-        base: the frozen base; it is asked without any adapter.
+        base: the frozen base; it is asked without any adapter, and whatever its generation configuration.
         seed: of the samples. Torch's own random state stays as it was.
-        n_texts: how many; ``None``: ``N_TEXTS``.
+        n_texts: how many.
     """
     import torch
 
     start = list(base.start_ids) or [base.eos_id]
     length = min(LENGTH, base.context_length)
-    wanted = N_TEXTS if n_texts is None else n_texts
-    asked = torch.tensor([start] * min(_AT_ONCE, wanted), device=base.device)
+    asked = torch.tensor([start] * _AT_ONCE, device=base.device)
     texts: list[Sequence] = []
-    model: Any = base.model
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng(), torch.inference_mode(), _own_distribution(base) as model:
         torch.manual_seed(seed)
-        while len(texts) < wanted:
+        while len(texts) < n_texts:
+            these = asked[: n_texts - len(texts)]
             rows = model.generate(
-                asked,
-                attention_mask=torch.ones_like(asked),
+                these,
+                attention_mask=torch.ones_like(these),
                 do_sample=True,
                 top_k=0,
                 max_length=length,
-                eos_token_id=base.eos_id,
                 pad_token_id=base.eos_id,
             )
-            texts += [_sequence(row, len(start), base.eos_id) for row in rows.tolist()]
-    return texts[:wanted]
+            texts += [Sequence(tuple(row), 1, "memory") for row in rows.tolist()]
+    return texts
 
 
-def _sequence(ids: list[int], n_start: int, eos_id: int) -> Sequence:
-    """A sample up to its first end token, that included."""
-    end = next((i for i, token in enumerate(ids) if i >= n_start and token == eos_id), len(ids) - 1)
-    return Sequence(tuple(ids[: end + 1]), 1, "memory")
+@contextmanager
+def _own_distribution(base: Base) -> Iterator[Any]:
+    """The model without its generation configuration, which may sharpen or cut, or stop at an end token."""
+    from transformers import GenerationConfig
+
+    model: Any = base.model
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield model
+    finally:
+        model.generation_config = kept

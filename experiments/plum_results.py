@@ -1,0 +1,114 @@
+"""The table, the values and the figure of PLUM's experiment: means over users, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from milp_ray.atomic_files import replacing
+from milp_ray.evaluation.bootstrap import Interval, difference_interval, interval
+from milp_ray.report.style import BLUE, INK, SKY, VERMILLION, new_figure, save, styled
+
+Row = dict[str, float]  # measure → a user's value, NaN where nothing of that kind was asked
+Found = Mapping[str, Sequence[Sequence[Row]]]  # way → seeds × users
+
+AGES = ((1, 10), (11, 25), (26, 50), (51, 100))  # conversations ago
+LABELS = {
+    "nothing": "nothing known",
+    "bm25": "BM25, two turns in the prompt",
+    "plum": "PLUM, earlier data discarded",
+    "plum_earlier": "PLUM, pairs of earlier conversations beside",
+    "plum_no_negatives": "PLUM, earlier data discarded, no negatives",
+}
+COLOURS = {"bm25": INK, "plum_earlier": BLUE, "plum": SKY, "plum_no_negatives": VERMILLION}
+COLUMNS = {
+    "yes": "said (%)",
+    "no": "not said (%)",
+    "both": "both (%)",
+    "open": "open (%)",
+    "perplexity": "perplexity (%)",
+}
+SIGNED = "perplexity"  # a change against the base, which has none itself
+AGAINST = "bm25"
+# Magister et al. 2024, the abstract: their model, data and questions differ.
+PAPER = (
+    "Magister et al. (2024) report, after 100 conversations and with the data of each discarded, 81.5 % for "
+    "PLUM against 83.5 % for retrieval."
+)
+
+
+def age_name(low: int, high: int) -> str:
+    """The measure of conversations so long ago."""
+    return f"age {low}-{high}"
+
+
+def of_users(runs: Sequence[Sequence[Row]], measure: str) -> list[float]:
+    """Each user's mean over seeds."""
+    return [fmean(row[measure] for row in rows) for rows in zip(*runs, strict=True)]
+
+
+def table(found: Found) -> str:
+    """Markdown: a row a way, and the difference to retrieval."""
+    header = ["", *COLUMNS.values(), "both, against BM25 (points)"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for way, runs in found.items():
+        cells = [_cell(interval(of_users(runs, name)), signed=name == SIGNED) for name in COLUMNS]
+        if way == "nothing":
+            cells[-1] = ""
+        own, against = (of_users(found[one], "both") for one in (way, AGAINST))
+        cells.append("" if way == AGAINST else _cell(difference_interval(own, against), signed=True))
+        lines.append("| " + " | ".join([LABELS[way], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: Interval | None, *, signed: bool) -> str:
+    if found is None:
+        return "–"
+    sign = "+" if signed else ""
+    if found.low is None or found.low == found.high:
+        return f"{found.mean:{sign}.1f}"
+    return f"{found.mean:{sign}.1f} [{found.low:{sign}.1f}, {found.high:{sign}.1f}]"
+
+
+def write(folder: Path, text: str, found: Found) -> None:
+    """``table.md``, ``values.csv`` (a line a way, seed, user and measure) and ``figure.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    explained = (
+        "`make plum` (`experiments/plum_100_conversations.py`). Accuracy of yes/no questions about what was "
+        "said and about something related that was not, of open questions, and the change of perplexity on "
+        "documents about nobody here. Means over users of the means over seeds, with 95 % intervals by "
+        f"bootstrap over users; with so few of them they are too narrow.\n\n{text}\n{PAPER}\n"
+    )
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(explained, encoding="utf-8")
+    with (
+        replacing(folder / "values.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["way", "seed", "user", "measure", "value"])
+        for way, runs in found.items():
+            for seed, rows in enumerate(runs):
+                for user, row in enumerate(rows):
+                    for name, value in row.items():
+                        writer.writerow([way, seed, user, name, "" if math.isnan(value) else round(value, 3)])
+    draw(found, folder / "figure.png")
+
+
+def draw(found: Found, path: Path) -> None:
+    """Accuracy by age of conversation, a line a way."""
+    with styled():
+        figure, axes = new_figure(6.0, 3.6)
+        names = [age_name(low, high) for low, high in AGES]
+        for way, colour in COLOURS.items():
+            means = [fmean(of_users(found[way], name)) for name in names]
+            axes.plot(range(len(names)), means, "o-", color=colour, label=LABELS[way])
+        axes.set_xticks(range(len(names)), [f"{low}–{high}" for low, high in AGES])
+        axes.set_xlabel("Conversations ago")
+        axes.set_ylabel("Right yes/no answers (%)")
+        axes.set_ylim(0, 102)
+        axes.legend(loc="lower left", fontsize=8)
+        save(figure, path)
