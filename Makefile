@@ -13,7 +13,7 @@ IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo table1 table2 table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu test-launcher check bench
+.PHONY: help setup demo table1 table2 table2-long table3 table4 table5 table7 figure4 lengths plum forgetting test test-slow test-gpu test-launcher check bench
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -25,7 +25,7 @@ demo: $(VENV)/.stamp-run ## the main job on embedded users and an embedded model
 
 # The paper's tables and figures. SCALE=demo: the embedded base and users, minutes to an hour on two cores;
 # SCALE=paper: Llama-2-7B on four A100s, ARGS="users.paths=[data/users.jsonl]". What is finished is kept.
-# lengths, plum and the updates of forgetting are about embedded users at either scale.
+# table2-long, lengths, plum and the updates of forgetting are about embedded users at either scale.
 SCALE ?= demo
 ARGS ?=
 ifeq ($(filter $(SCALE),demo paper),)
@@ -50,6 +50,9 @@ table1: $(VENV)/.stamp-run ## what the users are: counts and lengths
 table2: $(VENV)/.stamp-run ## every way of personalising on the same users (SCALE=paper: on four A100s)
 	$(LAYOUT_$(SCALE))
 	$(BIN)/milp-ray compare $(COMPARE_$(SCALE)) $(ARGS)
+
+table2-long: $(VENV)/.stamp-run ## the paper's methods on more users, with histories longer than the context
+	$(BIN)/milp-ray compare experiments/table2_long.yaml $(ARGS)
 
 table3: $(VENV)/.stamp-run ## who wins against the text prompt, by two judges
 	$(BIN)/milp-ray run $(RUN_$(SCALE)) $(ARGS)
