@@ -31,7 +31,6 @@ ARGS ?=
 ifeq ($(filter $(SCALE),demo paper),)
 $(error SCALE is $(SCALE); use demo or paper)
 endif
-RUN_demo := experiments/demo.yaml
 COMPARE_demo := experiments/table2_methods.yaml
 PARTS_demo := experiments/table5_components.yaml
 RUN_paper := experiments/paper_llama2_7b.yaml
@@ -41,11 +40,9 @@ PARTS_paper := $(RUN_paper)
 # The layout that all adapters are compared with: the demo's files name one, the paper's is searched.
 LAYOUT_demo := @:
 LAYOUT_paper = $(BIN)/milp-ray search $(RUN_paper) $(ARGS) && $(BIN)/milp-ray choose $(RUN_paper) $(ARGS)
-RUNS_demo := runs/demo
-RUNS_paper := runs/paper_llama2_7b
 
 table1: $(VENV)/.stamp-run ## what the users are: counts and lengths
-	$(BIN)/milp-ray users stats $(RUN_$(SCALE)) $(ARGS) --tokens
+	$(BIN)/python experiments/table1_datasets.py --scale $(SCALE) $(ARGS)
 
 table2: $(VENV)/.stamp-run ## every way of personalising on the same users (SCALE=paper: on four A100s)
 	$(LAYOUT_$(SCALE))
@@ -55,9 +52,7 @@ table2-long: $(VENV)/.stamp-run ## the paper's methods on more users, with histo
 	$(BIN)/milp-ray compare experiments/table2_long.yaml $(ARGS)
 
 table3: $(VENV)/.stamp-run ## who wins against the text prompt, by two judges
-	$(BIN)/milp-ray run $(RUN_$(SCALE)) $(ARGS)
-	$(BIN)/milp-ray winrate $(RUNS_$(SCALE))
-	$(BIN)/milp-ray winrate $(RUNS_$(SCALE)) --judge embedded_free
+	$(BIN)/python experiments/table3_winrate.py --scale $(SCALE) $(ARGS)
 
 table4: $(VENV)/.stamp-run ## which factors of a layout are worth searching
 	$(BIN)/python experiments/table4_search_space.py --scale $(SCALE) $(ARGS)
@@ -67,7 +62,7 @@ table5: $(VENV)/.stamp-run ## what MiLP's two stages are worth
 	$(BIN)/milp-ray compare $(PARTS_$(SCALE)) $(ARGS)
 
 table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of history (figure 3), of the paper's setting
-	$(BIN)/milp-ray estimate $(RUN_paper) --users 100 --figure runs/figure3_memory.png
+	$(BIN)/python experiments/table7_parameters.py
 
 figure4: $(VENV)/.stamp-run ## what each method answers to the same user
 	$(BIN)/python experiments/figure4_case_study.py --config $(COMPARE_$(SCALE)) $(ARGS)
@@ -76,15 +71,13 @@ lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter be
 	$(BIN)/python experiments/history_length.py
 
 plum: runs/yes_no_base/model.safetensors ## conversations as questions and answers, against retrieval
-	$(BIN)/python experiments/plum_100_conversations.py --users 2 --seeds 1
+	$(BIN)/python experiments/plum_100_conversations.py
 
 runs/yes_no_base/model.safetensors: | $(VENV)/.stamp-run
 	$(BIN)/python experiments/pretrain_yes_no.py
 
 forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
-	$(BIN)/python experiments/benchmarks/updating.py
-	$(BIN)/milp-ray run $(RUN_$(SCALE)) $(ARGS)
-	$(BIN)/milp-ray ability $(RUNS_$(SCALE))
+	$(BIN)/python experiments/forgetting.py --scale $(SCALE) $(ARGS)
 
 test: $(VENV)/.stamp-dev ## the tests, less those marked slow, gpu or launcher
 	$(PYTEST) $(IN_PARALLEL) --durations=15 -m "not slow and not gpu and not launcher"

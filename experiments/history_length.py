@@ -13,20 +13,19 @@ Writes experiments/results/history_length/{table.md,values.csv,figure.png}; the 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from commands import HERE, milp_ray
+from result_files import RESULTS, cell, markdown, write_csv, write_text
 
 from milp_ray.config_loader import load_config
 from milp_ray.methods import label
 from milp_ray.report.style import method_colour, method_marker, new_figure, save, styled
 from milp_ray.rundir import RunFolder
 
-HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "table2_methods.yaml"
 LENGTHS = (30, 60, 120, 240)
 METHODS = ("text_prompt", "retrieval_dense", "milp", "oracle_profile")
@@ -47,10 +46,7 @@ def measured(n_turns: int, n_users: int, n_seeds: int) -> tuple[float, Cells]:
         f"compare.methods=[{','.join(METHODS)}]",
         f"compare.n_seeds={n_seeds}",
     ]
-    command = [sys.executable, "-m", "milp_ray", "compare", str(CONFIG), *overrides]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        raise SystemExit(f"{name} ended with {answer.returncode}:\n{answer.stderr[-2000:]}")
+    milp_ray("compare", str(CONFIG), *overrides)
     run = RunFolder.open(load_config(CONFIG, overrides).output_dir / name)
     found = json.loads((run.compare / "comparison.json").read_text(encoding="utf-8"))
     cells = {
@@ -93,16 +89,11 @@ def table(found: Sequence[tuple[float, Cells]]) -> str:
     """A row a length, a column a method and slice."""
     columns = [(method, key) for key in SLICES for method in METHODS]
     header = [f"{label(method)}, {'all' if key == 'all' else key}" for method, key in columns]
-    lines = ["| History (tokens) | " + " | ".join(header) + " |", "|---:|" + "---:|" * len(columns)]
-    for tokens, cells in found:
-        shown = (_cell(cells[method][key]) for method, key in columns)
-        lines.append(f"| {tokens:,.0f} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def _cell(cell: Mapping[str, Any]) -> str:
-    mean, low, high = (f"{100 * cell[name]:.0f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    rows = [
+        [f"{tokens:,.0f}", *(cell(cells[method][key], 100.0, 0) for method, key in columns)]
+        for tokens, cells in found
+    ]
+    return markdown(["History (tokens)", *header], rows)
 
 
 def draw(found: Sequence[tuple[float, Cells]], context: int, path: Path) -> None:
@@ -137,7 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four users, two lengths, one seed")
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "history_length")
+    parser.add_argument("--results", type=Path, default=RESULTS / "history_length")
     arguments = parser.parse_args()
     lengths = LENGTHS[::2] if arguments.quick else LENGTHS
     n_users, n_seeds = (4, 1) if arguments.quick else (arguments.users, arguments.seeds)
@@ -149,19 +140,21 @@ def main() -> None:
 
     context = load_base(load_config(CONFIG, []).base).context_length
     points = {key: crossing(found, key) for key in SLICES}
-    arguments.results.mkdir(parents=True, exist_ok=True)
     command = f"`experiments/history_length.py --users {n_users} --seeds {n_seeds}`"
     text = (
-        f"{command}, {n_users} users a length, {n_seeds} seeds; context {context} tokens.\n\n{table(found)}\n"
+        f"{command}, {n_users} users a length, {n_seeds} seeds; context {context} tokens.\n\n{table(found)}"
     )
-    (arguments.results / "table.md").write_text(text, encoding="utf-8")
-    with (arguments.results / "values.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["history_tokens", "method", "slice", "fact_accuracy", "low", "high"])
-        for tokens, cells in found:
-            for method, own in cells.items():
-                for key, cell in own.items():
-                    writer.writerow([round(tokens), method, key, cell["mean"], cell["low"], cell["high"]])
+    write_text(arguments.results / "table.md", text)
+    write_csv(
+        arguments.results / "values.csv",
+        ["history_tokens", "method", "slice", "fact_accuracy", "low", "high"],
+        [
+            [round(tokens), method, key, cell["mean"], cell["low"], cell["high"]]
+            for tokens, cells in found
+            for method, own in cells.items()
+            for key, cell in own.items()
+        ],
+    )
     draw(found, context, arguments.results / "figure.png")
     print(text)
     print(json.dumps({"context_tokens": context, "crossing_tokens": points}))

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING
 import torch
 from plum_questions import CONVERSATION, NO, PROMPT, YES, Probe, open_examples, probes, users
 from plum_results import AGES, Row, age_name, table, write
+from result_files import RESULTS, write_text
 
-from milp_ray.atomic_files import replacing
 from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import MethodsSection, PlumSection, RetrievalSection
 from milp_ray.config.training import LoraAlphaSection, TrainingSection
@@ -86,7 +86,6 @@ RECIPE = TrainingSection(
 LAYOUT = CanonicalLayout((True,) * 8, 32)
 BASE = Path("runs/yes_no_base")  # what pretrain_yes_no.py makes
 KEPT = Path("runs/plum_100_conversations")
-RESULTS = Path(__file__).parent / "results" / "plum"
 K = 2  # turns that BM25 puts before a question
 MOST_NEW_TOKENS = 24
 # Pretraining read some hundred thousand documents, counted from 0.
@@ -233,9 +232,7 @@ def do(unit: Unit) -> tuple[Unit, float]:
         {**measure(base, split, way, unit.seed), "perplexity": 100.0 * (own / before - 1.0)}
         for split, way, own in zip(splits, ways, after, strict=True)
     ]
-    unit.path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(unit.path) as temporary:
-        temporary.write_text(json.dumps(rows), encoding="utf-8")
+    write_text(unit.path, json.dumps(rows))
     return unit, time.perf_counter() - started
 
 
@@ -273,7 +270,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, help="how many")
     parser.add_argument("--seeds", type=int, help="how many")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="units at a time")
-    parser.add_argument("--results", type=Path, help=f"default: {RESULTS.parent.name}/{RESULTS.name}")
+    parser.add_argument("--results", type=Path, help=f"default: {RESULTS.name}/plum")
     args = parser.parse_args()
 
     started = time.perf_counter()
@@ -300,7 +297,7 @@ def main() -> None:
         f"questions (of seed 0), {n_seeds} seeds.\n\n{table(found)}"
     )
     # A smoke test's figures, or those of the users that were chosen by, are nobody's results.
-    results = args.results or (None if args.quick or args.development else RESULTS)
+    results = args.results or (None if args.quick or args.development else RESULTS / "plum")
     if results:
         write(results, text, found)
     print(text)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from milp_ray.atomic_files import replacing
-from milp_ray.evaluation.bootstrap import Interval, difference_interval, interval
+from result_files import DRAWS, cell, markdown, write_csv, write_text
+
+from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.report.style import BLUE, INK, SKY, VERMILLION, new_figure, save, styled
 
 Row = dict[str, float]  # measure → a user's value, NaN where nothing of that kind was asked
@@ -52,49 +52,37 @@ def of_users(runs: Sequence[Sequence[Row]], measure: str) -> list[float]:
 
 def table(found: Found) -> str:
     """Markdown: a row a way, and the difference to retrieval."""
-    header = ["", *COLUMNS.values(), "both, against BM25 (points)"]
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    rows = []
     for way, runs in found.items():
-        cells = [_cell(interval(of_users(runs, name)), signed=name == SIGNED) for name in COLUMNS]
+        cells = [
+            cell(interval(of_users(runs, name), **DRAWS), 1.0, 1, signed=name == SIGNED) for name in COLUMNS
+        ]
         if way == "nothing":
             cells[-1] = ""
         own, against = (of_users(found[one], "both") for one in (way, AGAINST))
-        cells.append("" if way == AGAINST else _cell(difference_interval(own, against), signed=True))
-        lines.append("| " + " | ".join([LABELS[way], *cells]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(found: Interval | None, *, signed: bool) -> str:
-    if found is None:
-        return "–"
-    sign = "+" if signed else ""
-    if found.low is None or found.low == found.high:
-        return f"{found.mean:{sign}.1f}"
-    return f"{found.mean:{sign}.1f} [{found.low:{sign}.1f}, {found.high:{sign}.1f}]"
+        difference = difference_interval(own, against, **DRAWS)
+        cells.append("" if way == AGAINST else cell(difference, 1.0, 1, signed=True))
+        rows.append([LABELS[way], *cells])
+    return markdown(["", *COLUMNS.values(), "both, against BM25 (points)"], rows)
 
 
 def write(folder: Path, text: str, found: Found) -> None:
     """``table.md``, ``values.csv`` (a line a way, seed, user and measure) and ``figure.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
     explained = (
         "`make plum` (`experiments/plum_100_conversations.py`). Accuracy of yes/no questions about what was "
         "said and about something related that was not, of open questions, and the change of perplexity on "
         "documents about nobody here. Means over users of the means over seeds, with 95 % intervals by "
         f"bootstrap over users; with so few of them they are too narrow.\n\n{text}\n{PAPER}\n"
     )
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(explained, encoding="utf-8")
-    with (
-        replacing(folder / "values.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["way", "seed", "user", "measure", "value"])
-        for way, runs in found.items():
-            for seed, rows in enumerate(runs):
-                for user, row in enumerate(rows):
-                    for name, value in row.items():
-                        writer.writerow([way, seed, user, name, "" if math.isnan(value) else round(value, 3)])
+    write_text(folder / "table.md", explained)
+    values = [
+        [way, seed, user, name, "" if math.isnan(value) else round(value, 3)]
+        for way, runs in found.items()
+        for seed, rows in enumerate(runs)
+        for user, row in enumerate(rows)
+        for name, value in row.items()
+    ]
+    write_csv(folder / "values.csv", ["way", "seed", "user", "measure", "value"], values)
     draw(found, folder / "figure.png")
 
 

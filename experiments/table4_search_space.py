@@ -16,25 +16,21 @@ Writes experiments/results/table4/{table.md,values.csv}; the last line is one JS
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import yaml
+from commands import run
+from result_files import DRAWS, RESULTS, cell, markdown, write_csv, write_text
 
 from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.memory.layout import CanonicalLayout
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "table4"
 FACTORS = (
     ("number",),
     ("rank",),
@@ -60,27 +56,17 @@ SCALES = {
     "paper": ("paper_llama2_7b.yaml", ["evaluation.methods=[milp]", "choice.rule=best_loss"]),
 }
 ByUser = dict[str, dict[str, float]]  # user → measure → value
-DRAWS: dict[str, Any] = {"n_bootstrap": 2000, "confidence": 0.95, "seed": 0}
 
 
 def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, extra: list[str]) -> Path:
     """Run one search and everything after it, or find it finished; its folder."""
     config, settings = SCALES[arguments.scale]
     name = f"table4_{arguments.scale}_{'-'.join(factors)}_{seed}"
-    overrides = [*settings, f"name={name}", f"seed={seed}", f"space.factors=[{','.join(factors)}]", *extra]
+    overrides = [*settings, f"seed={seed}", f"space.factors=[{','.join(factors)}]", *extra]
     if arguments.trials is not None:
         n_initial = min(6, arguments.trials)
         overrides += [f"search.n_trials={arguments.trials}", f"search.n_initial={n_initial}"]
-    command = [sys.executable, "-m", "milp_ray", "run", str(HERE / config), *overrides]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        said = answer.stdout[-2000:] + answer.stderr[-2000:]
-        raise SystemExit(f"{name} ended with {answer.returncode}:\n{said}")
-    folder = Path("runs") / name
-    for part in extra:
-        if part.startswith("output_dir="):
-            folder = Path(part.removeprefix("output_dir=")) / name
-    return folder
+    return run(config, name, overrides)
 
 
 def by_user(run: Path) -> ByUser:
@@ -109,27 +95,13 @@ def layout_of(run: Path) -> CanonicalLayout:
     return CanonicalLayout.from_dict(chosen["layout"])
 
 
-def cell(found: Any, scale: float, decimals: int, *, signed: bool = False) -> str:
-    """A mean and its interval; an asterisk where a difference's leaves zero out."""
-    if found is None:
-        return "–"
-    values = found.to_dict()
-    sign = "+" if signed else ""
-    mean = f"{values['mean'] * scale:{sign}.{decimals}f}"
-    if values["low"] is None:
-        return mean
-    low, high = (f"{values[end] * scale:{sign}.{decimals}f}" for end in ("low", "high"))
-    clear = signed and (values["low"] > 0 or values["high"] < 0)
-    return f"{mean} [{low}, {high}]{' *' if clear else ''}"
-
-
 def main() -> None:
     """Run what is missing, compare, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=None, help="of every search; demo 12, paper 200")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write into")
+    parser.add_argument("--results", type=Path, default=RESULTS / "table4", help="folder to write into")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     arguments = parser.parse_args()
     if arguments.scale == "demo" and arguments.trials is None:
@@ -176,14 +148,10 @@ def write(
             f"{size:.0f}",
         ])  # fmt: skip
         last[label] = {name: found.to_dict()["mean"] for name, found in means.items() if found}
-    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
-    lines += ["| " + " | ".join(text.replace(" *", r" \*") for text in row) + " |" for row in rows]
-    arguments.results.mkdir(parents=True, exist_ok=True)
     command = f"experiments/table4_search_space.py --scale {arguments.scale} --seeds {arguments.seeds}"
-    text = f"`{command} --trials {arguments.trials}`\n\n" + "\n".join(lines) + "\n"
-    (arguments.results / "table.md").write_text(text, encoding="utf-8")
-    with (arguments.results / "values.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["factors", "measure", "mean"], *values])
+    text = f"`{command} --trials {arguments.trials}`\n\n{markdown(header, rows)}"
+    write_text(arguments.results / "table.md", text)
+    write_csv(arguments.results / "values.csv", ["factors", "measure", "mean"], values)
     print(text)
     print(json.dumps(last))
 

@@ -118,7 +118,7 @@ class Bench:
         answers = generate(
             self.base, asked, max_new_tokens=section.max_new_tokens, batch_size=section.batch_size
         )
-        row: dict[str, Any] = {"way": way.name, "seconds_a_user": round(way.seconds, 3)}
+        row: dict[str, Any] = {"way": way.name, "seconds_a_user": round(way.seconds, 3), "by_user": {}}
         for state in STATES:
             values = [
                 fmean(
@@ -128,6 +128,7 @@ class Bench:
                 )
                 for own, user in zip(answers, self.users, strict=True)
             ]
+            row["by_user"][state] = [round(value, 4) for value in values]
             found = interval(values)
             row[state] = None if found is None else found.to_dict()
         stale = [

@@ -65,7 +65,7 @@ def test_table_and_values(tmp_path: Path) -> None:
     text = table(found(scores))
     rows = {line.split("|")[1].strip(): line for line in text.splitlines()}
     assert rows[LABELS["plum_earlier"]].count("63.0 [58.0, 68.0]") == 4
-    assert rows[LABELS["plum_earlier"]].endswith("| +63.0 [+58.0, +68.0] | +8.0 |")
+    assert rows[LABELS["plum_earlier"]].endswith(r"| +63.0 [+58.0, +68.0] \* | +8.0 \* |")
     assert rows[LABELS["plum"]].count("–") == len(COLUMNS) + 1
     write(tmp_path / "results", text, found(scores))
     assert text in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
