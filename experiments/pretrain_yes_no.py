@@ -6,7 +6,8 @@ The embedded base has never read a question that is answered with yes or no. Her
 people of the pretraining population and questions whether one of them says this or that, easy ones first:
 what was not said is about something else altogether. Then it is another value of the same kind, then what
 was said is asked for in other words, and last in up to 32 turns. Every second step it reads pretraining's
-documents as well, so that it does not forget them. Writes a model directory (safetensors) to ``--out``.
+documents as well, so that it does not forget them. Writes a model directory (safetensors) to ``--out``; after
+an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -15,103 +16,27 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from random import Random
 
 import torch
 from plum_questions import NO, PROMPT, YES
 from pretrain_tiny import Stream, learning_rate, save, weighted_loss
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from yes_no_questions import LEVELS, Asked, Level, draw_asked
 
+from milp_ray.atomic_files import replacing
 from milp_ray.config.base import BaseSection
-from milp_ray.methods.plum import world
-from milp_ray.methods.plum.rule import YES_NO_FRAMES, Said, clauses_of_text
 from milp_ray.training.base import load_base
 from milp_ray.training.text import history_context, query_prompt, response_text
 from milp_ray.users.persona_world import pretraining_rng
-from milp_ray.users.persona_world.persona import draw_history, draw_persona
 from milp_ray.users.records import Turn
 
-HISTORY_TURNS = 60  # of which a few are read, as retrieval would choose them
 FIRST_DOCUMENT = 5 * 10**8  # pretraining read some hundred thousand, counted from 0
 NEXT_LEVEL_ACCURACY, LEVEL_STEPS = 0.9, 25  # the mean over so many steps of a level
 # Of the answer's tokens one decides; the others have to be likely, too, for the answers to be compared.
 OTHER_TOKENS_WEIGHT = 0.3
-
-
-@dataclass(frozen=True)
-class Level:
-    """What is asked: about how many turns, and which share of the questions is hard.
-
-    ``beside``: of the negative ones are about something related to what was said, the others about a topic
-    that does not occur. ``reworded``: of the positive ones are in other words. ``nothing``: of the contexts
-    are empty, so that all answers are no.
-    """
-
-    n_turns: tuple[int, ...]
-    beside: float = 0.0
-    reworded: float = 0.0
-    nothing: float = 0.0
-
-
-LEVELS = (
-    Level((1,)),
-    Level((1,), beside=0.75),
-    Level((1,), beside=0.75, reworded=0.5, nothing=0.05),
-    Level((1, 1, 2, 2, 4, 4, 4, 8, 16, 32), beside=0.75, reworded=0.5, nothing=0.05),
-)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Turns and questions about them, each with whether it is answered with yes."""
-
-    turns: tuple[str, ...]
-    questions: tuple[tuple[str, bool], ...]
-
-
-def draw_asked(level: Level, rng: Random, n_questions: int = 8) -> Asked:
-    """Some turns of a person of the pretraining population, and questions whether this or that was said."""
-    history = draw_history(draw_persona(rng), HISTORY_TURNS, rng, "pretraining")
-    n_turns = 0 if rng.random() < level.nothing else rng.choice(level.n_turns)
-    turns = tuple(history[i] for i in sorted(rng.sample(range(len(history)), n_turns)))
-    said, clauses = Said(), [clause for text in turns for clause in clauses_of_text(text)]
-    for clause in clauses:
-        said.add(clause)
-    questions = []
-    for _ in range(n_questions):
-        is_said = rng.random() < 0.5 and bool(clauses)
-        clause = _said(clauses, level, rng) if is_said else _not_said(clauses, said, level, rng)
-        if clause is not None:
-            questions.append((rng.choice(YES_NO_FRAMES).format(clause=clause), is_said))
-    return Asked(turns, tuple(questions))
-
-
-def _said(clauses: Sequence[str], level: Level, rng: Random) -> str:
-    clause = rng.choice(clauses)
-    if rng.random() < level.reworded:
-        return rng.choice(world.wordings(rng.choice(world.things_of(clause))))
-    return clause
-
-
-def _not_said(clauses: Sequence[str], said: Said, level: Level, rng: Random) -> str | None:
-    """What was not said; ``None`` where nothing suitable is found."""
-    if clauses and rng.random() < level.beside:
-        thing = rng.choice(world.things_of(rng.choice(clauses)))
-        others = said.untold_beside(thing, rng)
-        return rng.choice(world.wordings(others[0])) if others else None
-    [text, *_] = draw_history(draw_persona(rng), 1, rng, "pretraining")
-    topics = {thing.topic for clause in clauses for thing in world.things_of(clause)}
-    for clause in clauses_of_text(text):
-        thing, *more = world.things_of(clause)
-        if topics.isdisjoint(one.topic for one in (thing, *more)):
-            if not level.reworded:
-                return clause
-            # What nobody said may be anything: the thing itself, or something related.
-            return rng.choice(world.wordings(rng.choice([thing, *world.related(thing, rng)])))
-    return None
 
 
 @dataclass
@@ -222,6 +147,20 @@ def answer_loss(
     return loss, right.float().mean().item()
 
 
+@dataclass
+class Progress:
+    """How far the lesson is; a resumed one draws again what was read before, and trains on from there."""
+
+    step: int = 0
+    level_ends: list[int] = field(default_factory=list)  # the step after which each level was left
+    right: list[float] = field(default_factory=list)  # of the steps of this level
+
+    @property
+    def level(self) -> int:
+        """The present one's number."""
+        return len(self.level_ends)
+
+
 def teach(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     base = load_base(BaseSection(device="cpu"))
@@ -231,10 +170,16 @@ def teach(args: argparse.Namespace) -> None:
     )
     questions = Questions(tokenizer, args.batch_tokens, base.context_length)
     documents = Stream(tokenizer, args.batch_tokens // 2, base.context_length, first=FIRST_DOCUMENT * 2)
-    level, batches = 0, questions.batches(LEVELS[0])
-    right: list[float] = []
+    progress = resumed(args, model, optimizer)
+    for level in range(progress.level + 1):
+        batches = questions.batches(LEVELS[level])
+        ends = [*progress.level_ends, progress.step]
+        for step in range(ends[level - 1] if level else 0, ends[level]):
+            next(batches)
+            if step % 2 == 0:
+                documents.batch(2)
     started = time.perf_counter()
-    for step in range(args.steps):
+    for step in range(progress.step, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, 50, 0.3)
         loss, accuracy = answer_loss(model, next(batches), questions.choices)
@@ -244,18 +189,46 @@ def teach(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        right.append(accuracy)
-        mean = sum(right[-LEVEL_STEPS:]) / LEVEL_STEPS
-        if (step + 1) % LEVEL_STEPS == 0:
+        progress.step = step + 1
+        progress.right.append(accuracy)
+        mean = sum(progress.right[-LEVEL_STEPS:]) / LEVEL_STEPS
+        if progress.step % LEVEL_STEPS == 0:
+            done = f"step {progress.step}/{args.steps} level {progress.level}"
             seconds = time.perf_counter() - started
-            print(
-                f"step {step + 1}/{args.steps} level {level} right {100 * mean:.1f} % {seconds:.0f} s",
-                flush=True,
-            )
-        if level < len(LEVELS) - 1 and len(right) >= LEVEL_STEPS and mean > NEXT_LEVEL_ACCURACY:
-            level, right = level + 1, []
-            batches = questions.batches(LEVELS[level])
+            print(f"{done} right {100 * mean:.1f} % {seconds:.0f} s", flush=True)
+        is_learnt = len(progress.right) >= LEVEL_STEPS and mean > NEXT_LEVEL_ACCURACY
+        if is_learnt and progress.level < len(LEVELS) - 1:
+            progress.level_ends.append(progress.step)
+            progress.right = []
+            batches = questions.batches(LEVELS[progress.level])
+        if progress.step % args.keep_every == 0:
+            keep(args, progress, model, optimizer)
     save(model.eval(), tokenizer, args.out)
+    kept_in(args).unlink(missing_ok=True)
+
+
+def kept_in(args: argparse.Namespace) -> Path:
+    """Where an unfinished lesson is kept: one file for each setting."""
+    return args.out / f"unfinished-{args.steps}-{args.batch_tokens}-{args.lr:g}.pt"
+
+
+def keep(
+    args: argparse.Namespace, progress: Progress, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
+) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    with replacing(kept_in(args)) as temporary:
+        torch.save([asdict(progress), model.state_dict(), optimizer.state_dict()], temporary)
+
+
+def resumed(args: argparse.Namespace, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> Progress:
+    """What was kept, put into the model and the optimizer; the beginning where there is nothing."""
+    if not kept_in(args).exists():
+        return Progress()
+    progress, weights, moments = torch.load(kept_in(args), weights_only=True)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
+    print(f"going on from step {progress['step']}", flush=True)
+    return Progress(**progress)
 
 
 def main() -> None:
@@ -267,9 +240,13 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep-every", type=int, default=100, help="steps")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    teach(args)
+    try:
+        teach(args)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from what was kept last") from None
 
 
 if __name__ == "__main__":

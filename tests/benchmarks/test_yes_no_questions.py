@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pretrain_yes_no
 import pytest
 import torch
 from plum_questions import HELD_OUT_FRAMES, NO, PROMPT, YES
-from pretrain_yes_no import LEVELS, Asked, Questions, answer_loss, draw_asked
+from pretrain_yes_no import Questions, answer_loss
+from yes_no_questions import LEVELS, Asked, draw_asked
 
 from milp_ray.config.base import BaseSection
 from milp_ray.methods.plum import world
@@ -97,3 +103,36 @@ def test_a_question_among_others_is_answered_as_alone(base: Base) -> None:
     loss, share = answer_loss(base.model, batch, questions.choices)
     assert loss.item() > 0
     assert 0 <= share <= 1
+
+
+def test_a_lesson_that_was_interrupted_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Every second step is a level, so that there is one on either side of the interruption.
+    monkeypatch.setattr(pretrain_yes_no, "LEVEL_STEPS", 2)
+    monkeypatch.setattr(pretrain_yes_no, "NEXT_LEVEL_ACCURACY", -1.0)
+
+    def teach(name: str) -> None:
+        given = ["--steps", "6", "--batch-tokens", "400", "--keep-every", "3", "--out", str(tmp_path / name)]
+        monkeypatch.setattr("sys.argv", ["pretrain_yes_no.py", *given])
+        pretrain_yes_no.main()
+
+    teach("whole")
+    with monkeypatch.context() as patch:
+        ask, asked = pretrain_yes_no.answer_loss, itertools.count()
+
+        def interrupted(*arguments: Any) -> tuple[torch.Tensor, float]:
+            if next(asked) == 4:
+                raise KeyboardInterrupt
+            return ask(*arguments)
+
+        patch.setattr(pretrain_yes_no, "answer_loss", interrupted)
+        with pytest.raises(SystemExit, match="the same command goes on"):
+            teach("interrupted")
+    assert not (tmp_path / "interrupted" / "model.safetensors").exists()
+    capsys.readouterr()
+    teach("interrupted")
+    assert "going on from step 3" in capsys.readouterr().out
+    whole, resumed = ((tmp_path / name / "model.safetensors") for name in ("whole", "interrupted"))
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert not list((tmp_path / "interrupted").glob("*.pt"))
