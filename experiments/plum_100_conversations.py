@@ -73,7 +73,7 @@ PLUM = PlumSection(
     own_texts=4,
 )
 # Besides the paper's way, by which the data of a conversation is discarded after it.
-WITH_EARLIER = PLUM.model_copy(update={"earlier_pairs": 256, "epochs": 2, "own_texts": 20})
+WITH_EARLIER = PLUM.model_copy(update={"earlier_pairs": 384, "epochs": 2, "own_texts": 24})
 TRAINED = {
     "plum_earlier": WITH_EARLIER,
     "plum": PLUM,
@@ -81,7 +81,7 @@ TRAINED = {
 }
 WAYS = ("nothing", "bm25", "plum", "plum_earlier", "plum_no_negatives")
 RECIPE = TrainingSection(
-    learning_rate=1.5e-3, batch_size=16, lora_alpha=LoraAlphaSection(rule="sqrt", value=8.0)
+    learning_rate=1e-3, batch_size=16, lora_alpha=LoraAlphaSection(rule="sqrt", value=8.0)
 )
 LAYOUT = CanonicalLayout((True,) * 8, 32)
 BASE = Path("runs/yes_no_base")  # what pretrain_yes_no.py makes
