@@ -76,6 +76,7 @@ plum: runs/yes_no_base/model.safetensors ## conversations as questions and answe
 runs/yes_no_base/model.safetensors: | $(VENV)/.stamp-run
 	$(BIN)/python experiments/pretrain_yes_no.py
 
+# SCALE=paper: also ARGS="--texts FILE …", of texts about nobody
 forgetting: $(VENV)/.stamp-run ## what updates cost of old facts, and adapters of general ability
 	$(BIN)/python experiments/forgetting.py --scale $(SCALE) $(ARGS)
 

@@ -2,18 +2,20 @@
 
     .venv/bin/python experiments/forgetting.py                     # make forgetting; minutes on two cores
     .venv/bin/python experiments/forgetting.py --users 4 --seeds 1
-    .venv/bin/python experiments/forgetting.py --scale paper users.paths='[data/users.jsonl]'
+    .venv/bin/python experiments/forgetting.py --scale paper --texts FILE users.paths='[data/users.jsonl]'
 
 `benchmarks/updating.py` for users of several seeds: an adapter continued with what is new, alone and with
 replay, against the old version and against training on everything again. And `milp-ray ability` of runs with
 the same seeds (those of table3_winrate.py): the perplexity on documents about nobody, against the base's.
 
-Writes experiments/results/forgetting/{table.md,values.csv,figure.png}; the last line is one JSON object.
+Writes experiments/results/forgetting/{table.md,values.csv,figure.png}, with options runs/results/forgetting;
+the last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,23 +23,28 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from commands import HERE, SCALES, milp_ray, output_of, run_of_seed
-from result_files import DRAWS, RESULTS, cell, markdown, write_csv, write_text
+from commands import HERE, SCALES, SEEDS, milp_ray, output_of, run_of_seed
+from result_files import DRAWS, cell, invocation, markdown, results_of, write_csv, write_text
 
 from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.report.style import BLUE, GREEN, VERMILLION, new_figure, only_grid, save, styled
 
 STATES = {"old": VERMILLION, "changed": BLUE, "new": GREEN}
 AGAINST = "everything again"
+SCRIPT = HERE / "benchmarks" / "updating.py"
+KEPT = Path("runs/forgetting")
 
 ByWay = dict[str, dict[str, list[float]]]  # way → state of facts → a user's share of right answers
 
 
 def updated(seed: int, n_users: int) -> list[dict[str, Any]]:
-    """The rows of one seed's users, one a way."""
-    script = str(HERE / "benchmarks" / "updating.py")
-    answer = output_of([sys.executable, script, "--users", str(n_users), "--seed", str(seed)])
-    rows: list[dict[str, Any]] = json.loads(answer.splitlines()[-1])["ways"]
+    """The rows of one seed's users, one a way; measured now or before."""
+    data = b"".join(path.read_bytes() for path in (SCRIPT, HERE / SCALES["demo"]))
+    kept = KEPT / f"updates-{seed}-{n_users}-{hashlib.sha256(data).hexdigest()[:12]}.json"
+    if not kept.is_file():
+        answer = output_of([sys.executable, str(SCRIPT), "--users", str(n_users), "--seed", str(seed)])
+        write_text(kept, answer.splitlines()[-1])
+    rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))["ways"]
     return rows
 
 
@@ -120,25 +127,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo", help="of the runs")
     parser.add_argument("--users", type=int, default=12, help="of every seed, for the updates")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS / "forgetting", help="folder to write into")
+    parser.add_argument("--seeds", type=int, help=f"how many; default: {SEEDS}")
+    parser.add_argument("--texts", type=Path, help="about nobody, for `milp-ray ability` of other bases")
+    parser.add_argument("--results", type=Path, default=results_of("forgetting"), help="to write into")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for the runs")
     arguments = parser.parse_args()
+    if arguments.scale != "demo" and arguments.texts is None:
+        parser.error(
+            "name a file of texts about nobody with --texts: those of the demo are for its base alone"
+        )
+    given = [] if arguments.texts is None else ["--texts", str(arguments.texts)]
     updates, ability = [], []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.seeds or SEEDS[arguments.scale]):
         updates.append(updated(seed, arguments.users))
-        folder = run_of_seed(arguments.scale, seed, arguments.overrides)
-        ability.append(json.loads(milp_ray("ability", str(folder), "--json")))
+        found_run = run_of_seed(arguments.scale, seed, arguments.overrides)
+        ability.append(json.loads(milp_ray("ability", str(found_run.place), *given, "--json")))
         print(f"seed {seed} is done", flush=True)
     found = by_way(updates)
     kept = {
         row["way"]: fmean(rows[i]["kept_by_guard"] for rows in updates) if "kept_by_guard" in row else None
         for i, row in enumerate(updates[0])
     }
-    options = f"--users {arguments.users} --seeds {arguments.seeds}"
     text = (
-        f"`make forgetting` (`experiments/forgetting.py {options}`). Means over users with 95 % intervals by "
-        "bootstrap over users; an asterisk: the interval leaves zero out.\n\n"
+        f"{invocation()}: {arguments.users} users of each of {len(updates)} seeds. Means over users with "
+        "95 % intervals by bootstrap over users; an asterisk: the interval leaves zero out.\n\n"
         f"{table(found, kept)}\n{ability_table(ability)}"
     )
     write_text(arguments.results / "table.md", text)

@@ -7,7 +7,8 @@ Users of PersonaWorld whose facts are stated equally often, among ever more othe
 `milp-ray compare` scores the methods on the same kinds of held-out queries, with the settings of
 table2_methods.yaml; what is finished is not done again. Intervals are over users.
 
-Writes experiments/results/history_length/{table.md,values.csv,figure.png}; the last line is one JSON object.
+Writes experiments/results/history_length/{table.md,values.csv,figure.png}, with options
+runs/results/history_length; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from commands import HERE, milp_ray
-from result_files import RESULTS, cell, markdown, write_csv, write_text
+from result_files import cell, invocation, markdown, results_of, write_csv, write_text
 
 from milp_ray.config_loader import load_config
 from milp_ray.methods import label
 from milp_ray.report.style import method_colour, method_marker, new_figure, save, styled
-from milp_ray.rundir import RunFolder
+from milp_ray.rundir import RunFolder, place_of
 
 CONFIG = HERE / "table2_methods.yaml"
 LENGTHS = (30, 60, 120, 240)
@@ -47,7 +48,7 @@ def measured(n_turns: int, n_users: int, n_seeds: int) -> tuple[float, Cells]:
         f"compare.n_seeds={n_seeds}",
     ]
     milp_ray("compare", str(CONFIG), *overrides)
-    run = RunFolder.open(load_config(CONFIG, overrides).output_dir / name)
+    run = RunFolder.open(place_of(load_config(CONFIG, overrides)))
     found = json.loads((run.compare / "comparison.json").read_text(encoding="utf-8"))
     cells = {
         method: {key: found["scores"][method][key]["fact_accuracy"] for key in SLICES} for method in METHODS
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four users, two lengths, one seed")
     parser.add_argument("--users", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS / "history_length")
+    parser.add_argument("--results", type=Path, default=results_of("history_length"))
     arguments = parser.parse_args()
     lengths = LENGTHS[::2] if arguments.quick else LENGTHS
     n_users, n_seeds = (4, 1) if arguments.quick else (arguments.users, arguments.seeds)
@@ -140,10 +141,8 @@ def main() -> None:
 
     context = load_base(load_config(CONFIG, []).base).context_length
     points = {key: crossing(found, key) for key in SLICES}
-    command = f"`experiments/history_length.py --users {n_users} --seeds {n_seeds}`"
-    text = (
-        f"{command}, {n_users} users a length, {n_seeds} seeds; context {context} tokens.\n\n{table(found)}"
-    )
+    size = f"{n_users} users a length, {n_seeds} seeds; context {context} tokens"
+    text = f"{invocation()}: {size}.\n\n{table(found)}"
     write_text(arguments.results / "table.md", text)
     write_csv(
         arguments.results / "values.csv",

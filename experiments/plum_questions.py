@@ -20,7 +20,10 @@ from milp_ray.users.splits import split_user
 PROMPT = PromptSection()
 # The tokenizer of the embedded base has no tokens for "Yes" and "No", and its pretraining had no use of them.
 YES, NO = "You said so.", "You did not say so."
+Row = dict[str, float]  # measure → a user's value, NaN where nothing of that kind was asked
+
 CONVERSATION = ConversationSection(turns=2)
+AGES = ((1, 10), (11, 25), (26, 50), (51, 100))  # conversations ago
 HELD_OUT_FRAMES = (
     "Can you say whether I said that {clause}?",
     "I wonder whether I said that {clause}.",
@@ -93,3 +96,8 @@ def open_examples(split: UserSplit) -> list[Example]:
         for example in split.test
         if example.tags["order"] == "none" and value.get(example.tags["attribute"]) == example.answer
     ]
+
+
+def age_name(low: int, high: int) -> str:
+    """The measure of what was said so many conversations ago."""
+    return f"age {low}-{high}"

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from plum_questions import AGES, Row, age_name
 from result_files import DRAWS, cell, markdown, write_csv, write_text
 
 from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.report.style import BLUE, INK, SKY, VERMILLION, new_figure, save, styled
 
-Row = dict[str, float]  # measure → a user's value, NaN where nothing of that kind was asked
 Found = Mapping[str, Sequence[Sequence[Row]]]  # way → seeds × users
 
-AGES = ((1, 10), (11, 25), (26, 50), (51, 100))  # conversations ago
 LABELS = {
     "nothing": "nothing known",
     "bm25": "BM25, two turns in the prompt",
@@ -38,11 +37,6 @@ PAPER = (
     "Magister et al. (2024) report, after 100 conversations and with the data of each discarded, 81.5 % for "
     "PLUM against 83.5 % for retrieval."
 )
-
-
-def age_name(low: int, high: int) -> str:
-    """The measure of conversations so long ago."""
-    return f"age {low}-{high}"
 
 
 def of_users(runs: Sequence[Sequence[Row]], measure: str) -> list[float]:
@@ -69,10 +63,10 @@ def table(found: Found) -> str:
 def write(folder: Path, text: str, found: Found) -> None:
     """``table.md``, ``values.csv`` (a line a way, seed, user and measure) and ``figure.png``."""
     explained = (
-        "`make plum` (`experiments/plum_100_conversations.py`). Accuracy of yes/no questions about what was "
-        "said and about something related that was not, of open questions, and the change of perplexity on "
-        "documents about nobody here. Means over users of the means over seeds, with 95 % intervals by "
-        f"bootstrap over users; with so few of them they are too narrow.\n\n{text}\n{PAPER}\n"
+        f"{text}\nAccuracy of yes/no questions about what was said and about something related that was not, "
+        "of open questions, and the change of perplexity on documents about nobody here. Means over users of "
+        "the means over seeds, with 95 % intervals by bootstrap over users; with so few of them they are too "
+        f"narrow.\n\n{PAPER}\n"
     )
     write_text(folder / "table.md", explained)
     values = [

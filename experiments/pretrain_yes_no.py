@@ -13,6 +13,7 @@ an interruption the same command goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import yes_no_questions
 from plum_questions import NO, PROMPT, YES
 from pretrain_tiny import Stream, learning_rate, save, weighted_loss
 from torch.nn.functional import cross_entropy
@@ -208,8 +210,10 @@ def teach(args: argparse.Namespace) -> None:
 
 
 def kept_in(args: argparse.Namespace) -> Path:
-    """Where an unfinished lesson is kept: one file for each setting."""
-    return args.out / f"unfinished-{args.steps}-{args.batch_tokens}-{args.lr:g}.pt"
+    """Where an unfinished lesson is kept: one file for each setting and code."""
+    code = b"".join(path.read_bytes() for path in (Path(__file__), Path(yes_no_questions.__file__)))
+    setting = f"{args.steps} {args.batch_tokens} {args.lr}".encode() + code
+    return args.out / f"unfinished-{hashlib.sha256(setting).hexdigest()[:12]}.pt"
 
 
 def keep(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from milp_ray.atomic_files import replacing
+from milp_ray.atomic_files import write_text
 from milp_ray.evaluation.bootstrap import Interval
+
+__all__ = ["DRAWS", "RESULTS", "cell", "invocation", "markdown", "results_of", "write_csv", "write_text"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DRAWS: dict[str, Any] = {"n_bootstrap": 2000, "confidence": 0.95, "seed": 0}  # of all their intervals
@@ -36,15 +40,19 @@ def cell(
     return f"{mean}{mark}" if low == high else f"{mean} [{low}, {high}]{mark}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write values, one row a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows([header, *rows])
+    write_text(path, lines.getvalue())
+
+
+def results_of(name: str) -> Path:
+    """Where the script at hand writes by default: into the repository what it finds with its own settings."""
+    is_its_own = sys.argv[1:] in ([], ["--scale", "demo"])
+    return RESULTS / name if is_its_own else Path("runs") / "results" / name
+
+
+def invocation() -> str:
+    """The command at hand, as a table's first line names it."""
+    return f"`{' '.join(['experiments/' + Path(sys.argv[0]).name, *sys.argv[1:]])}`"

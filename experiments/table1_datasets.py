@@ -7,7 +7,8 @@
 `milp-ray users stats` of each configuration. The paper's Table 1 is about AmazonQA, Reddit and
 MedicalDialogue, none of which is in this repository: give configurations that read them to see theirs.
 
-Writes experiments/results/table1/{table.md,values.csv}; the last line is one JSON object.
+Writes experiments/results/table1/{table.md,values.csv}, with options runs/results/table1; the last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import HERE, milp_ray
-from result_files import RESULTS, markdown, write_csv, write_text
+from result_files import invocation, markdown, results_of, write_csv, write_text
 
 SCALES = {
     "demo": ("demo.yaml", "table2_methods.yaml", "table2_long.yaml"),
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
     parser.add_argument("--config", action="append", type=Path, help="in place of the scale's; several times")
-    parser.add_argument("--results", type=Path, default=RESULTS / "table1", help="folder to write into")
+    parser.add_argument("--results", type=Path, default=results_of("table1"), help="to write into")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for each")
     arguments = parser.parse_args()
     configs = arguments.config or [HERE / name for name in SCALES[arguments.scale]]
@@ -84,8 +85,7 @@ def main() -> None:
         ["", *(f"`{name}` ({found[name]['format']})" for name in columns)],
         [[measure, *(column.get(measure, "–") for column in columns.values())] for measure in measures],
     )
-    text = "`make table1` (`experiments/table1_datasets.py`): means, with the smallest and the largest.\n\n"
-    text += table
+    text = f"{invocation()}: means, with the smallest and the largest.\n\n{table}"
     write_text(arguments.results / "table.md", text)
     values = [[name, *value] for name, one in found.items() for value in values_of(one)]
     header = ["configuration", "measure", "statistic", "value"]

@@ -6,9 +6,10 @@
 
 For each seed `milp-ray run` makes and scores everybody's adapters, where that is not done, and `milp-ray
 winrate` compares answers with the text prompt's: by the wanted response (`embedded`) and without it
-(`embedded_free`). The embedded users differ from seed to seed; intervals are over all of them.
+(`embedded_free`). The embedded users differ from seed to seed, and intervals are over all of them.
 
-Writes experiments/results/table3/{table.md,values.csv,figure.png}; the last line is one JSON object.
+Writes experiments/results/table3/{table.md,values.csv,figure.png}, with options runs/results/table3; the last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from commands import SCALES, milp_ray, run_of_seed
-from result_files import DRAWS, RESULTS, cell, markdown, write_csv, write_text
+from commands import SCALES, SEEDS, milp_ray, run_of_seed
+from result_files import DRAWS, cell, invocation, markdown, results_of, write_csv, write_text
 
 from milp_ray.evaluation.judgements import read_judgements
 from milp_ray.evaluation.win_rate import win_rates
 from milp_ray.report.style import GREEN, GREY, VERMILLION, new_figure, only_grid, save, styled
-from milp_ray.rundir import RunFolder
 
 JUDGES = ("embedded", "embedded_free")
 METHODS = ("memory_only", "instruction_only", "milp")
@@ -35,11 +35,11 @@ SHARES = {"wins": GREEN, "ties": GREY, "losses": VERMILLION}
 
 def judged(scale: str, seed: int, overrides: Sequence[str]) -> pa.Table:
     """All judgements of the seed's run."""
-    folder = run_of_seed(scale, seed, overrides)
+    found = run_of_seed(scale, seed, overrides)
     for judge in JUDGES:
         for method in METHODS:
-            milp_ray("winrate", str(folder), "--judge", judge, "--method", method)
-    return read_judgements(RunFolder.open(folder).judgements_file)
+            milp_ray("winrate", str(found.place), "--judge", judge, "--method", method)
+    return read_judgements(found.judgements_file)
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
@@ -90,20 +90,18 @@ def main() -> None:
     """Run and judge what is missing, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS / "table3", help="folder to write into")
+    parser.add_argument("--seeds", type=int, help=f"how many; default: {SEEDS}")
+    parser.add_argument("--results", type=Path, default=results_of("table3"), help="to write into")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     arguments = parser.parse_args()
     tables = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.seeds or SEEDS[arguments.scale]):
         tables.append(judged(arguments.scale, seed, arguments.overrides))
         print(f"seed {seed}: {tables[-1].num_rows} judgements", flush=True)
     found = win_rates(pa.concat_tables(tables), DRAWS)
-    options = f"--scale {arguments.scale} --seeds {arguments.seeds}"
     text = (
-        f"`make table3` (`experiments/table3_winrate.py {options}`). Shares of queries, means over users "
-        "with 95 % intervals by bootstrap over users; an asterisk: the interval leaves zero out.\n\n"
-        f"{table(found)}"
+        f"{invocation()}. Shares of queries, means over users with 95 % intervals by bootstrap over users; "
+        f"an asterisk: the interval leaves zero out.\n\n{table(found)}"
     )
     write_text(arguments.results / "table.md", text)
     header = ["method", "judge", "share", "mean", "low", "high", "n_users"]

@@ -10,7 +10,8 @@ validation loss, and scores MiLP on the users' held-out queries. A finished run 
 to the whole space are paired inside users, after the mean over seeds where those have the same users (the
 embedded ones differ from seed to seed); 95 % intervals by bootstrap.
 
-Writes experiments/results/table4/{table.md,values.csv}; the last line is one JSON object.
+Writes experiments/results/table4/{table.md,values.csv}, with options runs/results/table4; the last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from statistics import fmean
 import numpy as np
 import yaml
 from commands import run
-from result_files import DRAWS, RESULTS, cell, markdown, write_csv, write_text
+from result_files import DRAWS, cell, invocation, markdown, results_of, write_csv, write_text
 
 from milp_ray.evaluation.bootstrap import difference_interval, interval
 from milp_ray.evaluation.scores import read_scores
 from milp_ray.memory.layout import CanonicalLayout
+from milp_ray.rundir import RunFolder
 
 FACTORS = (
     ("number",),
@@ -58,7 +60,7 @@ SCALES = {
 ByUser = dict[str, dict[str, float]]  # user → measure → value
 
 
-def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, extra: list[str]) -> Path:
+def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, extra: list[str]) -> RunFolder:
     """Run one search and everything after it, or find it finished; its folder."""
     config, settings = SCALES[arguments.scale]
     name = f"table4_{arguments.scale}_{'-'.join(factors)}_{seed}"
@@ -69,10 +71,10 @@ def run_of(factors: tuple[str, ...], seed: int, arguments: argparse.Namespace, e
     return run(config, name, overrides)
 
 
-def by_user(run: Path) -> ByUser:
+def by_user(run: RunFolder) -> ByUser:
     """User → measure → mean over their held-out queries."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_scores(run / "scores.parquet").to_pylist():
+    for row in read_scores(run.scores_file).to_pylist():
         for name in MEASURES:
             if row["method"] == "milp" and row[name] is not None:
                 found[row["user_id"]][name].append(row[name])
@@ -89,9 +91,9 @@ def over_seeds(scores: Sequence[ByUser]) -> ByUser:
     return found
 
 
-def layout_of(run: Path) -> CanonicalLayout:
+def layout_of(run: RunFolder) -> CanonicalLayout:
     """What the run chose."""
-    chosen = yaml.safe_load((run / "chosen.yaml").read_text(encoding="utf-8"))
+    chosen = yaml.safe_load(run.chosen_file.read_text(encoding="utf-8"))
     return CanonicalLayout.from_dict(chosen["layout"])
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=tuple(SCALES), default="demo")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=None, help="of every search; demo 12, paper 200")
-    parser.add_argument("--results", type=Path, default=RESULTS / "table4", help="folder to write into")
+    parser.add_argument("--results", type=Path, default=results_of("table4"), help="to write into")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings for every run")
     arguments = parser.parse_args()
     if arguments.scale == "demo" and arguments.trials is None:
@@ -148,8 +150,8 @@ def write(
             f"{size:.0f}",
         ])  # fmt: skip
         last[label] = {name: found.to_dict()["mean"] for name, found in means.items() if found}
-    command = f"experiments/table4_search_space.py --scale {arguments.scale} --seeds {arguments.seeds}"
-    text = f"`{command} --trials {arguments.trials}`\n\n{markdown(header, rows)}"
+    trials = f"{arguments.seeds} seeds, {arguments.trials} trials a search"
+    text = f"{invocation()}: {trials}.\n\n{markdown(header, rows)}"
     write_text(arguments.results / "table.md", text)
     write_csv(arguments.results / "values.csv", ["factors", "measure", "mean"], values)
     print(text)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands import HERE, milp_ray
-from result_files import RESULTS, markdown, write_csv, write_text
+from result_files import RESULTS, invocation, markdown, write_csv, write_text
 
 from milp_ray.config.base import BaseSection
 from milp_ray.estimate.inputs import known_base
@@ -73,7 +73,7 @@ def main() -> None:
     figure3.mkdir(parents=True, exist_ok=True)
     header = ["Trainable parameters (millions)", *(f"r = {rank}" for rank in PAPER_RANKS), "paper"]
     table = markdown(header, [row for base in BASES for row in rows_of(base)])
-    text = f"`make table7` (`experiments/table7_parameters.py`). The paper is {PAPER}.\n\n{table}\n"
+    text = f"{invocation()}. The paper is {PAPER}.\n\n{table}\n"
     text += "".join(deviation(base) for base in BASES)
     write_text(table7 / "table.md", text)
     found = {base: rank_rows(shape_of(base), PAPER_RANKS) for base in BASES}

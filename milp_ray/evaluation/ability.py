@@ -81,11 +81,16 @@ def population_texts(config: Config, options: AbilityOptions) -> Population:
             f"there are no texts for base.model {config.base.model!r}: name a file of texts about nobody, in "
             'the language that the base knows, with --texts (a text a line, or .jsonl with a field "text")'
         )
+    return Population(_EMBEDDED_WORLD, embedded_texts(options.n_texts, config.prompt))
+
+
+def embedded_texts(n_texts: int, prompt: PromptSection) -> tuple[Text, ...]:
+    """Documents of PersonaWorld about nobody, as pretraining would have read them."""
     from milp_ray.users.persona_world.documents import draw_document
     from milp_ray.users.persona_world.generator import population_rng
 
-    drawn = (draw_document(population_rng(index), 2) for index in range(options.n_texts))
-    return Population(_EMBEDDED_WORLD, tuple(_document_text(one, config.prompt) for one in drawn))
+    drawn = (draw_document(population_rng(index), 2) for index in range(n_texts))
+    return tuple(_document_text(one, prompt) for one in drawn)
 
 
 def measure_ability(

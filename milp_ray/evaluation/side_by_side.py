@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from milp_ray.users.records import UserSplit
 
 STAGE = "compare"
-_FORMAT = 1  # raised when the same unit would be scored differently
+_FORMAT = 2  # raised when the same unit would be scored differently
 _USERS_A_UNIT = 64
 _MEASURED = ("loss", "rouge_1", "rouge_l", "persona_f1", "fact_accuracy", "yes_no")
 AHEAD = ("milp", "hybrid")  # whose differences to all others are told

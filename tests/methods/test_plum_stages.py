@@ -108,6 +108,24 @@ def test_a_bases_own_generation_configuration_is_not_asked(
     assert tiny.model.generation_config is sharpened
 
 
+def test_the_first_texts_do_not_depend_on_how_many_are_asked_for(
+    tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_texts, "_AT_ONCE", 4)
+    ten = written_by_itself(tiny, seed=1, n_texts=10)
+    assert [written_by_itself(tiny, seed=1, n_texts=n) for n in (0, 3, 4, 7)] == [
+        ten[:n] for n in (0, 3, 4, 7)
+    ]
+    assert len(set(ten)) == 10
+
+
+def test_a_users_stages_do_not_depend_on_a_longer_history_beside(tiny: Base) -> None:
+    asked = request_of(tiny, own_texts=2)
+    texts = written_by_itself(tiny, seed=1, n_texts=20)
+    alone = stages_of(asked, RuleTeacher(2), texts[: 2 * len(SAID)])
+    assert stages_of(asked, RuleTeacher(2), texts) == alone
+
+
 def test_no_more_texts_are_written_than_a_user_draws(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -121,12 +139,14 @@ def test_no_more_texts_are_written_than_a_user_draws(tiny: Base, monkeypatch: py
     train_adapters([other, request])
     monkeypatch.setattr(own_texts, "MOST_TEXTS", 4)
     train_adapters([other, request])
-    assert asked == [2 * len(SAID), 4]
     train_adapters([request_of(tiny)])
-    assert asked[2:] == [0]
+    assert asked == [2 * len(SAID), 4]
 
 
-def test_what_the_base_writes_by_itself_is_likely_to_it(embedded: Base) -> None:
+def test_what_the_base_writes_by_itself_is_likely_to_it(
+    embedded: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_texts, "_AT_ONCE", 4)
     texts = written_by_itself(embedded, seed=1, n_texts=4)
     shuffled = [Sequence((text.ids[0], *reversed(text.ids[1:])), 1, "memory") for text in texts]
     [own, other] = losses_under(embedded, [None, None], [texts, shuffled])
@@ -136,7 +156,7 @@ def test_what_the_base_writes_by_itself_is_likely_to_it(embedded: Base) -> None:
 def test_with_texts_of_its_own_the_base_unlearns_less(
     embedded: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_texts, "MOST_TEXTS", 12)
+    monkeypatch.setattr(own_texts, "_AT_ONCE", 18)
     held = written_by_itself(embedded, seed=9, n_texts=6)
     adapters = [
         adapter for n in (0, 6) for adapter in train_adapters([request_of(embedded, own_texts=n, epochs=10)])
@@ -144,4 +164,4 @@ def test_with_texts_of_its_own_the_base_unlearns_less(
     losses = losses_under(embedded, [None, *adapters], [held] * 3)
     base, without, beside = (sum(nll for nll, _ in own) for own in losses)
     assert base < beside < without
-    assert beside - base < 0.5 * (without - base)
+    assert beside - base < 0.75 * (without - base)

@@ -83,6 +83,8 @@ def stages_of(
     section = request.methods.plum
     cut = conversations(request.split.history, section.conversation)
     written = teacher.pairs(cut, request.seed)
+    # Of what was written for all users as many as for this one alone: a user's adapter depends on nobody else.
+    own_texts = own_texts[: section.own_texts * len(cut)]
     limit = request.training.max_length or request.base.context_length
     stages: list[Stage] = []
     earlier: list[TokenSequence] = []
@@ -104,10 +106,12 @@ def _drawn(some: Sequence[TokenSequence], n: int, rng: Random) -> list[TokenSequ
 
 
 def _own_texts(requests: Sequence[FitRequest]) -> list[TokenSequence]:
-    """What the base writes by itself, where it is to be trained on, for all users: no more than one needs."""
+    """What the base writes by itself, where it is to be trained on: as many as the longest history draws."""
+    section = requests[0].methods.plum
+    if not section.own_texts:
+        return []
     from milp_ray.methods.plum import own_texts
 
-    section = requests[0].methods.plum
     stages = max(len(conversations(one.split.history, section.conversation)) for one in requests)
     n_texts = min(own_texts.MOST_TEXTS, section.own_texts * stages)
     return own_texts.written_by_itself(requests[0].base, requests[0].seed, n_texts)

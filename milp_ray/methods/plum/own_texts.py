@@ -28,28 +28,27 @@ def written_by_itself(base: Base, seed: int, n_texts: int) -> list[Sequence]:
     Args:
         base: the frozen base; it is asked without any adapter, and whatever its generation configuration.
         seed: of the samples. Torch's own random state stays as it was.
-        n_texts: how many.
+        n_texts: how many. The first of them do not depend on it.
     """
     import torch
 
     start = list(base.start_ids) or [base.eos_id]
-    length = min(LENGTH, base.context_length)
+    # Always whole batches: what is drawn for one row depends on how many there are.
     asked = torch.tensor([start] * _AT_ONCE, device=base.device)
     texts: list[Sequence] = []
     with torch.random.fork_rng(), torch.inference_mode(), _own_distribution(base) as model:
         torch.manual_seed(seed)
         while len(texts) < n_texts:
-            these = asked[: n_texts - len(texts)]
             rows = model.generate(
-                these,
-                attention_mask=torch.ones_like(these),
+                asked,
+                attention_mask=torch.ones_like(asked),
                 do_sample=True,
                 top_k=0,
-                max_length=length,
+                max_length=min(LENGTH, base.context_length),
                 pad_token_id=base.eos_id,
             )
             texts += [Sequence(tuple(row), 1, "memory") for row in rows.tolist()]
-    return texts
+    return texts[:n_texts]
 
 
 @contextmanager
