@@ -83,7 +83,7 @@ def stages_of(
     section = request.methods.plum
     cut = conversations(request.split.history, section.conversation)
     written = teacher.pairs(cut, request.seed)
-    # Of what was written for all users as many as for this one alone: a user's adapter depends on nobody else.
+    # Of what was written for all users as many as for this one alone, whose adapter depends on nobody else.
     own_texts = own_texts[: section.own_texts * len(cut)]
     limit = request.training.max_length or request.base.context_length
     stages: list[Stage] = []
