@@ -49,10 +49,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def results_of(name: str) -> Path:
     """Where the script at hand writes by default: into the repository what it finds with its own settings."""
-    is_its_own = sys.argv[1:] in ([], ["--scale", "demo"])
-    return RESULTS / name if is_its_own else Path("runs") / "results" / name
+    return Path("runs") / "results" / name if _options() else RESULTS / name
 
 
 def invocation() -> str:
     """The command at hand, as a table's first line names it."""
-    return f"`{' '.join(['experiments/' + Path(sys.argv[0]).name, *sys.argv[1:]])}`"
+    return f"`{' '.join(['experiments/' + Path(sys.argv[0]).name, *_options()])}`"
+
+
+def _options() -> list[str]:
+    """What was said on the command line; to name the scale that it has anyway says nothing."""
+    options = sys.argv[1:]
+    return [] if options == ["--scale", "demo"] else options
