@@ -1,6 +1,6 @@
 """What updates cost of old facts, and adapters of general ability.
 
-    .venv/bin/python experiments/forgetting.py                     # make forgetting; minutes on two cores
+    .venv/bin/python experiments/forgetting.py                     # make forgetting; a quarter of an hour
     .venv/bin/python experiments/forgetting.py --users 4 --seeds 1
     .venv/bin/python experiments/forgetting.py --scale paper --texts FILE users.paths='[data/users.jsonl]'
 

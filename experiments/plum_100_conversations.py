@@ -45,7 +45,7 @@ from milp_ray.errors import MilpError
 
 BASE = Path("runs/yes_no_base")  # what pretrain_yes_no.py makes
 DEVELOPMENT_SEED, TEST_SEED = 82, 83  # of users
-MOST_PROCESSES = 4  # each takes some two gigabytes
+MOST_PROCESSES = 4  # each takes some three gigabytes
 
 
 def do_all(units: Sequence[Unit], n_processes: int) -> None:
@@ -56,7 +56,10 @@ def do_all(units: Sequence[Unit], n_processes: int) -> None:
         print(f"{n_done} of {len(units)} units are kept from before", flush=True)
     if n_processes == 1:
         for unit in todo:
+            started = time.perf_counter()
             do(unit)
+            n_done += 1
+            _tell(unit, started, f"{n_done}/{len(units)}")
         return
     n_processes = max(1, min(n_processes, len(todo)))
     n_threads = max(1, (os.cpu_count() or 1) // n_processes)
@@ -71,17 +74,22 @@ def do_all(units: Sequence[Unit], n_processes: int) -> None:
             for sentinel in wait(list(running)):
                 unit, process, started = running.pop(sentinel)
                 process.join()
-                name, seconds = f"{unit.way}, seed {unit.seed}", time.perf_counter() - started
                 if process.exitcode:
                     raise SystemExit(
-                        f"{name} ended with {process.exitcode}; the others are kept: run the same again"
+                        f"{unit.way}, seed {unit.seed} ended with {process.exitcode}; the others are kept: "
+                        "run the same again"
                     )
                 n_done += 1
-                print(f"{n_done}/{len(units)} units: {name}: {seconds:.0f} s", flush=True)
+                _tell(unit, started, f"{n_done}/{len(units)}")
     finally:
         for _, process, _ in running.values():
             process.terminate()
             process.join()
+
+
+def _tell(unit: Unit, started: float, done: str) -> None:
+    seconds = time.perf_counter() - started
+    print(f"{done} units: {unit.way}, seed {unit.seed}: {seconds:.0f} s", flush=True)
 
 
 def _work(unit: Unit, n_threads: int) -> None:

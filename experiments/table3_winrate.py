@@ -1,6 +1,6 @@
 """Who wins against the text prompt, by two judges (the paper's Table 3).
 
-    .venv/bin/python experiments/table3_winrate.py                 # make table3; ten minutes on two cores
+    .venv/bin/python experiments/table3_winrate.py                 # make table3; a quarter of an hour
     .venv/bin/python experiments/table3_winrate.py --seeds 1
     .venv/bin/python experiments/table3_winrate.py --scale paper users.paths='[data/users.jsonl]'
 
@@ -34,12 +34,17 @@ SHARES = {"wins": GREEN, "ties": GREY, "losses": VERMILLION}
 
 
 def judged(scale: str, seed: int, overrides: Sequence[str]) -> pa.Table:
-    """All judgements of the seed's run."""
+    """All judgements of the seed's run; what is judged is not answered again."""
     found = run_of_seed(scale, seed, overrides)
+    file = found.judgements_file
+    is_judged = set()
+    if file.is_file():
+        is_judged = {(row["judge"], row["method"]) for row in read_judgements(file).to_pylist()}
     for judge in JUDGES:
         for method in METHODS:
-            milp_ray("winrate", str(found.place), "--judge", judge, "--method", method)
-    return read_judgements(found.judgements_file)
+            if (judge, method) not in is_judged:
+                milp_ray("winrate", str(found.place), "--judge", judge, "--method", method)
+    return read_judgements(file)
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -77,6 +77,7 @@ def test_what_is_kept_is_not_done_again(
     assert other.path.is_file()
     UNIT.path.unlink()
     do_all([UNIT, other], n_processes=1)
+    assert "2/2 units: bm25, seed 0" in capsys.readouterr().out
     assert UNIT.path.read_bytes() == kept, "a run on CPUs gives the same values again"
 
 

@@ -156,12 +156,12 @@ def test_what_the_base_writes_by_itself_is_likely_to_it(
 def test_with_texts_of_its_own_the_base_unlearns_less(
     embedded: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_texts, "_AT_ONCE", 18)
+    monkeypatch.setattr(own_texts, "_AT_ONCE", 36)
     held = written_by_itself(embedded, seed=9, n_texts=6)
     adapters = [
-        adapter for n in (0, 6) for adapter in train_adapters([request_of(embedded, own_texts=n, epochs=10)])
+        adapter for n in (0, 12) for adapter in train_adapters([request_of(embedded, own_texts=n, epochs=10)])
     ]
     losses = losses_under(embedded, [None, *adapters], [held] * 3)
     base, without, beside = (sum(nll for nll, _ in own) for own in losses)
     assert base < beside < without
-    assert beside - base < 0.75 * (without - base)
+    assert beside - base < 0.5 * (without - base)
