@@ -195,10 +195,32 @@ class PlumSection(Section):
     earlier_pairs: NonNegativeInt = 0
     # Texts of the base's own that each one is trained on with, so that it unlearns less of the world.
     own_texts: NonNegativeInt = 0
+    # After each conversation the adapter is asked for everything in the rule-based teacher's vocabulary, and
+    # trained on what it answered before, for so many rounds of ``epochs`` at most, until its answers stand.
+    # No data of earlier conversations is kept for it. 0: it forgets.
+    rehearsal_rounds: NonNegativeInt = 0
     # How much each token of a part counts in the loss.
     instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0
     question_weight: Annotated[float, Field(ge=0.0)] = 0.1
     answer_weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> PlumSection:
+        if self.yes == self.no:
+            raise ValueError(f"yes and no are both {self.yes!r}; give them different words")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_rehearsed(self) -> PlumSection:
+        if self.rehearsal_rounds and (
+            self.teacher.kind != "rule" or self.earlier_pairs or not self.negatives
+        ):
+            raise ValueError(
+                "rehearsal_rounds asks about the vocabulary of the rule-based teacher, in place of earlier "
+                "pairs; set teacher.kind to rule, earlier_pairs to 0 and negatives to true, or "
+                "rehearsal_rounds to 0"
+            )
+        return self
 
 
 class MethodsSection(Section):

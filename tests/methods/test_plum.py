@@ -21,6 +21,7 @@ from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods import fit_users, plum
 from milp_ray.methods.plum import stages_of, world
 from milp_ray.methods.plum.conversations import Conversation, conversations
+from milp_ray.methods.plum.lessons import lessons_of
 from milp_ray.methods.plum.qa import NO, YES, QAPair, balanced, positive_only, yes_no
 from milp_ray.methods.plum.rule import UNTOLD, RuleTeacher, clauses_of
 from milp_ray.methods.plum.sequences import qa_sequences
@@ -224,7 +225,7 @@ def test_yes_and_no_are_said_in_the_words_of_the_configuration(base: Base) -> No
 
 def test_each_conversation_is_a_stage_with_a_name_of_its_own(request_for: Any) -> None:
     request = request_for(split_of("I keep a dog at home.", "I live in Oslo.", "My sister sings.", "Hm?"))
-    stages = stages_of(request, RuleTeacher(2))
+    stages = stages_of(request, lessons_of(request, RuleTeacher(2)))
     assert len({stage.name for stage in stages}) == len(stages) == 2
     assert {stage.epochs for stage in stages} == {4}
     text = [request.base.tokenizer.decode(s.ids) for s in stages[0].sequences]
@@ -237,7 +238,7 @@ def test_without_negatives_every_yes_no_question_is_answered_with_yes(request_fo
     texts = {
         negatives: [
             request.base.tokenizer.decode(s.ids)
-            for stage in stages_of(request, RuleTeacher(2))
+            for stage in stages_of(request, lessons_of(request, RuleTeacher(2)))
             for s in stage.sequences
         ]
         for negatives in (True, False)
@@ -251,16 +252,16 @@ def test_without_negatives_every_yes_no_question_is_answered_with_yes(request_fo
 def test_nothing_of_another_user_and_nothing_held_out_is_trained_on(
     base: Base, request_for: Any, make_split: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from milp_ray.training import train
+    from milp_ray.methods.plum import stages
 
     jobs: list[Any] = []
-    real = train.train
+    real = stages.train
 
     def recorded(base: Any, some: Any, *args: Any, **kwargs: Any) -> Any:
         jobs.extend(some)
         return real(base, some, *args, **kwargs)
 
-    monkeypatch.setattr(train, "train", recorded)
+    monkeypatch.setattr(stages, "train", recorded)
     splits = []
     for name in ("alpha", "beta"):
         split = make_split(name, n_val=1, n_test=1)

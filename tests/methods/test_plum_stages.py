@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import LoraAlphaSection, TrainingSection
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.plum import own_texts, stages_of, train_adapters
+from milp_ray.methods.plum.lessons import lessons_of
 from milp_ray.methods.plum.own_texts import written_by_itself
 from milp_ray.methods.plum.rule import RuleTeacher
 from milp_ray.methods.protocol import FitRequest
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence
+from milp_ray.training.job import Stage
 from milp_ray.training.response_loss import losses_under
 from milp_ray.users.records import Turn, UserSplit
 
@@ -48,8 +51,12 @@ def request_of(base: Base, **plum: Any) -> FitRequest:
     return FitRequest(base, split, layout, training, PromptSection(), 8, 4, 3, methods=methods)
 
 
+def stages(request: FitRequest, texts: SequenceOf[Sequence] = ()) -> tuple[Stage, ...]:
+    return stages_of(request, lessons_of(request, RuleTeacher(2)), texts)
+
+
 def sequences(base: Base, texts: tuple[Sequence, ...] = (), **plum: Any) -> list[tuple[Sequence, ...]]:
-    return [stage.sequences for stage in stages_of(request_of(base, **plum), RuleTeacher(2), texts)]
+    return [stage.sequences for stage in stages(request_of(base, **plum), texts)]
 
 
 def test_earlier_data_is_discarded_unless_asked_for(tiny: Base) -> None:
@@ -122,8 +129,8 @@ def test_the_first_texts_do_not_depend_on_how_many_are_asked_for(
 def test_a_users_stages_do_not_depend_on_a_longer_history_beside(tiny: Base) -> None:
     asked = request_of(tiny, own_texts=2)
     texts = written_by_itself(tiny, seed=1, n_texts=20)
-    alone = stages_of(asked, RuleTeacher(2), texts[: 2 * len(SAID)])
-    assert stages_of(asked, RuleTeacher(2), texts) == alone
+    alone = stages(asked, texts[: 2 * len(SAID)])
+    assert stages(asked, texts) == alone
 
 
 def test_no_more_texts_are_written_than_a_user_draws(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,15 @@ class Said:
         return min((word for word in made if not self._words[word]), default=None)
 
 
+def things_asked(question: str) -> list[Thing]:
+    """What a yes/no question of this teacher's is about; nothing of any other question."""
+    for frame in YES_NO_FRAMES:
+        head, _, tail = frame.partition("{clause}")
+        if question.startswith(head) and question.endswith(tail):
+            return world.things_of(question[len(head) : len(question) - len(tail)])
+    return []
+
+
 def clauses_of(conversation: Conversation) -> list[str]:
     """The sentences of the user's own turns, without openings and final stops; questions are left out."""
     return [

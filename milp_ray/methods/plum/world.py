@@ -123,6 +123,18 @@ def open_answer(thing: Thing) -> str:
     return attribute.answers[0].format(v=thing.value, a=attribute.with_article(thing.value))
 
 
+@cache
+def everything() -> tuple[Thing, ...]:
+    """All things that the vocabulary can tell apart: own facts, other people's, and small talk."""
+    facts = [(attribute.name, value) for attribute in ATTRIBUTES for value in attribute.values]
+    talk = [(str(number), word) for number, (_, words) in enumerate(SMALL_TALK) for word in words]
+    return (
+        *(own(topic, value) for topic, value in facts),
+        *(Thing(topic, who, value) for topic, value in facts for who in OTHER_PEOPLE),
+        *(Thing(topic, "", word) for topic, word in talk),
+    )
+
+
 def own_topics() -> list[str]:
     """Topics that a user can have a fact of their own about."""
     return list(BY_NAME)

@@ -1,0 +1,59 @@
+"""What there is to learn from a user's conversations: each one's own pairs, as training sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from milp_ray.methods.plum.conversations import conversations
+from milp_ray.methods.plum.qa import balanced, positive_only
+from milp_ray.methods.plum.sequences import qa_sequences
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milp_ray.methods.plum.qa import QAPair
+    from milp_ray.methods.plum.teacher import Teacher
+    from milp_ray.methods.protocol import FitRequest
+    from milp_ray.training.data import Sequence as TokenSequence
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is asked about a conversation; ``rng`` draws whatever is trained on beside."""
+
+    number: int  # of the conversation
+    pairs: tuple[QAPair, ...]
+    sequences: tuple[TokenSequence, ...]  # the pairs in tokens
+    rng: Random
+
+
+def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
+    """A user's conversations, oldest first; those about which nothing is asked are left out."""
+    section = request.methods.plum
+    cut = conversations(request.split.history, section.conversation)
+    found = []
+    for conversation, pairs in zip(cut, teacher.pairs(cut, request.seed), strict=True):
+        rng = Random(f"{request.seed}/{conversation.number}")
+        kept = balanced(pairs, rng) if section.negatives else positive_only(pairs)
+        own = qa_sequences(kept, request.base, request.prompt, section, max_length=most_tokens(request))
+        if own:
+            found.append(Lesson(conversation.number, tuple(kept), tuple(own), rng))
+    return found
+
+
+def own_texts_of(request: FitRequest, texts: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
+    """Of texts written for all users as many as for this one, whose adapter depends on nobody else."""
+    section = request.methods.plum
+    return texts[: section.own_texts * len(conversations(request.split.history, section.conversation))]
+
+
+def most_tokens(request: FitRequest) -> int:
+    """Of a sequence."""
+    return request.training.max_length or request.base.context_length
+
+
+def drawn(some: Sequence[TokenSequence], n: int, rng: Random) -> list[TokenSequence]:
+    """``n`` of them at random, or all."""
+    return rng.sample(some, min(n, len(some)))

@@ -1,0 +1,225 @@
+"""Self-rehearsal: what an adapter says before a conversation of everything there is to say, it says after it.
+
+Trained on one conversation after the other, with earlier data discarded, an adapter forgets: each new thing
+that was said makes others seem said or unsaid. Nothing of the earlier conversations is kept here, either. The
+adapter itself is asked, thing by thing of the vocabulary, whether it was said; its answers are trained on
+beside the new pairs (pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody,
+labelled by the network as it is). Then it is asked again, and trained for another round on what it would now
+answer otherwise, until its answers stand or the rounds are used up.
+
+It takes a vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so what the
+rule-based teacher asks in a user's own words is not rehearsed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+from milp_ray.methods.plum import world
+from milp_ray.methods.plum.lessons import drawn, most_tokens, own_texts_of
+from milp_ray.methods.plum.qa import QAPair, yes_no
+from milp_ray.methods.plum.rule import YES_NO_FRAMES, things_asked
+from milp_ray.methods.plum.sequences import qa_sequences
+from milp_ray.methods.plum.stages import Course, train_courses
+from milp_ray.methods.plum.world import Thing
+from milp_ray.training.data import instruction_set
+from milp_ray.training.job import Stage
+from milp_ray.training.response_loss import losses_under
+from milp_ray.users.records import Example
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milp_ray.methods.plum.lessons import Lesson
+    from milp_ray.methods.protocol import FitRequest
+    from milp_ray.training.adapters import Adapter
+    from milp_ray.training.data import Sequence as TokenSequence
+
+Margins = Mapping[Thing, float]  # log odds of the answer yes
+
+DOUBT = 4.0  # margin, above or below zero, within which a thing is asked about again
+BELIEVED = 0.5  # margin above which a thing is taken for said
+LEARNT = 1.0  # margin that what was just said must have in the end
+NEAR, ANY = 96, 32  # things taken for unsaid that are trained on: those nearest to yes, and others at random
+MOST_GAINED = 3  # things that may be taken for said in the end and were not before
+OWN_WEIGHT = 3.0  # of a conversation's own pairs, each against one that is rehearsed
+LEAST_WEIGHT = 0.3  # of what is taken for unsaid, which is more than what is taken for said
+
+
+def train_rehearsed(
+    taught: Sequence[tuple[FitRequest, list[Lesson]]], own_texts: Sequence[TokenSequence]
+) -> list[Adapter | None]:
+    """Each user's adapter after their last conversation; all users go on together, each at their own pace.
+
+    Raises:
+        MilpError: training diverges.
+    """
+    adapters: list[Adapter | None] = [None] * len(taught)
+    going = {
+        i: rehearsed(request, lessons, own_texts_of(request, own_texts))
+        for i, (request, lessons) in enumerate(taught)
+    }
+    wanted: dict[int, Stage | None] = {i: next(one) for i, one in going.items()}
+    n_asked = 0
+    while going:
+        courses = {i: Course(taught[i][0], (stage,), adapters[i]) for i, stage in wanted.items() if stage}
+        for i, adapter in zip(courses, train_courses(list(courses.values())), strict=True):
+            adapters[i] = adapter
+        margins = margins_of([(taught[i][0], adapters[i]) for i in going], n_asked)
+        n_asked += 1
+        wanted = {}
+        for i, found in zip(list(going), margins, strict=True):
+            try:
+                wanted[i] = going[i].send(found)
+            except StopIteration:
+                del going[i]
+    return adapters
+
+
+def rehearsed(
+    request: FitRequest, lessons: Sequence[Lesson], own_texts: Sequence[TokenSequence]
+) -> Generator[Stage | None, Margins, None]:
+    """A user's training: yields each stage, the first of them none, and is sent the margins after it."""
+    section = request.methods.plum
+    margins = yield None
+    for lesson in lessons:
+        told = told_by(lesson)
+        beliefs = {thing: margin > BELIEVED for thing, margin in margins.items() if thing not in told}
+        own = [_scaled(one, OWN_WEIGHT) for one in lesson.sequences]
+        for number in range(section.rehearsal_rounds):
+            beside = _rehearsal(request, beliefs, margins, len(own), lesson.rng)
+            texts = drawn(own_texts, section.own_texts, lesson.rng)
+            name = f"conversation {lesson.number}, round {number}"
+            margins = yield Stage(name, (*own, *beside, *texts), section.epochs)
+            if stands(beliefs, told, margins):
+                break
+
+
+def told_by(lesson: Lesson) -> dict[Thing, bool]:
+    """What the yes/no questions of a lesson are about: whether it was said."""
+    return {thing: pair.is_positive for pair in lesson.pairs for thing in things_asked(pair.question)}
+
+
+def stands(beliefs: Mapping[Thing, bool], told: Mapping[Thing, bool], margins: Margins) -> bool:
+    """Whether nothing that was believed is lost, hardly anything has come, and the lesson is learnt."""
+    return (
+        all(margins[thing] > 0.0 for thing, believed in beliefs.items() if believed)
+        and sum(margins[thing] > 0.0 for thing, believed in beliefs.items() if not believed) <= MOST_GAINED
+        and all(
+            margins[thing] >= LEARNT if is_said else margins[thing] < 0.0
+            for thing, is_said in told.items()
+            if thing in margins
+        )
+    )
+
+
+def _rehearsal(
+    request: FitRequest, beliefs: Mapping[Thing, bool], margins: Margins, n_own: int, rng: Random
+) -> list[TokenSequence]:
+    """Beliefs as questions and answers: all that is taken for said, and of the rest what is in danger."""
+    believed = [thing for thing, is_believed in beliefs.items() if is_believed]
+    rest = sorted((thing for thing in beliefs if not beliefs[thing]), key=lambda thing: -margins[thing])
+    rest = rest[:NEAR] + rng.sample(rest[NEAR:], min(ANY, max(0, len(rest) - NEAR)))
+    section = request.methods.plum
+    yes, no, answers = (
+        qa_sequences(pairs, request.base, request.prompt, section, max_length=most_tokens(request))
+        for pairs in (
+            [yes_no(_question(thing, rng), is_positive=True) for thing in believed],
+            [yes_no(_question(thing, rng), is_positive=False) for thing in rest],
+            _open_pairs(believed, rng),
+        )
+    )
+    # Both sides weigh alike once enough is believed; half of a conversation's own pairs are on either.
+    weight = min(1.0, max(LEAST_WEIGHT, (len(yes) + n_own / 2) / max(1, len(no))))
+    return [*yes, *(_scaled(one, weight) for one in no), *answers]
+
+
+def _open_pairs(believed: Sequence[Thing], rng: Random) -> list[QAPair]:
+    """Open questions for own facts of which one value alone is believed."""
+    by_topic: dict[str, list[Thing]] = {}
+    for thing in believed:
+        if world.open_questions(thing):
+            by_topic.setdefault(thing.topic, []).append(thing)
+    return [
+        QAPair(rng.choice(world.open_questions(thing)), world.open_answer(thing), "open", is_positive=True)
+        for thing, *others in by_topic.values()
+        if not others
+    ]
+
+
+def margins_of(asked: Sequence[tuple[FitRequest, Adapter | None]], number: int) -> list[dict[Thing, float]]:
+    """How much rather yes each adapter answers than anything else, thing by thing of the vocabulary.
+
+    Everything is asked once, and twice more where the answer is in doubt; a margin is the mean.
+
+    Args:
+        asked: users and their adapters; ``None``: the base.
+        number: of the asking; each draws other wordings.
+    """
+    rngs = [Random(f"{request.seed}/asking {number}") for request, _ in asked]
+    once = _log_odds(asked, [world.everything()] * len(asked), rngs)
+    doubted = [[thing for thing, margin in found.items() if abs(margin) < DOUBT] for found in once]
+    for _ in range(2):
+        for found, more in zip(once, _log_odds(asked, doubted, rngs), strict=True):
+            for thing, margin in more.items():
+                found[thing] += margin
+    for found, things in zip(once, doubted, strict=True):
+        for thing in things:
+            found[thing] /= 3
+    return once
+
+
+def _log_odds(
+    asked: Sequence[tuple[FitRequest, Adapter | None]],
+    things: Sequence[Sequence[Thing]],
+    rngs: Sequence[Random],
+) -> list[dict[Thing, float]]:
+    """Of the answer yes to one question about each of the things, which are each user's own."""
+    if not any(things):
+        return [{} for _ in things]
+    sequences = [
+        _until_yes(request, [_question(thing, rng) for thing in own])
+        for (request, _), own, rng in zip(asked, things, rngs, strict=True)
+    ]
+    found = losses_under(asked[0][0].base, [adapter for _, adapter in asked], sequences)
+    return [
+        {thing: _logit(nll) for thing, (nll, _) in zip(own, losses, strict=True)}
+        for own, losses in zip(things, found, strict=True)
+    ]
+
+
+def _until_yes(request: FitRequest, questions: Sequence[str]) -> list[TokenSequence]:
+    """Each question and its answer yes up to the first token that differs in the answer no: the target."""
+    section = request.methods.plum
+    yes, no = (
+        instruction_set(
+            [Example(question, answer) for question in questions],
+            request.base,
+            request.prompt,
+            max_length=most_tokens(request),
+        )
+        for answer in (section.yes, section.no)
+    )
+    cut = []
+    for one, other in zip(yes, no, strict=True):
+        pairs = zip(one.ids[one.target_from :], other.ids[other.target_from :], strict=False)
+        at = one.target_from + next(i for i, (a, b) in enumerate(pairs) if a != b)
+        cut.append(replace(one, ids=one.ids[: at + 1], target_from=at))
+    return cut
+
+
+def _logit(nll: float) -> float:
+    nll = max(nll, 1e-9)
+    return -nll - math.log(-math.expm1(-nll))
+
+
+def _question(thing: Thing, rng: Random) -> str:
+    return rng.choice(YES_NO_FRAMES).format(clause=rng.choice(world.wordings(thing)))
+
+
+def _scaled(one: TokenSequence, weight: float) -> TokenSequence:
+    return replace(one, weights=tuple(weight * own for own in one.target_weights))

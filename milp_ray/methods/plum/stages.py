@@ -1,0 +1,54 @@
+"""Many users' adapters through stages of their own, in one go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from milp_ray.training.job import INSTRUCTION, Job
+from milp_ray.training.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from milp_ray.methods.protocol import FitRequest
+    from milp_ray.training.adapters import Adapter
+    from milp_ray.training.job import Stage
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a user's adapter goes through; ``start``: what it is before, ``None`` for a fresh one."""
+
+    request: FitRequest
+    stages: tuple[Stage, ...]
+    start: Adapter | None = None
+
+
+def train_courses(courses: Sequence[Course]) -> list[Adapter]:
+    """Each user's adapter after their stages, each of which has an optimizer and a schedule of its own.
+
+    Raises:
+        MilpError: training diverges.
+    """
+    if not courses:
+        return []
+    one = courses[0].request
+    recipe = one.training.model_copy(update={"early_stopping_patience": None})
+    results = train(one.base, [_job(i, course) for i, course in enumerate(courses)], recipe, one.prompt)
+    return [result.adapter for result in results if result.adapter is not None]
+
+
+def _job(number: int, course: Course) -> Job:
+    request = course.request
+    return Job(
+        job_id=str(number),
+        # Validation examples are about the end of the history, and no stage may choose by them.
+        split=replace(request.split, validation=()),
+        layout=request.layout,
+        parts=frozenset({INSTRUCTION}),
+        seed=request.seed,
+        learning_rate=request.methods.plum.learning_rate,
+        start=course.start,
+        stages=course.stages,
+    )
