@@ -195,9 +195,9 @@ class PlumSection(Section):
     earlier_pairs: NonNegativeInt = 0
     # Texts of the base's own that each one is trained on with, so that it unlearns less of the world.
     own_texts: NonNegativeInt = 0
-    # After each conversation the adapter is asked for everything in the rule-based teacher's vocabulary, and
-    # trained on what it answered before, for so many rounds of ``epochs`` at most, until its answers stand.
-    # No data of earlier conversations is kept for it. 0: it forgets.
+    # Before each conversation the adapter is asked about everything in the rule-based teacher's vocabulary.
+    # Its answers are trained on beside, for so many rounds of ``epochs`` at most, until it gives them again.
+    # No data of earlier conversations is kept for it. 0: nothing is asked.
     rehearsal_rounds: NonNegativeInt = 0
     # How much each token of a part counts in the loss.
     instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0

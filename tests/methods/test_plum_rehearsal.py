@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,10 +16,12 @@ from milp_ray.config.base import BaseSection
 from milp_ray.config.methods import MethodsSection, PlumSection, TeacherSection
 from milp_ray.config.prompt import PromptSection
 from milp_ray.config.training import LoraAlphaSection, TrainingSection
+from milp_ray.errors import MilpError
 from milp_ray.memory.layout import CanonicalLayout
 from milp_ray.methods.plum import rehearsal, train_adapters, world
 from milp_ray.methods.plum.lessons import Lesson, lessons_of
-from milp_ray.methods.plum.rehearsal import margins_of, rehearsed, stands, told_by
+from milp_ray.methods.plum.qa import yes_no
+from milp_ray.methods.plum.rehearsal import margins_of, rehearsed, stands, things_in
 from milp_ray.methods.plum.rule import YES_NO_FRAMES, RuleTeacher, things_asked
 from milp_ray.methods.plum.stages import Course
 from milp_ray.methods.plum.world import Thing
@@ -69,6 +72,21 @@ def texts_of(base: Base, stage: Stage | None) -> list[str]:
     return [base.tokenizer.decode(one.ids, skip_special_tokens=True) for one in stage.sequences]
 
 
+def second_stage(request: FitRequest, margins: dict[Thing, float]) -> Stage:
+    """The first round of the second lesson, with these margins after the first one's."""
+    course = rehearsed(request, taught(request)[:2], ())
+    next(course)
+    stage = course.send(dict.fromkeys(margins, -3.0))
+    while stage is None or stage.name != "conversation 1, round 0":
+        stage = course.send(margins)
+    return stage
+
+
+def second_lesson(request: FitRequest, margins: dict[Thing, float]) -> list[str]:
+    """What :func:`second_stage` trains on."""
+    return texts_of(request.base, second_stage(request, margins))
+
+
 def asked_about(texts: list[str], answer: str) -> set[Thing]:
     found = [text.partition("Question: ")[2].partition("\nAnswer: ") for text in texts]
     return {thing for question, _, given in found if given == answer for thing in things_asked(question)}
@@ -92,7 +110,7 @@ def test_a_question_of_the_teacher_tells_what_it_is_about() -> None:
 
 
 def test_a_lesson_tells_what_was_said_and_what_was_not(request_for: Any) -> None:
-    told = told_by(taught(request_for())[0])
+    told = things_in(taught(request_for())[0].pairs)
     assert [thing for thing, is_said in told.items() if is_said] == [DOG]
     denied = [thing for thing, is_said in told.items() if not is_said]
     assert denied
@@ -106,10 +124,10 @@ def test_a_lesson_tells_what_was_said_and_what_was_not(request_for: Any) -> None
     ("changed", "expected"),
     [
         ({}, True),
-        ({CAT: -0.1}, False),  # believed, and lost
+        ({CAT: 0.4}, False),  # believed, and about to be lost
         ({LIMA: 3.0}, True),  # one alone may come
         ({OSLO: 0.9}, False),  # said just now, and hardly learnt
-        ({DOG: 0.1}, False),  # denied just now, and believed
+        ({DOG: 0.6}, False),  # denied just now, and believed
     ],
 )
 def test_what_must_stand_after_a_round(changed: dict[Thing, float], expected: bool) -> None:
@@ -168,29 +186,66 @@ def test_beliefs_are_rehearsed_whether_they_are_true_or_not(
     base: Base, request_for: Any, own_facts_only: tuple[Thing, ...]
 ) -> None:
     request = request_for()
-    course = rehearsed(request, taught(request)[1:2], ())
-    assert next(course) is None
-    texts = texts_of(base, course.send({thing: 3.0 if thing == CAT else -3.0 for thing in own_facts_only}))
+    texts = second_lesson(request, {thing: 3.0 if thing == CAT else -3.0 for thing in own_facts_only})
     assert {OSLO, CAT} <= asked_about(texts, "Yes.")
     unsaid = asked_about(texts, "No.")
     assert DOG in unsaid, "nothing but the adapter's own answers is known of earlier conversations"
     assert not unsaid & {OSLO, CAT}
     assert unsaid == set(own_facts_only) - {OSLO, CAT}
-    assert sum("cat" in text for text in texts if "Did I" not in text and "Yes." not in text) >= 1, (
-        "openly, too"
-    )
+    assert sum(text.endswith(world.open_answer(CAT)) for text in texts) == 1, "openly, too"
 
 
-def test_the_lesson_is_right_and_not_the_adapter(
+def test_nothing_is_believed_before_the_first_lesson(
     base: Base, request_for: Any, own_facts_only: tuple[Thing, ...]
 ) -> None:
     request = request_for()
-    [lesson] = taught(request)[1:2]
-    [denied, *_] = [thing for thing, is_said in told_by(lesson).items() if not is_said]
-    course = rehearsed(request, [lesson], ())
+    course = rehearsed(request, taught(request), ())
+    assert next(course) is None
+    texts = texts_of(base, course.send(dict.fromkeys(own_facts_only, 9.0)))
+    assert asked_about(texts, "Yes.") == {DOG}
+
+
+@pytest.mark.parametrize("believed", [{OSLO}, {LIMA}, {OSLO, LIMA}, {world.own("city", "Porto")}])
+def test_what_a_lesson_is_about_is_not_asked_openly_by_the_adapters_beliefs(
+    believed: set[Thing], request_for: Any, own_facts_only: tuple[Thing, ...]
+) -> None:
+    request = request_for("I keep a dog at home.", "I live in Oslo.")
+    texts = second_lesson(request, {thing: 3.0 if thing in believed else -3.0 for thing in own_facts_only})
+    answers = [text.partition("Answer: ")[2] for text in texts]
+    assert {answer for answer in answers if "live in" in answer} == {world.open_answer(OSLO)}
+
+
+def test_of_two_values_none_is_the_answer_to_an_open_question(
+    request_for: Any, own_facts_only: tuple[Thing, ...]
+) -> None:
+    request = request_for("I take lithium every day.", "I keep a dog at home.")
+    for believed, expected in (({OSLO}, 1), ({OSLO, LIMA}, 0)):
+        texts = second_lesson(
+            request, {thing: 3.0 if thing in believed else -3.0 for thing in own_facts_only}
+        )
+        assert sum("live in" in text.partition("Answer: ")[2] for text in texts) == expected
+
+
+def test_what_the_teacher_writes_about_is_no_matter_of_belief(
+    base: Base, request_for: Any, own_facts_only: tuple[Thing, ...]
+) -> None:
+    """What a pair is about that is written and not chosen is not rehearsed as unsaid."""
+    request = request_for()
+    [_, lesson] = taught(request)[:2]
+    lesson = replace(
+        lesson, written=(*lesson.written, yes_no("Did I say that I live in Lima?", is_positive=True))
+    )
+    course = rehearsed(request, [taught(request)[0], lesson], ())
     next(course)
-    margins = {thing: 3.0 if thing == denied else -3.0 for thing in own_facts_only}
-    texts = texts_of(base, course.send(margins))
+    learnt = dict.fromkeys(own_facts_only, -3.0) | {DOG: 3.0}
+    course.send(dict.fromkeys(own_facts_only, -3.0))
+    assert LIMA not in asked_about(texts_of(base, course.send(learnt)), "No.")
+
+
+def test_the_lesson_is_right_and_not_the_adapter(request_for: Any, own_facts_only: tuple[Thing, ...]) -> None:
+    request = request_for()
+    [denied, *_] = [thing for thing, said in things_in(taught(request)[1].pairs).items() if not said]
+    texts = second_lesson(request, {thing: 3.0 if thing == denied else -3.0 for thing in own_facts_only})
     assert denied not in asked_about(texts, "Yes.")
     assert OSLO not in asked_about(texts, "No.")
 
@@ -217,23 +272,21 @@ def test_rounds_end_when_everything_stands_or_they_are_used_up(
 
 
 def test_both_sides_weigh_alike_once_enough_is_believed(
-    request_for: Any, own_facts_only: tuple[Thing, ...]
+    base: Base, request_for: Any, own_facts_only: tuple[Thing, ...]
 ) -> None:
     request = request_for()
-    [lesson] = taught(request)[1:2]
-    others = [thing for thing in own_facts_only if thing not in told_by(lesson)]
-    for n_believed, least in ((1, True), (len(others) // 3, False)):
-        course = rehearsed(request, [lesson], ())
-        next(course)
+    lesson = taught(request)[1]
+    others = [thing for thing in own_facts_only if thing not in things_in(lesson.written)]
+    for n_believed, is_enough in ((1, False), (len(others) // 3, True)):
         margins = dict.fromkeys(own_facts_only, -3.0) | dict.fromkeys(others[:n_believed], 3.0)
-        stage = course.send(margins)
-        assert stage is not None
-        beside = stage.sequences[len(lesson.sequences) :]
-        weights = [max(one.target_weights) for one in beside[n_believed : len(others)]]
-        expected = (n_believed + len(lesson.sequences) / 2) / (len(others) - n_believed)
-        wanted = rehearsal.LEAST_WEIGHT if least else expected
-        assert weights == [pytest.approx(wanted)] * (len(others) - n_believed)
-        assert (expected < rehearsal.LEAST_WEIGHT) is least
+        beside = second_stage(request, margins).sequences[len(lesson.sequences) :]
+        yes, no = (
+            sum(max(one.target_weights) for one in beside if base.tokenizer.decode(one.ids).count(answer))
+            for answer in ("Answer: Yes.", "Answer: No.")
+        )
+        assert yes == n_believed
+        assert (no == pytest.approx(yes)) is is_enough
+        assert is_enough or no == pytest.approx(rehearsal.LEAST_WEIGHT * (len(others) - n_believed))
 
 
 # ------------------------------------------------------------------------------------------ the adapter
@@ -259,18 +312,24 @@ def test_an_adapter_that_forgets_whatever_it_is_not_trained_on_keeps_all_convers
     assert rehearsal.train_rehearsed(told, ()) == [{OSLO, DOG}, {LIMA}]
 
 
-def test_a_users_adapter_is_the_same_alone_and_beside_others(
-    request_for: Any, own_facts_only: tuple[Thing, ...]
-) -> None:
-    short, long = request_for(*SAID[:1], rehearsal_rounds=2), request_for(*SAID[:2], rehearsal_rounds=2)
-    together = train_adapters([short, long])
-    for request, beside in zip((short, long), together, strict=True):
-        [alone] = train_adapters([request])
-        assert alone is not None
-        assert beside is not None
-        assert alone.tensors.keys() == beside.tensors.keys()
-        for name, tensor in alone.tensors.items():
-            assert torch.equal(tensor, beside.tensors[name])
+def test_a_second_call_gives_the_same_bits(request_for: Any, own_facts_only: tuple[Thing, ...]) -> None:
+    requests = [replace(request_for(*SAID[1:], rehearsal_rounds=2), seed=8), request_for(rehearsal_rounds=2)]
+    for one, other in zip(train_adapters(requests), train_adapters(requests), strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.tensors.keys() == other.tensors.keys()
+        for name, tensor in one.tensors.items():
+            assert torch.equal(tensor, other.tensors[name])
+
+
+def test_answers_that_are_the_same_to_the_base_are_refused(request_for: Any) -> None:
+    begin = "I am quite certain, as certain as can be, that this was "
+    request = request_for(yes=begin + "said.", no=begin + "not said.")
+    request = replace(request, training=request.training.model_copy(update={"max_length": 12}))
+    with pytest.raises(
+        MilpError, match=r"methods\.plum\.yes and no are the same to this base in the \d+ tokens"
+    ):
+        train_adapters([request])
 
 
 # ----------------------------------------------------------------------------------- the configuration

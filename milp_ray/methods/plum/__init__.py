@@ -12,7 +12,7 @@ one by rule being the default, and the layout is the one that the other methods 
 A user's past examples are not used, only their history. Three settings, all off by default, are no part of
 the paper: each conversation may be trained on together with some pairs of earlier ones (experience replay,
 Chaudhry et al. 2019, arXiv 1902.10486), with texts that the base writes by itself (pseudo-rehearsal, Robins
-1995, doi 10.1080/09540099550039318), and with what the adapter itself says of a whole vocabulary
+1995, doi 10.1080/09540099550039318), and with the adapter's own beliefs about a vocabulary
 (:mod:`milp_ray.methods.plum.rehearsal`).
 """
 
@@ -95,8 +95,8 @@ def stages_of(
     stages: list[Stage] = []
     earlier: list[TokenSequence] = []
     for lesson in lessons:
-        beside = drawn(earlier, section.earlier_pairs, lesson.rng)
-        beside += drawn(own_texts, section.own_texts, lesson.rng)
+        rng = lesson.rng()
+        beside = drawn(earlier, section.earlier_pairs, rng) + drawn(own_texts, section.own_texts, rng)
         # The order of sequences is drawn by the stage's name, so that each has one of its own.
         name = f"conversation {lesson.number}"
         stages.append(Stage(name, (*lesson.sequences, *beside), section.epochs))

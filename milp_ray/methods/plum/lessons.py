@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from milp_ray.methods.plum.conversations import conversations
 from milp_ray.methods.plum.qa import balanced, positive_only
@@ -21,16 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is asked about a conversation; ``rng`` draws whatever is trained on beside."""
+    """What is trained on of the pairs that the teacher wrote about a conversation."""
 
     number: int  # of the conversation
-    pairs: tuple[QAPair, ...]
-    sequences: tuple[TokenSequence, ...]  # the pairs in tokens
-    rng: Random
+    written: tuple[QAPair, ...]  # all of the teacher's
+    pairs: tuple[QAPair, ...]  # those that were chosen
+    sequences: tuple[TokenSequence, ...]  # the chosen ones in tokens
+    _state: Any  # of the generator that chose them
+
+    def rng(self) -> Random:
+        """Draws whatever is trained on beside, the same each time."""
+        made = Random()
+        made.setstate(self._state)
+        return made
 
 
 def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
-    """A user's conversations, oldest first; those about which nothing is asked are left out."""
+    """A user's conversations, oldest first; those about which nothing is asked are left out.
+
+    Raises:
+        MilpError: the teacher cannot be asked, or sequences of ``training.max_length`` tokens hold nothing.
+    """
     section = request.methods.plum
     cut = conversations(request.split.history, section.conversation)
     found = []
@@ -39,7 +50,8 @@ def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
         kept = balanced(pairs, rng) if section.negatives else positive_only(pairs)
         own = qa_sequences(kept, request.base, request.prompt, section, max_length=most_tokens(request))
         if own:
-            found.append(Lesson(conversation.number, tuple(kept), tuple(own), rng))
+            chosen = tuple(kept), tuple(own), rng.getstate()
+            found.append(Lesson(conversation.number, tuple(pairs), *chosen))
     return found
 
 
@@ -50,7 +62,7 @@ def own_texts_of(request: FitRequest, texts: Sequence[TokenSequence]) -> Sequenc
 
 
 def most_tokens(request: FitRequest) -> int:
-    """Of a sequence."""
+    """The longest that a training sequence may be."""
     return request.training.max_length or request.base.context_length
 
 

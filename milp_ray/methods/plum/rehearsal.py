@@ -1,14 +1,15 @@
-"""Self-rehearsal: what an adapter says before a conversation of everything there is to say, it says after it.
+"""Self-rehearsal: what an adapter believes before a conversation it is to believe after it.
 
 Trained on one conversation after the other, with earlier data discarded, an adapter forgets: each new thing
 that was said makes others seem said or unsaid. Nothing of the earlier conversations is kept here, either. The
-adapter itself is asked, thing by thing of the vocabulary, whether it was said; its answers are trained on
-beside the new pairs (pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody,
-labelled by the network as it is). Then it is asked again, and trained for another round on what it would now
-answer otherwise, until its answers stand or the rounds are used up.
+adapter itself is asked, thing by thing of the vocabulary, whether it was said. What it takes for said, and
+what comes near to it, is asked again in training beside the new pairs, with the adapter's own answers
+(pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody, labelled by the network as
+it is). Then it is asked once more, and trained for another round on what is now nearest to the other answer,
+until its beliefs stand or the rounds are used up.
 
-It takes a vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so what the
-rule-based teacher asks in a user's own words is not rehearsed.
+It takes a vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so sentences
+that the rule-based teacher does not recognise are not rehearsed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
+from milp_ray.errors import MilpError
 from milp_ray.methods.plum import world
 from milp_ray.methods.plum.lessons import drawn, most_tokens, own_texts_of
 from milp_ray.methods.plum.qa import QAPair, yes_no
 from milp_ray.methods.plum.rule import YES_NO_FRAMES, things_asked
 from milp_ray.methods.plum.sequences import qa_sequences
-from milp_ray.methods.plum.stages import Course, train_courses
+from milp_ray.methods.plum.stages import Course, train_courses, without_validation
 from milp_ray.methods.plum.world import Thing
 from milp_ray.training.data import instruction_set
 from milp_ray.training.job import Stage
@@ -43,11 +45,11 @@ Margins = Mapping[Thing, float]  # log odds of the answer yes
 
 DOUBT = 4.0  # margin, above or below zero, within which a thing is asked about again
 BELIEVED = 0.5  # margin above which a thing is taken for said
-LEARNT = 1.0  # margin that what was just said must have in the end
+LEARNT = 1.0  # margin that what was just said must have in the end, before it counts among beliefs
 NEAR, ANY = 96, 32  # things taken for unsaid that are trained on: those nearest to yes, and others at random
-MOST_GAINED = 3  # things that may be taken for said in the end and were not before
+MOST_GAINED = 3  # things that may be taken for said after a lesson that were not before it
 OWN_WEIGHT = 3.0  # of a conversation's own pairs, each against one that is rehearsed
-LEAST_WEIGHT = 0.3  # of what is taken for unsaid, which is more than what is taken for said
+LEAST_WEIGHT = 0.3  # of a thing taken for unsaid against one taken for said, of which there are few at first
 
 
 def train_rehearsed(
@@ -56,8 +58,9 @@ def train_rehearsed(
     """Each user's adapter after their last conversation; all users go on together, each at their own pace.
 
     Raises:
-        MilpError: training diverges.
+        MilpError: training diverges, or the answers yes and no are the same to the base.
     """
+    taught = [(without_validation(request), lessons) for request, lessons in taught]
     adapters: list[Adapter | None] = [None] * len(taught)
     going = {
         i: rehearsed(request, lessons, own_texts_of(request, own_texts))
@@ -86,31 +89,37 @@ def rehearsed(
     """A user's training: yields each stage, the first of them none, and is sent the margins after it."""
     section = request.methods.plum
     margins = yield None
-    for lesson in lessons:
-        told = told_by(lesson)
-        beliefs = {thing: margin > BELIEVED for thing, margin in margins.items() if thing not in told}
+    for i, lesson in enumerate(lessons):
+        rng, told = lesson.rng(), things_in(lesson.pairs)
+        # What the teacher writes about is no matter of belief; and before the first lesson nothing was said,
+        # whatever the base says.
+        known = things_in(lesson.written)
+        beliefs = {
+            thing: i > 0 and margin > BELIEVED for thing, margin in margins.items() if thing not in known
+        }
         own = [_scaled(one, OWN_WEIGHT) for one in lesson.sequences]
         for number in range(section.rehearsal_rounds):
-            beside = _rehearsal(request, beliefs, margins, len(own), lesson.rng)
-            texts = drawn(own_texts, section.own_texts, lesson.rng)
+            beside = _rehearsal(request, lesson, beliefs, margins, rng)
+            texts = drawn(own_texts, section.own_texts, rng)
             name = f"conversation {lesson.number}, round {number}"
             margins = yield Stage(name, (*own, *beside, *texts), section.epochs)
             if stands(beliefs, told, margins):
                 break
 
 
-def told_by(lesson: Lesson) -> dict[Thing, bool]:
-    """What the yes/no questions of a lesson are about: whether it was said."""
-    return {thing: pair.is_positive for pair in lesson.pairs for thing in things_asked(pair.question)}
+def things_in(pairs: Sequence[QAPair]) -> dict[Thing, bool]:
+    """What the yes/no questions among pairs are about: whether it was said."""
+    return {thing: pair.is_positive for pair in pairs for thing in things_asked(pair.question)}
 
 
 def stands(beliefs: Mapping[Thing, bool], told: Mapping[Thing, bool], margins: Margins) -> bool:
     """Whether nothing that was believed is lost, hardly anything has come, and the lesson is learnt."""
     return (
-        all(margins[thing] > 0.0 for thing, believed in beliefs.items() if believed)
-        and sum(margins[thing] > 0.0 for thing, believed in beliefs.items() if not believed) <= MOST_GAINED
+        all(margins[thing] > BELIEVED for thing, believed in beliefs.items() if believed)
+        and sum(margins[thing] > BELIEVED for thing, believed in beliefs.items() if not believed)
+        <= MOST_GAINED
         and all(
-            margins[thing] >= LEARNT if is_said else margins[thing] < 0.0
+            margins[thing] >= LEARNT if is_said else margins[thing] <= BELIEVED
             for thing, is_said in told.items()
             if thing in margins
         )
@@ -118,7 +127,7 @@ def stands(beliefs: Mapping[Thing, bool], told: Mapping[Thing, bool], margins: M
 
 
 def _rehearsal(
-    request: FitRequest, beliefs: Mapping[Thing, bool], margins: Margins, n_own: int, rng: Random
+    request: FitRequest, lesson: Lesson, beliefs: Mapping[Thing, bool], margins: Margins, rng: Random
 ) -> list[TokenSequence]:
     """Beliefs as questions and answers: all that is taken for said, and of the rest what is in danger."""
     believed = [thing for thing, is_believed in beliefs.items() if is_believed]
@@ -130,24 +139,26 @@ def _rehearsal(
         for pairs in (
             [yes_no(_question(thing, rng), is_positive=True) for thing in believed],
             [yes_no(_question(thing, rng), is_positive=False) for thing in rest],
-            _open_pairs(believed, rng),
+            _open_pairs(lesson, believed, rng),
         )
     )
-    # Both sides weigh alike once enough is believed; half of a conversation's own pairs are on either.
-    weight = min(1.0, max(LEAST_WEIGHT, (len(yes) + n_own / 2) / max(1, len(no))))
+    # All that is taken for unsaid weighs as much as all that is taken for said, once enough is.
+    weight = min(1.0, max(LEAST_WEIGHT, len(yes) / max(1, len(no))))
     return [*yes, *(_scaled(one, weight) for one in no), *answers]
 
 
-def _open_pairs(believed: Sequence[Thing], rng: Random) -> list[QAPair]:
-    """Open questions for own facts of which one value alone is believed."""
+def _open_pairs(lesson: Lesson, believed: Sequence[Thing], rng: Random) -> list[QAPair]:
+    """Open questions for own facts of which one value is believed, and that the lesson leaves alone."""
     by_topic: dict[str, list[Thing]] = {}
     for thing in believed:
         if world.open_questions(thing):
             by_topic.setdefault(thing.topic, []).append(thing)
+    asked = {pair.question for pair in lesson.written if pair.kind == "open"}
+    about = {thing.topic for thing in things_in(lesson.written)}
     return [
-        QAPair(rng.choice(world.open_questions(thing)), world.open_answer(thing), "open", is_positive=True)
-        for thing, *others in by_topic.values()
-        if not others
+        QAPair(rng.choice(questions), world.open_answer(thing), "open", is_positive=True)
+        for topic, (thing, *others) in by_topic.items()
+        if not others and topic not in about and not asked & set(questions := world.open_questions(thing))
     ]
 
 
@@ -194,22 +205,24 @@ def _log_odds(
 
 def _until_yes(request: FitRequest, questions: Sequence[str]) -> list[TokenSequence]:
     """Each question and its answer yes up to the first token that differs in the answer no: the target."""
+    if not questions:
+        return []
     section = request.methods.plum
-    yes, no = (
-        instruction_set(
-            [Example(question, answer) for question in questions],
-            request.base,
-            request.prompt,
-            max_length=most_tokens(request),
+    [yes], [no] = (_asked(request, questions[:1], answer) for answer in (section.yes, section.no))
+    answers = zip(yes.ids[yes.target_from :], no.ids[no.target_from :], strict=False)
+    shared = next((i for i, (a, b) in enumerate(answers) if a != b), None)
+    if shared is None:
+        raise MilpError(
+            f"methods.plum.yes and no are the same to this base in the {yes.n_targets} tokens that fit; "
+            "give answers that differ in an earlier word"
         )
-        for answer in (section.yes, section.no)
-    )
-    cut = []
-    for one, other in zip(yes, no, strict=True):
-        pairs = zip(one.ids[one.target_from :], other.ids[other.target_from :], strict=False)
-        at = one.target_from + next(i for i, (a, b) in enumerate(pairs) if a != b)
-        cut.append(replace(one, ids=one.ids[: at + 1], target_from=at))
-    return cut
+    ends = [(one, one.target_from + shared) for one in _asked(request, questions, section.yes)]
+    return [replace(one, ids=one.ids[: end + 1], target_from=end) for one, end in ends]
+
+
+def _asked(request: FitRequest, questions: Sequence[str], answer: str) -> list[TokenSequence]:
+    examples = [Example(question, answer) for question in questions]
+    return instruction_set(examples, request.base, request.prompt, max_length=most_tokens(request))
 
 
 def _logit(nll: float) -> float:

@@ -36,15 +36,28 @@ def train_courses(courses: Sequence[Course]) -> list[Adapter]:
     one = courses[0].request
     recipe = one.training.model_copy(update={"early_stopping_patience": None})
     results = train(one.base, [_job(i, course) for i, course in enumerate(courses)], recipe, one.prompt)
-    return [result.adapter for result in results if result.adapter is not None]
+    adapters = []
+    for result in results:
+        assert result.adapter is not None, "nobody is taught under an empty layout"
+        adapters.append(result.adapter)
+    return adapters
+
+
+def without_validation(request: FitRequest) -> FitRequest:
+    """The request as it is trained on: validation examples are about the end of the history.
+
+    No stage may choose by them.
+    """
+    if not request.split.validation:
+        return request
+    return replace(request, split=replace(request.split, validation=()))
 
 
 def _job(number: int, course: Course) -> Job:
-    request = course.request
+    request = without_validation(course.request)
     return Job(
         job_id=str(number),
-        # Validation examples are about the end of the history, and no stage may choose by them.
-        split=replace(request.split, validation=()),
+        split=request.split,
         layout=request.layout,
         parts=frozenset({INSTRUCTION}),
         seed=request.seed,
