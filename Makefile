@@ -65,7 +65,7 @@ table7: $(VENV)/.stamp-run ## trainable parameters, and memory by length of hist
 	$(BIN)/python experiments/table7_parameters.py
 
 figure4: $(VENV)/.stamp-run ## what each method answers to the same user
-	$(BIN)/python experiments/figure4_case_study.py --config $(COMPARE_$(SCALE)) $(ARGS)
+	$(BIN)/python experiments/figure4_case_study.py --scale $(SCALE) $(ARGS)
 
 lengths: $(VENV)/.stamp-run ## how long a history has to be before an adapter beats a prompt
 	$(BIN)/python experiments/history_length.py
