@@ -75,26 +75,21 @@ class Answer:
     method: str
     text: str
     rouge_l: float
-    is_right: bool | None  # None: the query asks for no fact
+    fact: float | None  # 1 or 0: right or wrong; None: the query asks for none
 
 
 def judged(asked: Sequence[Example], found: dict[str, list[str]]) -> list[Answer]:
     """Each method's answer to each query, query by query."""
     return [
-        Answer(i, name, own[i], rouge_l(own[i], example.response), _is_right(own[i], example))
+        Answer(i, name, own[i], rouge_l(own[i], example.response), fact_accuracy(own[i], example.answer))
         for i, example in enumerate(asked)
         for name, own in found.items()
     ]
 
 
-def _is_right(text: str, example: Example) -> bool | None:
-    right = fact_accuracy(text, example.answer)
-    return None if right is None else bool(right)
-
-
 def verdict(answer: Answer) -> str:
     """In a word; nothing where no fact was asked for."""
-    return "" if answer.is_right is None else "right" if answer.is_right else "wrong"
+    return "" if answer.fact is None else "right" if answer.fact else "wrong"
 
 
 def table(asked: Sequence[Example], given: Sequence[Answer]) -> list[str]:
@@ -191,7 +186,7 @@ def main() -> None:
     draw(arguments.results / "figure.png", asked, given)
     print(text)
     right = Counter({one.method: 0 for one in given})
-    right.update(one.method for one in given if one.is_right)
+    right.update(one.method for one in given if one.fact)
     print(json.dumps({"queries": len(asked), "right": right}))
 
 

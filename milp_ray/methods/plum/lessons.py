@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from milp_ray.methods.plum.conversations import conversations
 from milp_ray.methods.plum.qa import balanced, positive_only
@@ -27,13 +28,11 @@ class Lesson:
     written: tuple[QAPair, ...]  # all of the teacher's
     pairs: tuple[QAPair, ...]  # those that were chosen
     sequences: tuple[TokenSequence, ...]  # the chosen ones in tokens
-    _state: Any  # of the generator that chose them
+    _chooser: Random  # as it was when it had chosen them
 
     def rng(self) -> Random:
         """Draws whatever is trained on beside, the same each time."""
-        made = Random()
-        made.setstate(self._state)
-        return made
+        return copy(self._chooser)
 
 
 def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
@@ -50,8 +49,7 @@ def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
         kept = balanced(pairs, rng) if section.negatives else positive_only(pairs)
         own = qa_sequences(kept, request.base, request.prompt, section, max_length=most_tokens(request))
         if own:
-            chosen = tuple(kept), tuple(own), rng.getstate()
-            found.append(Lesson(conversation.number, tuple(pairs), *chosen))
+            found.append(Lesson(conversation.number, tuple(pairs), tuple(kept), tuple(own), rng))
     return found
 
 

@@ -44,9 +44,8 @@ def train_courses(courses: Sequence[Course]) -> list[Adapter]:
 
 
 def without_validation(request: FitRequest) -> FitRequest:
-    """The request as it is trained on: validation examples are about the end of the history.
-
-    No stage may choose by them.
+    """The request as it is trained on: validation examples are about the end of the history, and no stage
+    may choose by them.
     """
     if not request.split.validation:
         return request
