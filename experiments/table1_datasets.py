@@ -7,8 +7,8 @@
 `milp-ray users stats` of each configuration. The paper's Table 1 is about AmazonQA, Reddit and
 MedicalDialogue, none of which is in this repository: give configurations that read them to see theirs.
 
-Writes experiments/results/table1/{table.md,values.csv}, with options runs/results/table1; the last line is
-one JSON object.
+Writes experiments/results/table1/{table.md,values.csv,figure.png}, with options runs/results/table1; the last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 from commands import HERE, milp_ray
 from result_files import invocation, markdown, results_of, write_csv, write_text
 
+from milp_ray.report.style import BLUE, GREEN, ORANGE, PURPLE, new_figure, only_grid, save, styled, thousands
+
 SCALES = {
     "demo": ("demo.yaml", "table2_methods.yaml", "table2_long.yaml"),
     "paper": ("paper_llama2_7b.yaml",),
@@ -33,6 +35,7 @@ COUNTS = {
     "n_test": "test examples",
 }
 SPREADS = {"turns_a_user": "turns of history a user", "examples_a_user": "examples a user"}
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 LENGTHS = {
     "history": "of history a user",
     "turn": "a turn",
@@ -64,6 +67,33 @@ def _spread(found: dict[str, float]) -> str:
     return f"{found['mean']:,.1f} ({found['smallest']:,}–{found['largest']:,})"
 
 
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Tokens of every kind of text: a dot at the mean, a line from the smallest to the largest."""
+    with styled():
+        figure, axes = new_figure(6.5, 0.9 + 0.16 * len(LENGTHS) * (len(found) + 1))
+        for i, (name, one) in enumerate(found.items()):
+            lengths = [one["lengths"]["tokens"][text] for text in LENGTHS]
+            places = [row * (len(found) + 1) + i for row in range(len(LENGTHS))]
+            smallest, mean, largest = (
+                [each[statistic] for each in lengths] for statistic in ("smallest", "mean", "largest")
+            )
+            colour = COLOURS[i % len(COLOURS)]
+            axes.hlines(places, smallest, largest, color=colour, linewidth=1.4)
+            axes.plot(mean, places, "o", color=colour, markersize=5, label=name)
+        middle = (len(found) - 1) / 2
+        axes.set_yticks(
+            [row * (len(found) + 1) + middle for row in range(len(LENGTHS))],
+            [text.capitalize() for text in LENGTHS],
+        )
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(thousands)
+        axes.set_xlabel("Tokens: mean, and from the smallest to the largest")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(found))
+        only_grid(axes, "x")
+        save(figure, path)
+
+
 def main() -> None:
     """Count, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -88,6 +118,7 @@ def main() -> None:
     text = f"{invocation()}: means, with the smallest and the largest.\n\n{table}"
     write_text(arguments.results / "table.md", text)
     values = [[name, *value] for name, one in found.items() for value in values_of(one)]
+    draw(found, arguments.results / "figure.png")
     header = ["configuration", "measure", "statistic", "value"]
     write_csv(arguments.results / "values.csv", header, values)
     print(text)

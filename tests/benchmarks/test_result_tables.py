@@ -111,6 +111,7 @@ def test_table_1_counts_what_the_command_counts(
     assert found["demo"]["n_users"] == 3
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| users | 3 |" in table
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
     with (tmp_path / "values.csv").open(encoding="utf-8") as file:
         values = {(row["measure"], row["statistic"]): row["value"] for row in csv.DictReader(file)}
     assert float(values["tokens a turn", "mean"]) == found["demo"]["lengths"]["tokens"]["turn"]["mean"]
