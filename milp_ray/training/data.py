@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from milp_ray.config.prompt import PromptSection
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from milp_ray.training.base import Base
+    from milp_ray.training.reference import Reference
 
 Kind = Literal["memory", "instruction"]
 
@@ -55,13 +56,15 @@ class Sequence:
     ``target_from`` is the index of the first token that is predicted for a loss; all later ones are, too.
     It is at least 1: the first token of a sequence is predicted by nothing. ``weights``, one a target, say
     how much each counts in training, where the mean over targets is then Σ w·loss / Σ w; ``None``: all alike.
-    What only measures counts every target alike.
+    What only measures counts every target alike. ``reference`` (n_targets, hidden), where training is to keep
+    what the base says at the targets, are its states there (:mod:`milp_ray.training.reference`).
     """
 
     ids: tuple[int, ...]
     target_from: int
     kind: Kind
     weights: tuple[float, ...] | None = None
+    reference: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_targets(self) -> int:
@@ -85,7 +88,8 @@ class Batch:
 
     ids: (n_rows, length) int64; keep: (n_rows, length) bool, True where the *next* token is a target;
     labels: (n_targets,) int64, the targets in the order of ``keep``'s True entries; rows: (n_targets,)
-    int64, the row of each; sequences: one a row; weights: (n_targets,) float32, where some sequence has any.
+    int64, the row of each; sequences: one a row; weights: (n_targets,) float32, where some sequence has any;
+    reference: of the targets that are distributions, if there are.
     """
 
     ids: torch.Tensor
@@ -94,6 +98,7 @@ class Batch:
     rows: torch.Tensor
     sequences: tuple[Sequence, ...]
     weights: torch.Tensor | None = None
+    reference: Reference | None = None
 
     @property
     def n_targets(self) -> int:
@@ -227,6 +232,8 @@ def make_batch(chosen: SequenceOf[Sequence], base: Base) -> Batch:
     """Pad sequences on the right into one batch on the base's device."""
     import torch
 
+    from milp_ray.training.reference import reference_of
+
     length = max(len(s.ids) for s in chosen)
     ids = torch.tensor([[*s.ids, *[base.pad_id] * (length - len(s.ids))] for s in chosen])
     keep = torch.zeros((len(chosen), length), dtype=torch.bool)
@@ -244,6 +251,7 @@ def make_batch(chosen: SequenceOf[Sequence], base: Base) -> Batch:
         rows=rows.to(base.device),
         sequences=tuple(chosen),
         weights=weights,
+        reference=reference_of([(s.n_targets, s.reference) for s in chosen], base.device),
     )
 
 

@@ -1,8 +1,9 @@
-"""Texts as vectors: the mean of a frozen base's last hidden states."""
+"""Texts as a frozen base's last hidden states: their mean, or those at targets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,4 +40,20 @@ def mean_states(base: Base, texts: Sequence[str], *, batch_size: int = 64) -> Te
             real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
             means = (states * real[:, :, None]).sum(1) / lengths[:, None]
             found[list(some)] = means.cpu()
+    return found
+
+
+def with_reference(base: Base, sequences: Sequence[Tokens], *, batch_size: int = 16) -> list[Tokens]:
+    """The same texts; what is learnt from them is what ``base``, without any adapter, says at each target.
+
+    Their states, (n_targets, hidden) each, stay on the CPU in the base's precision.
+    """
+    found = []
+    with torch.no_grad():
+        for some in chunks(range(len(sequences)), batch_size):
+            batch = make_batch([sequences[i] for i in some], base)
+            states = base.model.base_model(**model_inputs(batch, base.first_position)).last_hidden_state
+            for one, own in zip(batch.sequences, states, strict=True):
+                kept = own[one.target_from - 1 : len(one.ids) - 1].to("cpu", copy=True)
+                found.append(replace(one, reference=kept))
     return found

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from milp_ray.training.flat import FlatRows, flat_rows
 from milp_ray.training.packed_lora import Segment
+from milp_ray.training.reference import reference_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from milp_ray.training.data import Sequence
+    from milp_ray.training.reference import Reference
 
 Owner = TypeVar("Owner")
 
@@ -26,7 +28,7 @@ class Texts:
     """A job's sequences, one after the other.
 
     ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest block with LoRA.
-    ``weights`` are the targets' in each sequence; ``None``: all count alike.
+    ``weights`` are the targets' in each sequence; ``None``: all count alike. ``references`` are each one's.
     """
 
     def __init__(self, sequences: SequenceOf[Sequence]) -> None:
@@ -40,6 +42,7 @@ class Texts:
         self.weights: list[tuple[float, ...]] | None = None
         if any(s.weights is not None for s in sequences):
             self.weights = [s.target_weights for s in sequences]
+        self.references = [s.reference for s in sequences]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -59,7 +62,7 @@ class FlatBatch:
 
     ids (n_tokens,) int64; rows: how they lie; targets (n_targets,): the tokens whose *next* one counts, and
     labels (n_targets,): that next one; states (n_tokens, hidden): what enters the lowest block with
-    LoRA; segments: whose tokens.
+    LoRA; segments: whose tokens; reference: of the targets that are distributions, if there are.
     """
 
     ids: Tensor
@@ -68,6 +71,7 @@ class FlatBatch:
     labels: Tensor
     states: Tensor | None
     segments: list[Segment]
+    reference: Reference | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -105,6 +109,11 @@ class Part:
         """How much each of them counts."""
         return [weight for i in self.chosen for weight in self.texts.weights_of(i)]
 
+    @property
+    def references(self) -> list[tuple[int, Tensor | None]]:
+        """Number of targets and reference of each of the chosen sequences."""
+        return [(self.texts.n_targets(i), self.texts.references[i]) for i in self.chosen]
+
 
 def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | None = None) -> FlatBatch:
     """Put the sequences of several jobs on one line, job by job; ``segments`` get their places."""
@@ -135,6 +144,7 @@ def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | N
         labels=on_device(labels),
         states=states,
         segments=segments,
+        reference=reference_of([wanted for part in parts for wanted in part.references], device),
     )
 
 

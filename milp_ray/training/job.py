@@ -219,6 +219,11 @@ def _fingerprint(
 
 
 def _hashed(sequence: Sequence) -> list[object]:
-    """What of a training sequence makes a difference; weights only where there are any."""
+    """What of a training sequence makes a difference; weights and a reference only where there are any."""
     weights = [] if sequence.weights is None else [sequence.weights]
-    return [sequence.ids, sequence.target_from, *weights]
+    reference = []
+    if sequence.reference is not None:
+        from milp_ray.training.reference import reference_digest
+
+        reference = [reference_digest(sequence.reference)]
+    return [sequence.ids, sequence.target_from, *weights, *reference]

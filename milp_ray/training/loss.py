@@ -15,6 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from milp_ray.training.data import Batch, Sequence, chunks, make_batches
+from milp_ray.training.reference import divergence
 
 if TYPE_CHECKING:
     from milp_ray.training.base import Base
@@ -70,6 +71,8 @@ def target_nll(
 ) -> Tensor:
     """Negative log-likelihood of every target of a batch: (n_targets,) float32, in nats.
 
+    Of one with a reference it is the divergence from that.
+
     The model is asked for the logits of ``batch.keep`` alone; an architecture that cannot choose positions
     answers with all of them, of which those are taken. ``embeddings`` (n_rows, length, hidden) enter it in
     place of the batch's token ids.
@@ -81,7 +84,15 @@ def target_nll(
     logits = model(**inputs, logits_to_keep=batch.keep).logits
     if logits.dim() == 3:
         logits = logits[batch.keep]
-    return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+    reference = batch.reference
+    if reference is None:
+        return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+    tokens, distributions = reference.tokens, reference.distributions
+    nll = functional.cross_entropy(logits[tokens].float(), batch.labels[tokens], reduction="none")
+    head: Any = model.lm_head
+    with torch.no_grad():
+        wanted = head(reference.states)
+    return reference.losses(nll, divergence(logits[distributions], wanted))
 
 
 def model_inputs(batch: Batch, first_position: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class PackModule(nn.Module):
         self.last_nll: Tensor
 
     def nll(self, batch: FlatBatch, dropout: float) -> Tensor:
-        """Negative log-likelihood of each target in nats, (n_targets,) float32."""
+        """Loss of each target in nats, (n_targets,) float32: see :class:`FlatLoss`."""
         context, prefix = self.__dict__["context"], self.__dict__["prefix"]
         context.segments, context.dropout = batch.segments, dropout
         prefix.shown = batch.states
@@ -35,7 +35,7 @@ class PackModule(nn.Module):
         finally:
             context.segments = []
             prefix.shown = None
-        found: Tensor = self.__dict__["loss"](states[batch.targets], batch.labels)
+        found: Tensor = self.__dict__["loss"](states[batch.targets], batch.labels, batch.reference)
         return found
 
     def forward(self, batch: FlatBatch, shares: Tensor, dropout: float) -> Tensor:

@@ -172,3 +172,21 @@ def test_with_texts_of_its_own_the_base_unlearns_less(
     base, without, beside = (sum(nll for nll, _ in own) for own in losses)
     assert base < beside < without
     assert beside - base < 0.5 * (without - base)
+
+
+def test_held_to_its_distributions_it_unlearns_least(embedded: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_texts, "_AT_ONCE", 12)
+    held = written_by_itself(embedded, seed=9, n_texts=12)
+    settings: list[dict[str, Any]] = [
+        {},
+        {"own_texts_target": "distribution"},
+        {"own_texts_target": "distribution", "own_texts_weight": 4.0},
+    ]
+    adapters = [
+        adapter
+        for setting in settings
+        for adapter in train_adapters([request_of(embedded, own_texts=4, epochs=10, **setting)])
+    ]
+    losses = losses_under(embedded, [None, *adapters], [held] * 4)
+    base, token, distribution, heavier = (sum(nll for nll, _ in own) for own in losses)
+    assert base < heavier < distribution < token

@@ -25,6 +25,7 @@ from milp_ray.training import packed_lora
 from milp_ray.training.adapters import load_tensors, read_tensors
 from milp_ray.training.base import Base, load_base
 from milp_ray.training.data import Sequence, epoch_plan
+from milp_ray.training.encode import with_reference
 from milp_ray.training.engine import linear_schedule
 from milp_ray.training.generation import Questions, generate
 from milp_ray.training.hooks import Hooks
@@ -87,7 +88,7 @@ def with_plain_peft(base: Base, job: Job, section: TrainingSection) -> tuple[Ten
 
 
 def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
-    """The targets' negative log-likelihoods with padding on the right, a mask, and every logit."""
+    """The targets' losses with padding on the right, a mask, and every logit."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), base.pad_id)
     labels = torch.full((len(rows), length), -100)
@@ -99,12 +100,16 @@ def padded_nll(base: Base, model: Any, rows: list[Sequence]) -> Tensor:
         labels[i, row.target_from : n] = ids[i, row.target_from : n]
     positions = (torch.arange(length) + base.first_position).expand(len(rows), -1)
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    logits = model(**{name: tensor.to(base.device) for name, tensor in inputs.items()}).logits[:, :-1]
-    labels = labels.to(base.device)
-    nll = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
-    )
-    return nll[labels[:, 1:].flatten() != -100]
+    inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+    labels = labels.to(base.device)[:, 1:]
+    is_target = labels != -100
+    log_q = model(**inputs).logits[:, :-1].log_softmax(-1)[is_target]
+    with torch.no_grad(), model.disable_adapter():
+        log_p = model(**inputs).logits[:, :-1].log_softmax(-1)[is_target]
+    nll = -log_q.gather(1, labels[is_target][:, None])[:, 0]
+    divergences = (log_p.exp() * (log_p - log_q)).sum(1)
+    has_own = [row.reference is not None for row in rows for _ in range(row.n_targets)]
+    return torch.where(torch.tensor(has_own, device=nll.device), divergences, nll)
 
 
 def share_apart(a: Tensors, b: Tensors, distance: float) -> float:
@@ -166,6 +171,32 @@ def test_targets_count_by_their_weights_in_packs_and_alone(any_base: Base, make_
     assert furthest(tensors_of(unweighted), by_hand) > 1e-4
     [alone] = train(any_base, [plain], RECIPE, PROMPT)
     assert furthest(tensors_of(neighbour), tensors_of(alone)) < 1e-5
+
+
+def test_an_adapter_is_held_to_what_the_base_says_in_packs_and_alone(
+    any_base: Base, make_split: MakeSplit
+) -> None:
+    """Every other sequence has the base's own distributions for targets."""
+    weighted = weighted_job(any_base, make_split)
+    stages = tuple(
+        replace(
+            stage,
+            sequences=tuple(
+                with_reference(any_base, [one])[0] if i % 2 else one for i, one in enumerate(stage.sequences)
+            ),
+        )
+        for stage in weighted.stages or ()
+    )
+    held = replace(weighted, stages=stages)
+    [packed] = train(any_base, [held], RECIPE, PROMPT)
+    by_hand, losses = with_plain_peft(any_base, held, RECIPE)
+    ended = train_alone(any_base, held, RECIPE, PROMPT, Hooks())
+    for curve in (packed.curve, ended.progress.curve):
+        assert [row["training_loss"] for row in curve] == pytest.approx(losses, abs=1e-5)
+    assert furthest(tensors_of(packed), by_hand) < 1e-5
+    assert furthest(ended.tensors, by_hand) < 1e-5
+    plans = [plan_job(job, any_base, RECIPE, PROMPT) for job in (weighted, held)]
+    assert plans[0].fingerprint != plans[1].fingerprint
 
 
 def test_weights_of_one_are_no_weights_and_change_the_fingerprint_alone(

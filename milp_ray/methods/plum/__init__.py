@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from milp_ray.errors import MilpError
 from milp_ray.methods.plum.conversations import conversations
 from milp_ray.methods.plum.lessons import drawn, lessons_of, own_texts_of
+from milp_ray.methods.plum.sequences import scaled
 from milp_ray.methods.plum.teacher import teacher_of
 from milp_ray.methods.protocol import Answerer
 
@@ -110,7 +111,14 @@ def _own_texts(requests: Sequence[FitRequest]) -> list[TokenSequence]:
     if not section.own_texts:
         return []
     from milp_ray.methods.plum import own_texts
+    from milp_ray.training.encode import with_reference
 
+    base = requests[0].base
     stages = max(len(conversations(one.split.history, section.conversation)) for one in requests)
     n_texts = min(own_texts.MOST_TEXTS, section.own_texts * stages)
-    return own_texts.written_by_itself(requests[0].base, requests[0].seed, n_texts)
+    texts = own_texts.written_by_itself(base, requests[0].seed, n_texts)
+    if section.own_texts_target == "distribution":
+        texts = with_reference(base, texts)
+    if section.own_texts_weight != 1.0:
+        texts = [scaled(text, section.own_texts_weight) for text in texts]
+    return texts

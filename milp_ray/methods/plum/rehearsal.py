@@ -25,7 +25,7 @@ from milp_ray.methods.plum import world
 from milp_ray.methods.plum.lessons import drawn, most_tokens, own_texts_of
 from milp_ray.methods.plum.qa import QAPair, yes_no
 from milp_ray.methods.plum.rule import YES_NO_FRAMES, things_asked
-from milp_ray.methods.plum.sequences import qa_sequences
+from milp_ray.methods.plum.sequences import qa_sequences, scaled
 from milp_ray.methods.plum.stages import Course, train_courses, without_validation
 from milp_ray.methods.plum.world import Thing
 from milp_ray.training.data import instruction_set
@@ -97,7 +97,7 @@ def rehearsed(
         beliefs = {
             thing: i > 0 and margin > BELIEVED for thing, margin in margins.items() if thing not in known
         }
-        own = [_scaled(one, OWN_WEIGHT) for one in lesson.sequences]
+        own = [scaled(one, OWN_WEIGHT) for one in lesson.sequences]
         for number in range(section.rehearsal_rounds):
             beside = _rehearsal(request, lesson, beliefs, margins, rng)
             texts = drawn(own_texts, section.own_texts, rng)
@@ -144,7 +144,7 @@ def _rehearsal(
     )
     # All that is taken for unsaid weighs as much as all that is taken for said, once enough is.
     weight = min(1.0, max(LEAST_WEIGHT, len(yes) / max(1, len(no))))
-    return [*yes, *(_scaled(one, weight) for one in no), *answers]
+    return [*yes, *(scaled(one, weight) for one in no), *answers]
 
 
 def _open_pairs(lesson: Lesson, believed: Sequence[Thing], rng: Random) -> list[QAPair]:
@@ -232,7 +232,3 @@ def _logit(nll: float) -> float:
 
 def _question(thing: Thing, rng: Random) -> str:
     return rng.choice(YES_NO_FRAMES).format(clause=rng.choice(world.wordings(thing)))
-
-
-def _scaled(one: TokenSequence, weight: float) -> TokenSequence:
-    return replace(one, weights=tuple(weight * own for own in one.target_weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from milp_ray.training.data import Sequence, instruction_set
@@ -60,6 +61,11 @@ def qa_sequences(
     return [
         _weighted(one, parts, len(base.start_ids), section) for one, parts in zip(whole, ends, strict=True)
     ]
+
+
+def scaled(one: Sequence, factor: float) -> Sequence:
+    """The same, whose every target counts so many times as much."""
+    return replace(one, weights=tuple(factor * weight for weight in one.target_weights))
 
 
 def _answer(pair: QAPair, section: PlumSection) -> str:
