@@ -196,7 +196,7 @@ class PlumSection(Section):
     # Texts of the base's own that each one is trained on with, so that it unlearns less of the world.
     own_texts: NonNegativeInt = 0
     # What is learnt from these: their tokens, or at each of them the distribution that the base has there.
-    # That is held to more closely; a hidden state of the base is kept for each token of all texts.
+    # The latter holds the adapter more closely, and keeps a hidden state of each token in main memory.
     own_texts_target: Literal["token", "distribution"] = "token"
     own_texts_weight: PositiveFloat = 1.0  # of each of their tokens, against answer_weight
     # Before each conversation the adapter is asked about everything in the rule-based teacher's vocabulary.

@@ -64,6 +64,7 @@ class Sequence:
     target_from: int
     kind: Kind
     weights: tuple[float, ...] | None = None
+    # On the CPU. It follows from the base and the tokens; and no two tensors are simply equal or not.
     reference: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -89,7 +90,7 @@ class Batch:
     ids: (n_rows, length) int64; keep: (n_rows, length) bool, True where the *next* token is a target;
     labels: (n_targets,) int64, the targets in the order of ``keep``'s True entries; rows: (n_targets,)
     int64, the row of each; sequences: one a row; weights: (n_targets,) float32, where some sequence has any;
-    reference: of the targets that are distributions, if there are.
+    reference: of the targets that are distributions in training, if there are.
     """
 
     ids: torch.Tensor

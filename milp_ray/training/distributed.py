@@ -163,11 +163,9 @@ class _Share:
 
 def _batch(sequences: SequenceOf[Sequence], share: _Share, base: Base) -> Batch:
     batch = make_batch([sequences[i] for i in share.indices], base)
-    return (
-        batch
-        if share.counts
-        else replace(batch, labels=torch.full_like(batch.labels, _IGNORED), reference=None)
-    )
+    if share.counts:
+        return batch
+    return replace(batch, labels=torch.full_like(batch.labels, _IGNORED), reference=None)
 
 
 def _as_tensor(content: bytes, device: torch.device) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from milp_ray.errors import MilpError
 from milp_ray.training.data import Sequence as Tokens
 from milp_ray.training.data import chunks, make_batch
 from milp_ray.training.loss import model_inputs
@@ -47,13 +48,33 @@ def with_reference(base: Base, sequences: Sequence[Tokens], *, batch_size: int =
     """The same texts; what is learnt from them is what ``base``, without any adapter, says at each target.
 
     Their states, (n_targets, hidden) each, stay on the CPU in the base's precision.
+
+    Raises:
+        MilpError: the base does more with its last states than what its head answers.
     """
-    found = []
-    with torch.no_grad():
+    found: list[Tokens] = []
+    with torch.no_grad():  # and not inference mode: training reads the states
+        _check_head(base, sequences[:1])
         for some in chunks(range(len(sequences)), batch_size):
             batch = make_batch([sequences[i] for i in some], base)
             states = base.model.base_model(**model_inputs(batch, base.first_position)).last_hidden_state
             for one, own in zip(batch.sequences, states, strict=True):
+                # A copy: a view would keep the states of the whole batch.
                 kept = own[one.target_from - 1 : len(one.ids) - 1].to("cpu", copy=True)
                 found.append(replace(one, reference=kept))
     return found
+
+
+def _check_head(base: Base, some: Sequence[Tokens]) -> None:
+    """Some architectures scale or cap what their head answers, or have it under another name."""
+    if not some:
+        return
+    inputs = model_inputs(make_batch(some, base), base.first_position)
+    states, logits = base.model.base_model(**inputs).last_hidden_state, base.model(**inputs).logits
+    head: Any = getattr(base.model, "lm_head", None)
+    if head is None or not torch.allclose(head(states), logits, rtol=1e-2, atol=1e-2):
+        raise MilpError(
+            f"the base {base.model_id!r} ({base.spec.model_type}) does more with its last hidden states than "
+            "apply a head to them, so that its distributions cannot be kept as states; set "
+            "methods.plum.own_texts_target to token"
+        )

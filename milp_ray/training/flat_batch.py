@@ -13,7 +13,6 @@ from torch import Tensor
 
 from milp_ray.training.flat import FlatRows, flat_rows
 from milp_ray.training.packed_lora import Segment
-from milp_ray.training.reference import reference_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +27,8 @@ class Texts:
     """A job's sequences, one after the other.
 
     ``states`` (n_tokens, hidden), where they are kept, are what enters the pack's lowest block with LoRA.
-    ``weights`` are the targets' in each sequence; ``None``: all count alike. ``references`` are each one's.
+    ``weights`` are the targets' in each sequence; ``None``: all count alike.
+    ``references`` are each one's, or ``None``.
     """
 
     def __init__(self, sequences: SequenceOf[Sequence]) -> None:
@@ -62,7 +62,7 @@ class FlatBatch:
 
     ids (n_tokens,) int64; rows: how they lie; targets (n_targets,): the tokens whose *next* one counts, and
     labels (n_targets,): that next one; states (n_tokens, hidden): what enters the lowest block with
-    LoRA; segments: whose tokens; reference: of the targets that are distributions, if there are.
+    LoRA; segments: whose tokens; reference: of the targets that are distributions, in training.
     """
 
     ids: Tensor
@@ -110,8 +110,8 @@ class Part:
         return [weight for i in self.chosen for weight in self.texts.weights_of(i)]
 
     @property
-    def references(self) -> list[tuple[int, Tensor | None]]:
-        """Number of targets and reference of each of the chosen sequences."""
+    def wanted(self) -> list[tuple[int, Tensor | None]]:
+        """Number of targets and reference of each of them."""
         return [(self.texts.n_targets(i), self.texts.references[i]) for i in self.chosen]
 
 
@@ -144,7 +144,6 @@ def flat_batch(parts: SequenceOf[Part], device: torch.device, states: Tensor | N
         labels=on_device(labels),
         states=states,
         segments=segments,
-        reference=reference_of([wanted for part in parts for wanted in part.references], device),
     )
 
 

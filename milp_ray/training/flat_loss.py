@@ -67,7 +67,16 @@ class FlatLoss:
         return divergence(self._head(states), logits)
 
 
-class _LinearNll(torch.autograd.Function):
+class _BehindFrozenHead(torch.autograd.Function):
+    """A loss of each row, whose gradient by the row's state was worked out with it."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return back * gradient[:, None].to(back.dtype), None, None, None, None
+
+
+class _LinearNll(_BehindFrozenHead):
     """−log softmax(W h + b)[label] for a frozen W."""
 
     @staticmethod
@@ -94,13 +103,8 @@ class _LinearNll(torch.autograd.Function):
             ctx.save_for_backward(back)
         return nll
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
-        return back * gradient[:, None].to(back.dtype), None, None, None, None
 
-
-class _LinearDivergence(torch.autograd.Function):
+class _LinearDivergence(_BehindFrozenHead):
     """KL(p ‖ q) of q = softmax(W h + b) from p, which a frozen W makes of another state."""
 
     @staticmethod
@@ -115,14 +119,10 @@ class _LinearDivergence(torch.autograd.Function):
             q, p = (
                 functional.linear(one[part], weight, bias).float().log_softmax(1) for one in (states, wanted)
             )
-            found[part] = (p.exp() * (p - q)).sum(1)
+            shares = p.exp()
+            found[part] = p.sub_(q).mul_(shares).sum(1)
             if back is not None:
-                torch.mm((q.exp() - p.exp()).to(weight.dtype), weight, out=back[part])
+                torch.mm(q.exp_().sub_(shares).to(weight.dtype), weight, out=back[part])
         if back is not None:
             ctx.save_for_backward(back)
         return found
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
-        return back * gradient[:, None].to(back.dtype), None, None, None, None

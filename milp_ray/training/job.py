@@ -151,8 +151,8 @@ def check_job(job: Job, base: Base, section: TrainingSection) -> None:
     """Refuse a job that does not fit the base.
 
     Raises:
-        MilpError: its parts are unknown, its layout is for another base, or it cannot begin with the weights
-            that it is given.
+        MilpError: its parts are unknown, its layout is for another base, it cannot begin with the weights
+            that it is given, or ZeRO-3 scatters what its targets are made with.
     """
     from milp_ray.training.start import check_start
 
@@ -166,6 +166,13 @@ def check_job(job: Job, base: Base, section: TrainingSection) -> None:
     if not job.layout.is_empty:
         base.shapes.check_rank(job.layout.rank)
     check_start(job, base, section)
+    if section.deepspeed.zero_stage == 3 and any(
+        one.reference is not None for stage in job.stages or () for one in stage.sequences
+    ):
+        raise MilpError(
+            "training.deepspeed.zero_stage is 3, by which no process has the whole head that distributions "
+            "are made with; set methods.plum.own_texts_target to token, or zero_stage to 2 or less"
+        )
 
 
 def pooled_stages(
@@ -221,9 +228,5 @@ def _fingerprint(
 def _hashed(sequence: Sequence) -> list[object]:
     """What of a training sequence makes a difference; weights and a reference only where there are any."""
     weights = [] if sequence.weights is None else [sequence.weights]
-    reference = []
-    if sequence.reference is not None:
-        from milp_ray.training.reference import reference_digest
-
-        reference = [reference_digest(sequence.reference)]
+    reference = [] if sequence.reference is None else ["reference"]  # which follows from base and tokens
     return [sequence.ids, sequence.target_from, *weights, *reference]

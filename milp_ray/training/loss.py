@@ -1,4 +1,4 @@
-"""Cross-entropy of responses, with logits at target positions only.
+"""Losses of responses, with logits at target positions only.
 
 A small model's logits are its largest tensors: on CPU most of a step's time would go into rows of the
 vocabulary that nothing is compared with.
@@ -54,16 +54,18 @@ class TargetLoss(nn.Module):
     def forward(self, batches: SequenceOf[Batch], scale: float | None = None) -> Tensor:
         """Negative log-likelihoods in nats of the targets of a batch's pieces, one piece after the other.
 
-        (n_targets,), or with ``scale`` their weighted sum × ``scale`` (a scalar).
+        (n_targets,), or with ``scale``, in training, the weighted sum of their losses × ``scale`` (a scalar).
         """
         losses = []
         for batch in batches:
             if self.prefix is not None:
                 self.prefix.show(batch)
-            nll = target_nll(self.model, batch, self.first_position)
-            losses.append(nll if scale is None or batch.weights is None else nll * batch.weights)
-        nll = torch.cat(losses)
-        return nll if scale is None else nll.sum() * scale
+            if scale is None:
+                losses.append(target_nll(self.model, batch, self.first_position))
+                continue
+            loss = _training_loss(self.model, batch, self.first_position)
+            losses.append(loss if batch.weights is None else loss * batch.weights)
+        return torch.cat(losses) if scale is None else torch.cat(losses).sum() * scale
 
 
 def target_nll(
@@ -71,28 +73,38 @@ def target_nll(
 ) -> Tensor:
     """Negative log-likelihood of every target of a batch: (n_targets,) float32, in nats.
 
-    Of one with a reference it is the divergence from that.
-
     The model is asked for the logits of ``batch.keep`` alone; an architecture that cannot choose positions
     answers with all of them, of which those are taken. ``embeddings`` (n_rows, length, hidden) enter it in
     place of the batch's token ids.
     """
-    inputs = model_inputs(batch, first_position)
-    if embeddings is not None:
-        inputs["inputs_embeds"] = embeddings
-        del inputs["input_ids"]
-    logits = model(**inputs, logits_to_keep=batch.keep).logits
-    if logits.dim() == 3:
-        logits = logits[batch.keep]
+    logits = _target_logits(model, batch, first_position, embeddings)
+    return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+
+
+def _training_loss(model: nn.Module, batch: Batch, first_position: int) -> Tensor:
+    """The same, but of a target with a reference the divergence from that."""
     reference = batch.reference
     if reference is None:
-        return functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        return target_nll(model, batch, first_position)
+    logits = _target_logits(model, batch, first_position)
     tokens, distributions = reference.tokens, reference.distributions
     nll = functional.cross_entropy(logits[tokens].float(), batch.labels[tokens], reduction="none")
     head: Any = model.lm_head
     with torch.no_grad():
         wanted = head(reference.states)
     return reference.losses(nll, divergence(logits[distributions], wanted))
+
+
+def _target_logits(
+    model: nn.Module, batch: Batch, first_position: int, embeddings: Tensor | None = None
+) -> Tensor:
+    """(n_targets, vocabulary)."""
+    inputs = model_inputs(batch, first_position)
+    if embeddings is not None:
+        inputs["inputs_embeds"] = embeddings
+        del inputs["input_ids"]
+    logits: Tensor = model(**inputs, logits_to_keep=batch.keep).logits
+    return logits[batch.keep] if logits.dim() == 3 else logits
 
 
 def model_inputs(batch: Batch, first_position: int) -> dict[str, Any]:

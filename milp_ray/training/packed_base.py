@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from milp_ray.training.pack_module import PackModule
 from milp_ray.training.pack_optimizer import SlotAdamW, SlotStep
 from milp_ray.training.packed_lora import packed
 from milp_ray.training.rack import Rack, pairs_of
+from milp_ray.training.reference import reference_of
 
 if TYPE_CHECKING:
     from milp_ray.config.training import TrainingSection
@@ -122,7 +124,9 @@ class PackedBase:
             raise
 
     def _train(self, parts: SequenceOf[Part]) -> list[float]:
-        batch, device = self._batch(parts), self._base.device
+        device = self._base.device
+        reference = reference_of([wanted for part in parts for wanted in part.wanted], device)
+        batch = replace(self._batch(parts), reference=reference)
         n_targets = [part.n_targets for part in parts]
         totals = torch.tensor([part.total_weight for part in parts], device=device)
         shares = torch.repeat_interleave(1.0 / totals, torch.tensor(n_targets, device=device))

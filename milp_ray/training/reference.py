@@ -1,13 +1,13 @@
 """Targets that are a distribution: what the base itself says at a place, and not the token that stands there.
 
 Trained on texts so, an adapter is held to the base (Li & Hoiem 2016, arXiv 1606.09282): the loss of a target
-is the divergence KL(p ‖ q) of the adapted base's distribution q from the base's own, p, which is 0 as long as
-nothing has changed, whatever the text. What is kept of p is the state that the base's head makes it from.
+is the divergence KL(p ‖ q) of the adapted base's distribution q from the base's own, p, which is 0 (up to
+rounding) as long as nothing has changed, whatever the text. What is kept of p is the state that the base's
+head makes it from.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -18,16 +18,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Which of a batch's targets are tokens, which are distributions, and the states of these (n, hidden)."""
+    """Places of a batch's targets that are tokens, of those that are distributions, and their states.
+
+    (n_tokens,) and (n_distributions,) int64; (n_distributions, hidden).
+    """
 
     tokens: Tensor
     distributions: Tensor
     states: Tensor
 
-    def losses(self, tokens: Tensor, distributions: Tensor) -> Tensor:
+    def losses(self, nll: Tensor, divergences: Tensor) -> Tensor:
         """The losses of all targets in their order, from those of the two kinds."""
-        found = tokens.new_zeros(len(self.tokens) + len(self.distributions))
-        return found.index_copy(0, self.tokens, tokens).index_copy(0, self.distributions, distributions)
+        found = nll.new_zeros(len(self.tokens) + len(self.distributions))
+        return found.index_copy(0, self.tokens, nll).index_copy(0, self.distributions, divergences)
 
 
 def reference_of(wanted: SequenceOf[tuple[int, Tensor | None]], device: torch.device) -> Reference | None:
@@ -40,12 +43,7 @@ def reference_of(wanted: SequenceOf[tuple[int, Tensor | None]], device: torch.de
     return Reference(*kinds, torch.cat(states).to(device))
 
 
-def divergence(logits: Tensor, reference: Tensor) -> Tensor:
+def divergence(logits: Tensor, wanted: Tensor) -> Tensor:
     """KL(p ‖ q) in nats for rows of logits, of q and of p: (n, vocabulary) each → (n,) float32."""
-    q, p = (functional.log_softmax(one.float(), 1) for one in (logits, reference))
+    q, p = (functional.log_softmax(one.float(), 1) for one in (logits, wanted))
     return functional.kl_div(q, p, reduction="none", log_target=True).sum(1)
-
-
-def reference_digest(reference: Tensor) -> str:
-    """SHA-256 over its values."""
-    return hashlib.sha256(reference.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -83,7 +83,3 @@ def test_what_is_as_the_reference_costs_nothing_and_pulls_nowhere() -> None:
     [pull] = torch.autograd.grad(found.sum(), [states])
     assert found.abs().max() < 1e-6
     assert pull.abs().max() < 1e-6
-
-
-def test_without_any_reference_there_is_none() -> None:
-    assert reference_of([(3, None), (2, None)], torch.device("cpu")) is None

@@ -12,8 +12,8 @@ one by rule being the default, and the layout is the one that the other methods 
 A user's past examples are not used, only their history. Three settings, all off by default, are no part of
 the paper: each conversation may be trained on together with some pairs of earlier ones (experience replay,
 Chaudhry et al. 2019, arXiv 1902.10486), with texts that the base writes by itself (pseudo-rehearsal, Robins
-1995, doi 10.1080/09540099550039318), and with the adapter's own beliefs about a vocabulary
-(:mod:`milp_ray.methods.plum.rehearsal`).
+1995, doi 10.1080/09540099550039318) or held to the base's own distributions on them (Li & Hoiem 2016, arXiv
+1606.09282), and with the adapter's own beliefs about a vocabulary (:mod:`milp_ray.methods.plum.rehearsal`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Trained on beside a user's pairs they hold the adapted base to what the base alone says: the cross-entropy on
 samples of a distribution is least where the distribution is kept. With few texts that is a noisy hold, and
-the distributions themselves can be the targets (:func:`milp_ray.training.encode.with_reference`). A text goes on past an end token, as the
-rows do that bases are pretrained on: what comes after one is to be kept as well.
+the distributions themselves can be the targets (:func:`milp_ray.training.encode.with_reference`). A text goes
+on past an end token, as the rows do that bases are pretrained on: what comes after one is to be kept as well.
 """
 
 from __future__ import annotations
