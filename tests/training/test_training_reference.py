@@ -52,7 +52,7 @@ def test_a_base_that_does_more_than_its_head_is_refused(llama: Base) -> None:
 
     llama.model.register_forward_hook(capped)
     with pytest.raises(
-        MilpError, match=r"llama\) does more with its last hidden .* own_texts_target to token"
+        MilpError, match=r"llama\) does more with its last hidden .*own_texts_target to token"
     ):
         with_reference(llama, TEXTS)
 
