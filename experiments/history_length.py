@@ -1,6 +1,6 @@
 """How long a history has to be before an adapter remembers it better than a prompt: where the curves cross.
 
-    .venv/bin/python experiments/history_length.py            # a quarter of an hour on two cores
+    .venv/bin/python experiments/history_length.py            # half an hour on two cores
     .venv/bin/python experiments/history_length.py --quick    # a few minutes: fewer users, two lengths
 
 Users of PersonaWorld whose facts are stated equally often, among ever more other talk. For every length
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four users, two lengths, one seed")
     parser.add_argument("--users", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=results_of("history_length"))
     arguments = parser.parse_args()
     lengths = LENGTHS[::2] if arguments.quick else LENGTHS
