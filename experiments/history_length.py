@@ -1,6 +1,6 @@
 """How long a history has to be before an adapter remembers it better than a prompt: where the curves cross.
 
-    .venv/bin/python experiments/history_length.py            # half an hour on two cores
+    .venv/bin/python experiments/history_length.py            # twelve minutes of one core
     .venv/bin/python experiments/history_length.py --quick    # a few minutes: fewer users, two lengths
 
 Users of PersonaWorld whose facts are stated equally often, among ever more other talk. For every length
