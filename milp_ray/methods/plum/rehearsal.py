@@ -6,7 +6,7 @@ adapter itself is asked, thing by thing of the vocabulary, whether it was said. 
 what comes near to it, is asked again in training beside the new pairs, with the adapter's own answers
 (pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody, labelled by the network as
 it is). Then it is asked once more, and trained for another round on what is now nearest to the other answer,
-until its beliefs stand or the rounds are used up.
+until its beliefs stand or the rounds are used up. Of the rounds it keeps the one in which it was least wrong.
 
 It takes a vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so sentences
 that the rule-based teacher does not recognise are not rehearsed.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -43,13 +43,22 @@ if TYPE_CHECKING:
 
 Margins = Mapping[Thing, float]  # log odds of the answer yes
 
+SAFE = 8.0  # margin below zero from which a thing taken for unsaid is in no danger
 DOUBT = 4.0  # margin, above or below zero, within which a thing is asked about again
 BELIEVED = 0.5  # margin above which a thing is taken for said
 LEARNT = 1.0  # margin that what was just said must have in the end, before it counts among beliefs
-NEAR, ANY = 96, 32  # things taken for unsaid that are trained on: those nearest to yes, and others at random
-MOST_GAINED = 3  # things that may be taken for said after a lesson that were not before it
+NEAR, ANY = 96, 32  # things taken for unsaid that are trained on: those in most danger, and others at random
+LOSS = 3  # how much worse a thing that is lost or not learnt is than one of the many that were never said
 OWN_WEIGHT = 3.0  # of a conversation's own pairs, each against one that is rehearsed
 LEAST_WEIGHT = 0.3  # of a thing taken for unsaid against one taken for said, of which there are few at first
+
+
+@dataclass(frozen=True)
+class State:
+    """An adapter (``None``: the base) and its margins."""
+
+    adapter: Adapter | None
+    margins: Margins
 
 
 def train_rehearsed(
@@ -61,50 +70,57 @@ def train_rehearsed(
         MilpError: training diverges, or the answers yes and no are the same to the base.
     """
     taught = [(without_validation(request), lessons) for request, lessons in taught]
-    adapters: list[Adapter | None] = [None] * len(taught)
+    found: list[Adapter | None] = [None] * len(taught)
     going = {
         i: rehearsed(request, lessons, own_texts_of(request, own_texts))
         for i, (request, lessons) in enumerate(taught)
     }
-    wanted: dict[int, Stage | None] = {i: next(one) for i, one in going.items()}
+    courses = {i: next(one) for i, one in going.items()}
     n_asked = 0
     while going:
-        courses = {i: Course(taught[i][0], (stage,), adapters[i]) for i, stage in wanted.items() if stage}
-        for i, adapter in zip(courses, train_courses(list(courses.values())), strict=True):
-            adapters[i] = adapter
-        margins = margins_of([(taught[i][0], adapters[i]) for i in going], n_asked)
+        adapters = dict.fromkeys(going)
+        trained = {i: course for i, course in courses.items() if course.stages}
+        adapters |= zip(trained, train_courses(list(trained.values()), in_order=True), strict=True)
+        margins = margins_of([(taught[i][0], adapter) for i, adapter in adapters.items()], n_asked)
         n_asked += 1
-        wanted = {}
-        for i, found in zip(list(going), margins, strict=True):
+        courses = {}
+        for (i, adapter), own in zip(adapters.items(), margins, strict=True):
             try:
-                wanted[i] = going[i].send(found)
-            except StopIteration:
+                courses[i] = going[i].send(State(adapter, own))
+            except StopIteration as stop:
+                found[i] = stop.value
                 del going[i]
-    return adapters
+    return found
 
 
 def rehearsed(
     request: FitRequest, lessons: Sequence[Lesson], own_texts: Sequence[TokenSequence]
-) -> Generator[Stage | None, Margins, None]:
-    """A user's training: yields each stage, the first of them none, and is sent the margins after it."""
+) -> Generator[Course, State, Adapter | None]:
+    """A user's training: yields what to go through next, at first nothing, and is sent what came of it."""
     section = request.methods.plum
-    margins = yield None
+    state = yield Course(request, ())
     for i, lesson in enumerate(lessons):
         rng, told = lesson.rng(), things_in(lesson.pairs)
         # What the teacher writes about is no matter of belief; and before the first lesson nothing was said,
         # whatever the base says.
         known = things_in(lesson.written)
-        beliefs = {
-            thing: i > 0 and margin > BELIEVED for thing, margin in margins.items() if thing not in known
-        }
+        margins = {thing: margin for thing, margin in state.margins.items() if thing not in known}
+        beliefs = {thing: i > 0 and margin > BELIEVED for thing, margin in margins.items()}
         own = [scaled(one, OWN_WEIGHT) for one in lesson.sequences]
+        best, least = state, math.inf
         for number in range(section.rehearsal_rounds):
-            beside = _rehearsal(request, lesson, beliefs, margins, rng)
-            texts = drawn(own_texts, section.own_texts, rng)
-            name = f"conversation {lesson.number}, round {number}"
-            margins = yield Stage(name, (*own, *beside, *texts), section.epochs)
-            if stands(beliefs, told, margins):
+            sequences = own + _rehearsal(request, lesson, beliefs, state.margins, rng)
+            sequences += drawn(own_texts, section.own_texts, rng)
+            rng.shuffle(sequences)  # each step is to be about everything
+            stage = Stage(f"conversation {lesson.number}, round {number}", tuple(sequences), section.epochs)
+            state = yield Course(request, (stage,), state.adapter)
+            wrong = wrongness(beliefs, told, state.margins)
+            if wrong < least:
+                best, least = state, wrong
+            if not wrong:
                 break
+        state = best
+    return state.adapter
 
 
 def things_in(pairs: Sequence[QAPair]) -> dict[Thing, bool]:
@@ -112,18 +128,16 @@ def things_in(pairs: Sequence[QAPair]) -> dict[Thing, bool]:
     return {thing: pair.is_positive for pair in pairs for thing in things_asked(pair.question)}
 
 
-def stands(beliefs: Mapping[Thing, bool], told: Mapping[Thing, bool], margins: Margins) -> bool:
-    """Whether nothing that was believed is lost, hardly anything has come, and the lesson is learnt."""
-    return (
-        all(margins[thing] > BELIEVED for thing, believed in beliefs.items() if believed)
-        and sum(margins[thing] > BELIEVED for thing, believed in beliefs.items() if not believed)
-        <= MOST_GAINED
-        and all(
-            margins[thing] >= LEARNT if is_said else margins[thing] <= BELIEVED
-            for thing, is_said in told.items()
-            if thing in margins
-        )
+def wrongness(beliefs: Mapping[Thing, bool], told: Mapping[Thing, bool], margins: Margins) -> int:
+    """How much of what was believed has changed, and how little of what was just told is learnt; 0: none."""
+    lost = sum(margins[thing] <= BELIEVED for thing, believed in beliefs.items() if believed)
+    gained = sum(margins[thing] > BELIEVED for thing, believed in beliefs.items() if not believed)
+    unlearnt = sum(
+        margins[thing] < LEARNT if is_said else margins[thing] > BELIEVED
+        for thing, is_said in told.items()
+        if thing in margins
     )
+    return LOSS * (lost + unlearnt) + gained
 
 
 def _rehearsal(
@@ -132,7 +146,8 @@ def _rehearsal(
     """Beliefs as questions and answers: all that is taken for said, and of the rest what is in danger."""
     believed = [thing for thing, is_believed in beliefs.items() if is_believed]
     rest = sorted((thing for thing in beliefs if not beliefs[thing]), key=lambda thing: -margins[thing])
-    rest = rest[:NEAR] + rng.sample(rest[NEAR:], min(ANY, max(0, len(rest) - NEAR)))
+    near = sum(margins[thing] > -SAFE for thing in rest[:NEAR])
+    rest = rest[:near] + rng.sample(rest[near:], min(ANY, len(rest) - near))
     section = request.methods.plum
     yes, no, answers = (
         qa_sequences(pairs, request.base, request.prompt, section, max_length=most_tokens(request))

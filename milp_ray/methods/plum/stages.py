@@ -25,8 +25,12 @@ class Course:
     start: Adapter | None = None
 
 
-def train_courses(courses: Sequence[Course]) -> list[Adapter]:
+def train_courses(courses: Sequence[Course], *, in_order: bool = False) -> list[Adapter]:
     """Each user's adapter after their stages, each of which has an optimizer and a schedule of its own.
+
+    Args:
+        courses: what each goes through.
+        in_order: batches are filled with the sequences as they stand, whatever the recipe says.
 
     Raises:
         MilpError: training diverges.
@@ -34,7 +38,8 @@ def train_courses(courses: Sequence[Course]) -> list[Adapter]:
     if not courses:
         return []
     one = courses[0].request
-    recipe = one.training.model_copy(update={"early_stopping_patience": None})
+    order = "chronological" if in_order else one.training.order
+    recipe = one.training.model_copy(update={"early_stopping_patience": None, "order": order})
     results = train(one.base, [_job(i, course) for i, course in enumerate(courses)], recipe, one.prompt)
     adapters = []
     for result in results:
