@@ -165,8 +165,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=results_of("figure4"))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     arguments = parser.parse_args()
-    run, config = run_of(str(arguments.config or CONFIGS[arguments.scale]), arguments.overrides)
     try:
+        run, config = run_of(str(arguments.config or CONFIGS[arguments.scale]), arguments.overrides)
         with working(run, config, "figure4") as work:
             splits, recipe = work.splits, work.recipe_of(config.compare.layout)
     except MilpError as error:

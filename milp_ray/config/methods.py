@@ -199,9 +199,10 @@ class PlumSection(Section):
     # The latter holds the adapter more closely, and keeps a hidden state of each token in main memory.
     own_texts_target: Literal["token", "distribution"] = "token"
     own_texts_weight: PositiveFloat = 1.0  # of each of their tokens, against answer_weight
-    # Before each conversation the adapter is asked about everything in the rule-based teacher's vocabulary.
-    # Its answers are trained on beside, for so many rounds of ``epochs`` at most, until it gives them again.
-    # No data of earlier conversations is kept for it. 0: nothing is asked.
+    # Before each conversation, and after each round of ``epochs``, the adapter is asked about everything in the
+    # rule-based teacher's vocabulary. Its answers are trained on beside, for so many rounds at most, until it
+    # gives them again; the least wrong round is kept, and training.order is not heeded. No data of earlier
+    # conversations is kept for it. 0: nothing is asked.
     rehearsal_rounds: NonNegativeInt = 0
     # How much each token of a part counts in the loss.
     instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0
@@ -212,6 +213,15 @@ class PlumSection(Section):
     def _answers_differ(self) -> PlumSection:
         if self.yes == self.no:
             raise ValueError(f"yes and no are both {self.yes!r}; give them different words")
+        return self
+
+    @model_validator(mode="after")
+    def _own_texts_are_there(self) -> PlumSection:
+        if not self.own_texts and (self.own_texts_target != "token" or self.own_texts_weight != 1.0):
+            raise ValueError(
+                "own_texts is 0, so that own_texts_target and own_texts_weight say nothing; set own_texts to "
+                "the number of texts that each conversation is trained on with, or leave them out"
+            )
         return self
 
     @model_validator(mode="after")

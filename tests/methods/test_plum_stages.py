@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import GenerationConfig
 
 from milp_ray.config.base import BaseSection
@@ -190,3 +191,10 @@ def test_held_to_its_distributions_it_unlearns_least(embedded: Base, monkeypatch
     losses = losses_under(embedded, [None, *adapters], [held] * 4)
     base, token, distribution, heavier = (sum(nll for nll, _ in own) for own in losses)
     assert base < heavier < distribution < token
+
+
+@pytest.mark.parametrize("other", [{"own_texts_target": "distribution"}, {"own_texts_weight": 2.0}])
+def test_what_is_set_of_texts_that_are_not_there_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="own_texts is 0, so that own_texts_target"):
+        PlumSection(**other)
+    PlumSection(own_texts=1, **other)

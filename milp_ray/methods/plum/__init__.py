@@ -12,7 +12,7 @@ one by rule being the default, and the layout is the one that the other methods 
 A user's past examples are not used, only their history. Three settings, all off by default, are no part of
 the paper: each conversation may be trained on together with some pairs of earlier ones (experience replay,
 Chaudhry et al. 2019, arXiv 1902.10486), with texts that the base writes by itself (pseudo-rehearsal, Robins
-1995, doi 10.1080/09540099550039318) or held to the base's own distributions on them (Li & Hoiem 2016, arXiv
+1995, doi 10.1080/09540099550039318) or the base's own distributions on these (Li & Hoiem 2016, arXiv
 1606.09282), and with the adapter's own beliefs about a vocabulary (:mod:`milp_ray.methods.plum.rehearsal`).
 """
 
@@ -47,7 +47,8 @@ def train_adapters(requests: Sequence[FitRequest]) -> list[Adapter | None]:
     """Each user's adapter after their last conversation; ``None`` where there is nothing to train.
 
     Raises:
-        MilpError: the teacher fails, or finds no question about anybody; or training diverges.
+        MilpError: the teacher fails, or finds no question about anybody; training diverges; or the settings
+            ask of the base what it cannot give.
     """
     if not requests:
         return []

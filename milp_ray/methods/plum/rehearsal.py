@@ -2,14 +2,15 @@
 
 Trained on one conversation after the other, with earlier data discarded, an adapter forgets: each new thing
 that was said makes others seem said or unsaid. Nothing of the earlier conversations is kept here, either. The
-adapter itself is asked, thing by thing of the vocabulary, whether it was said. What it takes for said, and
-what comes near to it, is asked again in training beside the new pairs, with the adapter's own answers
-(pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody, labelled by the network as
-it is). Then it is asked once more, and trained for another round on what is now nearest to the other answer,
-until its beliefs stand or the rounds are used up. Of the rounds it keeps the one in which it was least wrong.
+adapter itself is asked, thing by thing of the vocabulary, whether it was said. What it takes for said, what
+comes near to it and some of the rest are asked again in training beside the new pairs, with the adapter's own
+answers (pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs about nobody, labelled by the
+network as it is). Then it is asked once more, and trained for another round on what is now nearest to the
+other answer, until its beliefs stand or the rounds are used up. Of the rounds the least wrong one is kept.
 
-It takes a vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so sentences
-that the rule-based teacher does not recognise are not rehearsed.
+The teacher alone knows what was said in earlier conversations, so as not to deny it. All this takes a
+vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so sentences that the
+rule-based teacher does not recognise are not rehearsed.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def train_rehearsed(
 ) -> list[Adapter | None]:
     """Each user's adapter after their last conversation; all users go on together, each at their own pace.
 
+    What a user is asked and trained on does not depend on the others; rounding in company may tip a belief.
+
     Raises:
         MilpError: training diverges, or the answers yes and no are the same to the base.
     """
@@ -76,7 +79,7 @@ def train_rehearsed(
         for i, (request, lessons) in enumerate(taught)
     }
     courses = {i: next(one) for i, one in going.items()}
-    n_asked = 0
+    n_asked = 0  # by each user who is not through, as all are asked in every turn
     while going:
         adapters = dict.fromkeys(going)
         trained = {i: course for i, course in courses.items() if course.stages}
@@ -96,7 +99,10 @@ def train_rehearsed(
 def rehearsed(
     request: FitRequest, lessons: Sequence[Lesson], own_texts: Sequence[TokenSequence]
 ) -> Generator[Course, State, Adapter | None]:
-    """A user's training: yields what to go through next, at first nothing, and is sent what came of it."""
+    """A user's training: yields what to go through next, at first nothing, and is sent what came of it.
+
+    Each round goes on from the one before, and each conversation from the best round of the one before.
+    """
     section = request.methods.plum
     state = yield Course(request, ())
     for i, lesson in enumerate(lessons):
@@ -104,8 +110,9 @@ def rehearsed(
         # What the teacher writes about is no matter of belief; and before the first lesson nothing was said,
         # whatever the base says.
         known = things_in(lesson.written)
-        margins = {thing: margin for thing, margin in state.margins.items() if thing not in known}
-        beliefs = {thing: i > 0 and margin > BELIEVED for thing, margin in margins.items()}
+        beliefs = {
+            thing: i > 0 and state.margins[thing] > BELIEVED for thing in state.margins if thing not in known
+        }
         own = [scaled(one, OWN_WEIGHT) for one in lesson.sequences]
         best, least = state, math.inf
         for number in range(section.rehearsal_rounds):
@@ -170,11 +177,13 @@ def _open_pairs(lesson: Lesson, believed: Sequence[Thing], rng: Random) -> list[
             by_topic.setdefault(thing.topic, []).append(thing)
     asked = {pair.question for pair in lesson.written if pair.kind == "open"}
     about = {thing.topic for thing in things_in(lesson.written)}
-    return [
-        QAPair(rng.choice(questions), world.open_answer(thing), "open", is_positive=True)
-        for topic, (thing, *others) in by_topic.items()
-        if not others and topic not in about and not asked & set(questions := world.open_questions(thing))
-    ]
+    found = []
+    for topic, (thing, *others) in by_topic.items():
+        questions = world.open_questions(thing)
+        # The lesson may ask openly about what it has no yes/no question for: that nothing was told.
+        if not others and topic not in about and not asked & set(questions):
+            found.append(QAPair(rng.choice(questions), world.open_answer(thing), "open", is_positive=True))
+    return found
 
 
 def margins_of(asked: Sequence[tuple[FitRequest, Adapter | None]], number: int) -> list[dict[Thing, float]]:

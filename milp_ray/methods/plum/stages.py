@@ -30,7 +30,8 @@ def train_courses(courses: Sequence[Course], *, in_order: bool = False) -> list[
 
     Args:
         courses: what each goes through.
-        in_order: batches are filled with the sequences as they stand, whatever the recipe says.
+        in_order: batches are filled with the sequences as they stand, in every epoch alike, whatever the
+            recipe says.
 
     Raises:
         MilpError: training diverges.
