@@ -200,9 +200,9 @@ class PlumSection(Section):
     own_texts_target: Literal["token", "distribution"] = "token"
     own_texts_weight: PositiveFloat = 1.0  # of each of their tokens, against answer_weight
     # Before each conversation, and after each round of ``epochs``, the adapter is asked about everything in
-    # the rule-based teacher's vocabulary. Its answers are trained on beside, for so many rounds at most, until
-    # it gives them again; the least wrong round is kept, and training.order is not heeded. No data of earlier
-    # conversations is kept for it. 0: nothing is asked.
+    # the rule-based teacher's vocabulary. Its answers are trained on beside, for so many rounds at most,
+    # until it gives them again; the least wrong round is kept, and training.order is not heeded. No data of
+    # earlier conversations is kept for it. 0: nothing is asked.
     rehearsal_rounds: NonNegativeInt = 0
     # How much each token of a part counts in the loss.
     instruction_weight: Annotated[float, Field(ge=0.0)] = 0.0
