@@ -43,14 +43,24 @@ def lessons_of(request: FitRequest, teacher: Teacher) -> list[Lesson]:
     """
     section = request.methods.plum
     cut = conversations(request.split.history, section.conversation)
-    found = []
-    for conversation, pairs in zip(cut, teacher.pairs(cut, request.seed), strict=True):
-        rng = Random(f"{request.seed}/{conversation.number}")
-        kept = balanced(pairs, rng) if section.negatives else positive_only(pairs)
-        own = qa_sequences(kept, request.base, request.prompt, section, max_length=most_tokens(request))
-        if own:
-            found.append(Lesson(conversation.number, tuple(pairs), tuple(kept), tuple(own), rng))
-    return found
+    if section.rehearsal_rounds:  # what is not kept the teacher does not remember, either
+        written = [pairs for conversation in cut for pairs in teacher.pairs([conversation], request.seed)]
+    else:
+        written = teacher.pairs(cut, request.seed)
+    found = [lesson_of(request, one.number, pairs) for one, pairs in zip(cut, written, strict=True) if pairs]
+    return [lesson for lesson in found if lesson.sequences]
+
+
+def lesson_of(request: FitRequest, number: int, written: Sequence[QAPair]) -> Lesson:
+    """What is trained on of the pairs about the conversation of this number.
+
+    Raises:
+        MilpError: sequences of ``training.max_length`` tokens hold nothing.
+    """
+    section, rng = request.methods.plum, Random(f"{request.seed}/{number}")
+    kept = balanced(written, rng) if section.negatives else positive_only(written)
+    own = qa_sequences(kept, request.base, request.prompt, section, max_length=most_tokens(request))
+    return Lesson(number, tuple(written), tuple(kept), tuple(own), rng)
 
 
 def own_texts_of(request: FitRequest, texts: Sequence[TokenSequence]) -> Sequence[TokenSequence]:

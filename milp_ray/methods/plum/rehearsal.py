@@ -8,9 +8,10 @@ answers (pseudo-rehearsal, Robins 1995, doi 10.1080/09540099550039318: inputs ab
 network as it is). Then it is asked once more, and trained for another round on what is now nearest to the
 other answer, until its beliefs stand or the rounds are used up. Of the rounds the least wrong one is kept.
 
-The teacher alone knows what was said in earlier conversations, so as not to deny it. All this takes a
-vocabulary that can be gone through (:func:`milp_ray.methods.plum.world.everything`), so sentences that the
-rule-based teacher does not recognise are not rehearsed.
+The teacher, too, sees one conversation at a time, and may deny what was said in an earlier one: what it
+denies and the adapter believes is left out. All this takes a vocabulary that can be gone through
+(:func:`milp_ray.methods.plum.world.everything`), so sentences that the rule-based teacher does not recognise
+are not rehearsed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from milp_ray.errors import MilpError
 from milp_ray.methods.plum import world
-from milp_ray.methods.plum.lessons import drawn, most_tokens, own_texts_of
+from milp_ray.methods.plum.lessons import drawn, lesson_of, most_tokens, own_texts_of
 from milp_ray.methods.plum.qa import QAPair, yes_no
 from milp_ray.methods.plum.rule import YES_NO_FRAMES, things_asked
 from milp_ray.methods.plum.sequences import qa_sequences, scaled
@@ -106,13 +107,13 @@ def rehearsed(
     section = request.methods.plum
     state = yield Course(request, ())
     for i, lesson in enumerate(lessons):
+        # Before the first lesson nothing was said, whatever the base says.
+        beliefs = {thing: i > 0 and margin > BELIEVED for thing, margin in state.margins.items()}
+        lesson = lesson_of(request, lesson.number, undisputed(lesson.written, beliefs))
         rng, told = lesson.rng(), things_in(lesson.pairs)
-        # What the teacher writes about is no matter of belief; and before the first lesson nothing was said,
-        # whatever the base says.
-        known = things_in(lesson.written)
-        beliefs = {
-            thing: i > 0 and state.margins[thing] > BELIEVED for thing in state.margins if thing not in known
-        }
+        # What was said just now is no matter of belief, nor what is denied just now.
+        for thing in {**things_in([pair for pair in lesson.written if pair.is_positive]), **told}:
+            beliefs.pop(thing, None)
         own = [scaled(one, OWN_WEIGHT) for one in lesson.sequences]
         best, least = state, math.inf
         for number in range(section.rehearsal_rounds):
@@ -128,6 +129,18 @@ def rehearsed(
                 break
         state = best
     return state.adapter
+
+
+def undisputed(written: Sequence[QAPair], beliefs: Mapping[Thing, bool]) -> list[QAPair]:
+    """The pairs without those that deny what is believed."""
+    believed = {thing for thing, is_believed in beliefs.items() if is_believed}
+    answered = {question for thing in believed for question in world.open_questions(thing)}
+    return [
+        pair
+        for pair in written
+        if pair.is_positive
+        or not (pair.question in answered or believed.intersection(things_asked(pair.question)))
+    ]
 
 
 def things_in(pairs: Sequence[QAPair]) -> dict[Thing, bool]:
